@@ -1,0 +1,56 @@
+# Everything from a fresh checkout. Needs CPython 3.11 or newer and make; set-up goes into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+TORCH := torch==2.13.0
+
+.PHONY: install demo serve check test bench format clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.created:
+	@$(PYTHON) -c 'import sys; sys.exit("Patronage needs CPython 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The locks are complete, so nothing is resolved: --no-deps is faster, and keeps torch out of what only serves.
+$(VENV)/.installed: $(VENV)/.created requirements.lock pyproject.toml
+	$(PIP) --no-deps -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed requirements-dev.lock
+	$(PIP) --no-deps -r requirements-dev.lock
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.dev requirements-torch.lock
+	$(PIP) $(TORCH)
+	$(PIP) --no-deps -r requirements-torch.lock
+	@touch $@
+
+demo: install
+	$(BIN)/patronage demo
+
+serve: install
+	$(BIN)/patronage serve --host 127.0.0.1 --port 8080
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+check: $(VENV)/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/pytest tests/unit tests/properties tests/house -n 2 -q
+
+test: $(VENV)/.torch
+	$(BIN)/pytest tests -n 2 -q
+
+bench: $(VENV)/.torch
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,254 @@
+"""The drain: from the Redis streams to segments and the ledger, exactly once.
+
+For each shard: read the entries after the last registered one, write them as a segment, and in one SQL transaction
+register the segment, post its transfers and move the shard's mark on. Only then is the stream trimmed. A crash
+before the transaction repeats the same segment under the same name; a crash after it repeats only the trim. Two
+drainers cannot both register: the mark moves by compare-and-swap, and a stale fencing token is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Final
+
+import sqlalchemy as sa
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+from metering import ledger, periods
+from metering.ledger import Transfer
+from metering.meter import MeterLost, MeterUnavailable
+from metering.records import UsageRecord, decode_record
+from metering.redis_meter import Client, deployment_key, shard_name, usage_stream
+from metering.usage_log import Segment, UsageLog, stream_order
+
+LEASE_TTL_MS: Final = 10_000
+SEGMENT_RECORDS_MAX: Final = 5_000
+_START: Final = "0-0"
+
+
+class DrainBusy(Exception):
+    """Another drainer owns the shard, or took it over while this one worked."""
+
+
+class Drain:
+    """Moves captured records into the log and the ledger."""
+
+    def __init__(
+        self, client: Client, engine: sa.Engine, log: UsageLog, *, deployment: str, shards: int
+    ) -> None:
+        """The caller closes ``client`` and ``engine``."""
+        self._client = client
+        self._engine = engine
+        self._log = log
+        self._deployment = deployment
+        self._shards = shards
+        self._owner = uuid.uuid4().hex
+        lua = files("metering.lua")
+        script = (lua / "_prelude.lua").read_text() + (lua / "lease.lua").read_text()
+        self._lease = AsyncScript(client, script)  # type: ignore[arg-type] # as in redis_meter
+
+    async def lag(self) -> int:
+        """How many captured records are not registered yet."""
+        try:
+            return sum([int(await self._client.xlen(usage_stream(shard))) for shard in range(self._shards)])
+        except RedisError as error:
+            raise MeterUnavailable(f"Redis does not answer: {error}") from error
+
+    async def drain(self) -> int:
+        """Register everything that was captured before this call, on every shard that no one else owns.
+
+        Returns:
+            The number of records registered by this call.
+
+        Raises:
+            MeterUnavailable: Redis does not answer.
+        """
+        moved = 0
+        for shard in range(self._shards):
+            try:
+                moved += await self._drain_shard(shard)
+            except DrainBusy:
+                continue
+            except RedisError as error:
+                raise MeterUnavailable(f"Redis does not answer: {error}") from error
+        return moved
+
+    async def settle(self, timeout_s: float = 30.0) -> None:
+        """Drain until nothing captured before this call is left, also waiting for another drainer.
+
+        Raises:
+            TimeoutError: another drainer owns a shard and does not finish it.
+        """
+        tails: dict[int, str] = {}
+        try:
+            for shard in range(self._shards):
+                newest = await self._client.xrevrange(usage_stream(shard), count=1)
+                if newest:
+                    tails[shard] = newest[0][0].decode()
+        except RedisError as error:
+            raise MeterUnavailable(f"Redis does not answer: {error}") from error
+        async with asyncio.timeout(timeout_s):
+            while True:
+                await self.drain()
+                marks = {shard: await asyncio.to_thread(self._mark, shard) for shard in tails}
+                if all(stream_order(marks[shard]) >= stream_order(tail) for shard, tail in tails.items()):
+                    return
+                await asyncio.sleep(0.1)
+
+    async def _drain_shard(self, shard: int) -> int:
+        stream = usage_stream(shard)
+        if not await self._client.xlen(stream):
+            return 0
+        token = await self._take_lease(shard)
+        mark = await asyncio.to_thread(self._mark, shard)
+        # What a crashed drainer registered but did not trim goes first.
+        await self._client.xtrim(stream, minid=_after(mark), approximate=False)
+        moved = 0
+        while True:
+            end = await asyncio.to_thread(self._log.unregistered, shard, mark) or "+"
+            entries = await self._client.xrange(stream, min=f"({mark}", max=end, count=SEGMENT_RECORDS_MAX)
+            if not entries:
+                return moved
+            batch = [(entry.decode(), fields[b"r"]) for entry, fields in entries]
+            for part in _by_period(batch):
+                token = await self._take_lease(shard)
+                await asyncio.to_thread(self._register, shard, mark, token, part)
+                mark = part[-1][0]
+                moved += len(part)
+            await self._client.xtrim(stream, minid=_after(mark), approximate=False)
+
+    async def _take_lease(self, shard: int) -> int:
+        tag = f"{{{shard_name(shard)}}}"
+        reply = await self._lease(
+            keys=[deployment_key(shard), f"{tag}:drainer", f"{tag}:fence"],
+            args=[self._deployment, self._owner, LEASE_TTL_MS],
+        )
+        if reply[0] == b"lost":
+            raise MeterLost("Redis does not hold this deployment's accounts (flushed, or another server)")
+        if reply[0] == b"taken":
+            raise DrainBusy(f"shard {shard} is being drained by another process")
+        return int(reply[1])
+
+    def _mark(self, shard: int) -> str:
+        with self._engine.begin() as connection:
+            ledger.insert_new(connection, ledger.shards, [{"shard": shard, "last": _START, "fence": 0}])
+            query = sa.select(ledger.shards.c.last).where(ledger.shards.c.shard == shard)
+            return str(connection.execute(query).scalar_one())
+
+    def _register(self, shard: int, mark: str, token: int, entries: Sequence[tuple[str, bytes]]) -> None:
+        segment, batch = self._log.write(shard, entries)
+        shards = ledger.shards
+        with self._engine.begin() as connection:
+            moved = connection.execute(
+                sa.update(shards)
+                .where(shards.c.shard == shard, shards.c.last == mark, shards.c.fence <= token)
+                .values(last=segment.last, fence=token)
+            )
+            if moved.rowcount != 1:
+                raise DrainBusy(f"shard {shard} was taken over by another drainer")
+            period = _open_period(connection, periods.of(batch[0].finished_ms))
+            _insert(connection, segment, period, batch)
+            ledger.post(connection, _transfers(segment, period, batch))
+
+
+def _after(stream_id: str) -> str:
+    milliseconds, _, sequence = stream_id.partition("-")
+    return f"{milliseconds}-{int(sequence) + 1}"
+
+
+def _by_period(batch: Sequence[tuple[str, bytes]]) -> list[list[tuple[str, bytes]]]:
+    """Runs of consecutive entries of the same month, so that a segment has one period."""
+    return [
+        list(run)
+        for _, run in itertools.groupby(batch, key=lambda entry: periods.of(decode_record(entry[1]).finished_ms))
+    ]
+
+
+def _open_period(connection: sa.Connection, period: str) -> str:
+    """``period``, or the first one after it that is not closed: a closed period never changes."""
+    closed = set(connection.execute(sa.select(ledger.closed_periods.c.period)).scalars())
+    while period in closed:
+        period = periods.following(period)
+    return period
+
+
+def _insert(connection: sa.Connection, segment: Segment, period: str, batch: Sequence[UsageRecord]) -> None:
+    connection.execute(
+        sa.insert(ledger.segments).values(
+            name=segment.name,
+            shard=segment.shard,
+            first=segment.first,
+            last=segment.last,
+            records=segment.records,
+            sha256=segment.sha256,
+            period=period,
+            charge=sum(record.charge for record in batch),
+        )
+    )
+    connection.execute(
+        sa.insert(ledger.receipts),
+        [
+            {"id": record.id, "account": record.account, "segment": segment.name, "row": row}
+            for row, record in enumerate(batch)
+        ],
+    )
+    seen = [
+        {"account": record.account, "fingerprint": record.idempotency, "record": record.id}
+        for record in batch
+        if record.idempotency
+    ]
+    if seen:
+        ledger.insert_new(connection, ledger.idempotency, seen)
+    _count_usage(connection, batch)
+
+
+def _count_usage(connection: sa.Connection, batch: Sequence[UsageRecord]) -> None:
+    totals: dict[tuple[str, str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    for record in batch:
+        total = totals[record.account, periods.day_of(record.finished_ms), record.model, record.key]
+        for i, amount in enumerate((1, record.input_tokens, record.output_tokens, record.charge)):
+            total[i] += amount
+    table = ledger.usage_daily
+    names = ("queries", "input_tokens", "output_tokens", "charge")
+    keys = ("account", "day", "model", "key")
+    rows = [dict(zip(keys, key, strict=True)) for key in totals]
+    ledger.insert_new(connection, table, [row | dict.fromkeys(names, 0) for row in rows])
+    connection.execute(
+        sa.update(table)
+        .where(*(table.c[key] == sa.bindparam(f"at_{key}") for key in keys))
+        .values({name: table.c[name] + sa.bindparam(f"add_{name}") for name in names}),
+        [
+            {f"at_{key}": value for key, value in row.items()}
+            | {f"add_{name}": amount for name, amount in zip(names, total, strict=True)}
+            for row, total in zip(rows, totals.values(), strict=True)
+        ],
+    )
+
+
+def _transfers(segment: Segment, period: str, batch: Sequence[UsageRecord]) -> list[Transfer]:
+    """One transfer per customer and destination for the whole segment; the log has the detail."""
+    sums: dict[tuple[str, str], int] = defaultdict(int)
+    for record in batch:
+        sums[record.account, ledger.COMPUTE] += record.cost
+        sums[record.account, ledger.PLATFORM] += record.platform
+        sums[record.account, ledger.pool(period)] += record.royalty
+    at_ms = batch[-1].finished_ms
+    return [
+        Transfer(
+            id=f"{segment.name}/{account}/{destination}",
+            at_ms=at_ms,
+            debit=ledger.customer(account),
+            credit=destination,
+            amount=amount,
+            kind=ledger.CHARGE,
+            reference=segment.name,
+        )
+        for (account, destination), amount in sums.items()
+        if amount
+    ]

@@ -1,0 +1,96 @@
+"""The price book: what a query costs the customer, and what of that the computing costs the operator.
+
+A book has a version and never changes; a new price is a new book. Charges round up and costs round down to
+whole units, and every cost is at most its price, so a charge always covers its cost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+_PER: Final = 1_000
+
+
+class PriceError(ValueError):
+    """A price book that cannot be used, or a model that it does not price."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a query consumed, or may at most consume."""
+
+    input_tokens: int
+    output_tokens: int
+    passages: int
+
+
+class ModelPrice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Prices of one model, in units: per request, per thousand tokens, per retrieved document."""
+
+    request: int
+    input_per_1k: int = 0
+    output_per_1k: int = 0
+    passage: int = 0
+    cost_request: int = 0
+    cost_input_per_1k: int = 0
+    cost_output_per_1k: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse negative prices and costs above their prices.
+
+        Raises:
+            PriceError: with the name of the price that is wrong.
+        """
+        for field in self.__struct_fields__:
+            if getattr(self, field) < 0:
+                raise PriceError(f"price {field} must not be negative")
+        for kind in ("request", "input_per_1k", "output_per_1k"):
+            if getattr(self, f"cost_{kind}") > getattr(self, kind):
+                raise PriceError(f"cost_{kind} is above the price {kind}: the query would lose money")
+
+    def charge(self, usage: Usage) -> int:
+        """What the customer pays for ``usage``, in units."""
+        tokens = self.input_per_1k * usage.input_tokens + self.output_per_1k * usage.output_tokens
+        return self.request + self.passage * usage.passages + -(-tokens // _PER)
+
+    def cost(self, usage: Usage) -> int:
+        """The part of the charge that pays for computing, in units."""
+        tokens = self.cost_input_per_1k * usage.input_tokens + self.cost_output_per_1k * usage.output_tokens
+        return self.cost_request + tokens // _PER
+
+
+class PriceBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The prices of every model that is served, under one version."""
+
+    version: int
+    models: dict[str, ModelPrice]
+
+    def price(self, model: str) -> ModelPrice:
+        """The price of ``model``.
+
+        Raises:
+            PriceError: the book does not price it, so it cannot be sold.
+        """
+        try:
+            return self.models[model]
+        except KeyError:
+            raise PriceError(f"price book {self.version} has no price for model {model!r}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """The book as plain JSON values, amounts in units."""
+        return {"version": self.version, "models": msgspec.to_builtins(self.models)}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PriceBook:
+        """The book in plain JSON values.
+
+        Raises:
+            PriceError: a field is missing, unknown or out of range.
+        """
+        try:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError as error:
+            raise PriceError(f"not a price book: {error}") from error

@@ -1,0 +1,256 @@
+"""The meter on Redis: each operation is one Lua script on one shard.
+
+The key layout is documented in ``lua/_prelude.lua``. The same code runs on the embedded server, an external one
+and a cluster, because all keys of a script share the account's hash tag.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import RedisCluster
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+
+from metering.meter import (
+    Balance,
+    Funding,
+    Hold,
+    HoldExpired,
+    IdempotencyMismatch,
+    IdempotencyRunning,
+    InsufficientFunds,
+    KeyRevoked,
+    MeterLost,
+    MeterUnavailable,
+    RateLimited,
+    Replay,
+    Request,
+)
+from metering.records import UsageRecord, fingerprint
+
+Client = Redis | RedisCluster
+
+DONE_TTL_MS = 7 * 24 * 3600 * 1000
+"""How long a capture is recognised when it is sent again (a replayed spool may be days old)."""
+
+_SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke")
+
+
+def shard_name(shard: int) -> str:
+    """The hash tag of a shard, without braces."""
+    return f"s{shard:02d}"
+
+
+def shard_of(account: str, shards: int) -> int:
+    """The shard that all keys of an account live on."""
+    return zlib.crc32(account.encode()) % shards
+
+
+def usage_stream(shard: int) -> str:
+    """The key of a shard's usage stream."""
+    return f"{{{shard_name(shard)}}}:usage"
+
+
+def deployment_key(shard: int) -> str:
+    """The key that holds the id of the deployment whose books a shard carries."""
+    return f"{{{shard_name(shard)}}}:deployment"
+
+
+class RedisMeter:
+    """Implements :class:`metering.meter.Meter`."""
+
+    def __init__(
+        self,
+        client: Client,
+        *,
+        deployment: str,
+        shards: int,
+        hold_ttl_ms: int,
+        replay_ttl_ms: int,
+    ) -> None:
+        """``client`` must return bytes, not decoded strings; the caller closes it."""
+        self._client = client
+        self._deployment = deployment
+        self._shards = shards
+        self._hold_ttl_ms = hold_ttl_ms
+        self._replay_ttl_ms = replay_ttl_ms
+        lua = files("metering.lua")
+        prelude = (lua / "_prelude.lua").read_text()
+        self._scripts: dict[str, AsyncScript] = {
+            name: AsyncScript(client, prelude + (lua / f"{name}.lua").read_text())  # type: ignore[arg-type] # redis-py types it for one server only; a cluster has the same two methods
+            for name in _SCRIPTS
+        }
+
+    async def claim(self, *, fresh: bool) -> None:
+        """Check on every shard that the meter carries this deployment's books; with ``fresh``, begin them.
+
+        Raises:
+            MeterLost: the books are another deployment's, or gone though the ledger has begun.
+        """
+        for shard in range(self._shards):
+            key = deployment_key(shard)
+            try:
+                if fresh:
+                    await self._client.set(key, self._deployment, nx=True)
+                found = await self._client.get(key)
+            except RedisError as error:
+                raise MeterUnavailable(f"Redis does not answer: {error}") from error
+            if found is None:
+                raise MeterLost("Redis has lost this deployment's accounts (was it flushed, or is it another server?)")
+            if found.decode() != self._deployment:
+                raise MeterLost(f"Redis holds the accounts of another deployment ({found.decode()[:40]})")
+
+    async def authorize(self, request: Request) -> Hold | Replay:
+        """See :meth:`Meter.authorize`."""
+        tag, account = self._place(request.account)
+        idem = self._idempotency_key(request)
+        reply = await self._run(
+            "authorize",
+            [
+                f"{tag}:deployment",
+                account,
+                f"{tag}:expiry:{request.account}",
+                f"{tag}:holds:{request.account}",
+                f"{tag}:key:{request.key}",
+                idem,
+            ],
+            [
+                self._deployment,
+                request.hold,
+                request.ceiling,
+                self._hold_ttl_ms,
+                request.requests_per_minute,
+                request.fingerprint if request.idempotency_key else "",
+                max(self._hold_ttl_ms * 2, self._replay_ttl_ms),
+            ],
+        )
+        match reply[0]:
+            case b"ok":
+                return Hold(request)
+            case b"replay":
+                return Replay(reply[1])
+            case b"funds":
+                raise InsufficientFunds(int(reply[1]), request.ceiling)
+            case b"rate":
+                raise RateLimited(int(reply[1]) / 1000)
+            case b"revoked":
+                raise KeyRevoked("the API key was revoked")
+            case b"mismatch":
+                raise IdempotencyMismatch("this Idempotency-Key was used with another request body")
+            case _:
+                raise IdempotencyRunning("the first request with this Idempotency-Key is still running")
+
+    async def capture(self, hold: Hold, record: UsageRecord, response: bytes = b"") -> None:
+        """See :meth:`Meter.capture`."""
+        request = hold.request
+        tag, account = self._place(request.account)
+        reply = await self._run(
+            "capture",
+            [
+                f"{tag}:deployment",
+                account,
+                f"{tag}:expiry:{request.account}",
+                f"{tag}:holds:{request.account}",
+                f"{tag}:done:{request.hold}",
+                f"{tag}:usage",
+                self._idempotency_key(request),
+            ],
+            [
+                self._deployment,
+                request.hold,
+                record.charge,
+                record.encode(),
+                DONE_TTL_MS,
+                "1" if request.idempotency_key else "0",
+                response,
+                self._replay_ttl_ms,
+            ],
+        )
+        if reply[0] == b"above":
+            raise ValueError(f"charge {record.charge} is above the ceiling {int(reply[1])}")
+        if reply[0] == b"expired":
+            raise HoldExpired("the hold lapsed before the answer was complete, and the funds have been used since")
+
+    async def void(self, hold: Hold) -> None:
+        """See :meth:`Meter.void`."""
+        request = hold.request
+        tag, account = self._place(request.account)
+        await self._run(
+            "void",
+            [
+                f"{tag}:deployment",
+                account,
+                f"{tag}:expiry:{request.account}",
+                f"{tag}:holds:{request.account}",
+                self._idempotency_key(request),
+            ],
+            [self._deployment, request.hold, "1" if request.idempotency_key else "0"],
+        )
+
+    async def fund(self, funding: Funding) -> None:
+        """See :meth:`Meter.fund`."""
+        tag, account = self._place(funding.account)
+        await self._run(
+            "fund",
+            [f"{tag}:deployment", account],
+            [self._deployment, funding.version, funding.funded, funding.spent],
+        )
+
+    async def balance(self, account: str) -> Balance:
+        """See :meth:`Meter.balance`."""
+        tag, key = self._place(account)
+        reply = await self._run(
+            "balance",
+            [f"{tag}:deployment", key, f"{tag}:expiry:{account}", f"{tag}:holds:{account}"],
+            [self._deployment],
+            missing=KeyError(account),
+        )
+        return Balance(int(reply[1]), int(reply[2]), int(reply[3]))
+
+    async def revoke(self, account: str, key: str) -> None:
+        """See :meth:`Meter.revoke`."""
+        tag, _ = self._place(account)
+        await self._run("revoke", [f"{tag}:deployment", f"{tag}:key:{key}"], [self._deployment])
+
+    async def find_record(self, account: str, record: str) -> bytes | None:
+        """The canonical bytes of a captured record that is still in its stream, or None."""
+        tag, _ = self._place(account)
+        try:
+            entry = await self._client.get(f"{tag}:done:{record}")
+            if entry is None:
+                return None
+            found = await self._client.xrange(f"{tag}:usage", entry, entry)
+        except RedisError as error:
+            raise MeterUnavailable(f"Redis does not answer: {error}") from error
+        return bytes(found[0][1][b"r"]) if found else None
+
+    def _place(self, account: str) -> tuple[str, str]:
+        tag = f"{{{shard_name(shard_of(account, self._shards))}}}"
+        return tag, f"{tag}:account:{account}"
+
+    def _idempotency_key(self, request: Request) -> str:
+        tag, _ = self._place(request.account)
+        # A request without one still names a key, because every key of a script must be declared.
+        return f"{tag}:idem:{request.account}:{fingerprint(request.idempotency_key)[:32]}"
+
+    async def _run(
+        self,
+        name: str,
+        keys: Sequence[str],
+        args: Sequence[str | bytes | int],
+        missing: Exception | None = None,
+    ) -> list[Any]:
+        try:
+            reply: list[Any] = await self._scripts[name](keys=keys, args=args)
+        except RedisError as error:
+            raise MeterUnavailable(f"Redis does not answer: {error}") from error
+        if reply[0] == b"lost":
+            raise MeterLost("Redis does not hold this deployment's accounts (flushed, or another server)")
+        if reply[0] == b"account":
+            raise missing or MeterLost("Redis does not hold this account")
+        return reply

