@@ -29,7 +29,6 @@ from metering.usage_log import Segment, UsageLog, stream_order
 
 LEASE_TTL_MS: Final = 10_000
 SEGMENT_RECORDS_MAX: Final = 5_000
-_START: Final = "0-0"
 
 
 class DrainBusy(Exception):
@@ -136,8 +135,7 @@ class Drain:
         return int(reply[1])
 
     def _mark(self, shard: int) -> str:
-        with self._engine.begin() as connection:
-            ledger.insert_new(connection, ledger.shards, [{"shard": shard, "last": _START, "fence": 0}])
+        with self._engine.connect() as connection:
             query = sa.select(ledger.shards.c.last).where(ledger.shards.c.shard == shard)
             return str(connection.execute(query).scalar_one())
 
@@ -168,6 +166,15 @@ def _by_period(batch: Sequence[tuple[str, bytes]]) -> list[list[tuple[str, bytes
         list(run)
         for _, run in itertools.groupby(batch, key=lambda entry: periods.of(decode_record(entry[1]).finished_ms))
     ]
+
+
+def close_period(connection: sa.Connection, period: str, now_ms: int) -> None:
+    """Let no more segments into ``period``, in a transaction that begins with this call.
+
+    Every shard's mark is locked first, so a drainer registers its segment either wholly before or wholly after.
+    """
+    connection.execute(sa.update(ledger.shards).values(fence=ledger.shards.c.fence))
+    ledger.insert_new(connection, ledger.closed_periods, [{"period": period, "closed_ms": now_ms}])
 
 
 def _open_period(connection: sa.Connection, period: str) -> str:

@@ -26,7 +26,7 @@ _ID = sa.String(200)
 transfers = sa.Table(
     "transfers",
     METADATA,
-    sa.Column("id", sa.String(400), primary_key=True),
+    sa.Column("id", sa.String(700), primary_key=True),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
     sa.Column("debit", sa.String(220), nullable=False, index=True),
     sa.Column("credit", sa.String(220), nullable=False, index=True),

@@ -15,6 +15,9 @@ from typing import TypedDict
 MAX_UNITS = 2**53 - 1
 """The largest amount or balance: Redis Lua numbers are doubles and exact only up to here."""
 
+MAX_TOTAL = 2**63 - 1
+"""The largest sum of many amounts: SQL and the log count in 64 bits."""
+
 MIN_PLACES = 6
 """Amounts are printed with at least this many decimal places."""
 
@@ -55,11 +58,11 @@ class Currency:
             raise MoneyError(f"currency {code!r} is not a three-letter ISO 4217 code such as USD")
         return cls(code, _COARSE_SCALES.get(code, _DEFAULT_SCALE))
 
-    def parse(self, amount: str) -> int:
+    def parse(self, amount: str, limit: int = MAX_UNITS) -> int:
         """Units in a decimal string such as ``"12.50"``; exact, never rounded.
 
         Raises:
-            MoneyError: not a plain decimal, finer than the unit, or beyond ``MAX_UNITS``.
+            MoneyError: not a plain decimal, finer than the unit, or beyond ``limit`` units.
         """
         match = _DECIMAL.fullmatch(amount.strip())
         if match is None:
@@ -70,8 +73,8 @@ class Currency:
                 f"amount {amount[:40]!r} is finer than the unit of {self.code}, 1e-{self.scale}"
             )
         units = int(whole) * 10**self.scale + int(fraction[: self.scale].ljust(self.scale, "0"))
-        if units > MAX_UNITS:
-            raise MoneyError(f"amount {amount[:40]!r} is above the limit {self.format(MAX_UNITS)}")
+        if units > limit:
+            raise MoneyError(f"amount {amount[:40]!r} is above the limit {self.format(limit)}")
         return -units if sign else units
 
     def parse_positive(self, amount: str) -> int:

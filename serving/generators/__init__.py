@@ -1,0 +1,1 @@
+"""Generators: from what was retrieved to an answer."""

@@ -1,0 +1,1 @@
+"""Alembic migrations: one linear history over the tables of all packages."""

@@ -1,0 +1,76 @@
+"""The policy: how much of a charge belongs to the documents, and by which rules it is divided.
+
+A policy has a version and never changes; a new policy is a new version. Every usage record names its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from attribution.apportionment import RULE
+from attribution.values import COUNTERFACTUAL
+from metering.records import PPM, VALUE_ONE
+
+SOLVER = "owen/1"
+
+
+class PolicyError(ValueError):
+    """A policy that cannot be used."""
+
+
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One version of the policy."""
+
+    version: int
+    data_share_ppm: int
+    """The documents' part of what a charge leaves after computing cost."""
+    value_function: str = COUNTERFACTUAL
+    solver: str = SOLVER
+    rounding: str = RULE
+
+    def __post_init__(self) -> None:
+        """Refuse what this version of the program cannot compute.
+
+        Raises:
+            PolicyError: with the field that is wrong.
+        """
+        if not 0 <= self.data_share_ppm <= PPM:
+            raise PolicyError(f"data_share_ppm must be between 0 and {PPM}")
+        for field, known in (("value_function", COUNTERFACTUAL), ("solver", SOLVER), ("rounding", RULE)):
+            if getattr(self, field) != known:
+                raise PolicyError(f"{field} {getattr(self, field)!r} is not known; there is {known}")
+
+    def divide(self, charge: int, cost: int) -> tuple[int, int]:
+        """``(platform, royalty)``, in units: what a charge leaves after its cost, divided.
+
+        The royalty rounds down, so that the platform's part takes the fraction of a unit.
+        """
+        royalty = (charge - cost) * self.data_share_ppm // PPM
+        return charge - cost - royalty, royalty
+
+    def to_json(self) -> dict[str, Any]:
+        """The policy as plain JSON values."""
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Policy:
+        """The policy in plain JSON values.
+
+        Raises:
+            PolicyError: a field is missing, unknown or out of range.
+        """
+        try:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError as error:
+            raise PolicyError(f"not a policy: {error}") from error
+
+
+def earned_of(royalty: int, value_all: int, value_none: int) -> int:
+    """The part of a royalty pool that documents earned: in proportion to what they added, rounded down.
+
+    The rest is the residual. Values are between 0 and ``VALUE_ONE``.
+    """
+    return royalty * max(value_all - value_none, 0) // VALUE_ONE

@@ -1,0 +1,166 @@
+"""Statements: what a contributor is shown of a run, and the proof that it is what the run gave.
+
+Everyone who brought a document or has a share in one gets a statement for every period, also for nothing. Each
+statement is a leaf of one Merkle tree; the signed checkpoint of the run binds that tree to the run's manifest.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any, Final
+
+from attribution.run import Tally, run_id
+from attribution.transparency import Checkpoint, CheckpointError, Signer, fingerprint, open_note
+from metering import merkle
+from metering.money import MAX_TOTAL, Currency, MoneyError
+
+FORMAT: Final = 1
+ALGORITHMS: Final = {"values": "counterfactual/1", "solver": "owen/1", "rounding": "systematic/1"}
+_SUMS: Final = ("charged", "cost", "platform", "credited", "residual")
+
+
+def canonical(value: Any) -> bytes:
+    """The bytes of a JSON value that are hashed and signed: sorted keys, no white space, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+class Issue:
+    """The manifest and the statements of one run."""
+
+    def __init__(
+        self,
+        *,
+        period: str,
+        input_root: str,
+        tally: Tally,
+        credits_sha256: str,
+        contributors: Iterable[str],
+        currency: Currency,
+        default_policy: int,
+    ) -> None:
+        """``contributors`` are those who get a statement even for nothing; amounts become decimal strings."""
+        self._currency = currency
+        credited = tally.credited_to()
+        self.contributors = sorted(set(contributors) | set(credited))
+        self.manifest: dict[str, Any] = {
+            "format": FORMAT,
+            "period": period,
+            "input_root": input_root,
+            "policy_version": tally.policy_version or default_policy,
+            "algorithms": ALGORITHMS,
+            "currency": {"code": currency.code, "scale": currency.scale},
+            "records": tally.totals.records,
+            **{name: currency.amount(getattr(tally.totals, name)) for name in _SUMS},
+            "credits_sha256": credits_sha256,
+        }
+        self.run_id = run_id(self.manifest, canonical(self.manifest))
+        lines = _lines(tally, currency)
+        self.statements = [
+            {
+                "format": FORMAT,
+                "contributor": name,
+                "period": period,
+                "run_id": self.run_id,
+                "credited": currency.amount(credited.get(name, 0)),
+                "period_totals": {sum_: self.manifest[sum_] for sum_ in _SUMS},
+                "documents": lines.get(name, []),
+            }
+            for name in self.contributors
+        ]
+
+    def bundles(self, signer: Signer) -> tuple[str, list[dict[str, Any]]]:
+        """The signed checkpoint, and for each statement the bundle that can be verified offline."""
+        leaves = [merkle.leaf_hash(canonical(statement)) for statement in self.statements]
+        digest = hashlib.sha256(canonical(self.manifest)).hexdigest()
+        checkpoint = signer.sign(
+            Checkpoint(f"{signer.name}/statements", len(leaves), merkle.root(leaves), (f"manifest {digest}",))
+        )
+        bundles = [
+            {
+                "statement": statement,
+                "run": self.manifest,
+                "proof": {
+                    "index": index,
+                    "size": len(leaves),
+                    "path": [base64.b64encode(node).decode() for node in merkle.inclusion_proof(leaves, index)],
+                },
+                "checkpoint": checkpoint,
+                "public_key": signer.public_key,
+            }
+            for index, statement in enumerate(self.statements)
+        ]
+        return checkpoint, bundles
+
+
+def _lines(tally: Tally, currency: Currency) -> dict[str, list[dict[str, Any]]]:
+    """For each contributor, a line per document, role and policy version, in that order."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for (contributor, document, role, version), units in sorted(tally.credits.items()):
+        line = tally.lines[document, version]
+        found.setdefault(contributor, []).append(
+            {
+                "document": document,
+                "role": role,
+                "policy_version": version,
+                "retrieved": line.retrieved,
+                "cited": line.cited,
+                "pool": currency.amount(line.pool),
+                "residual": currency.amount(line.residual),
+                "platform": currency.amount(line.platform),
+                "credited": currency.amount(units),
+            }
+        )
+    return found
+
+
+def verify(bundle: Any, trusted_key: str | None = None) -> list[dict[str, Any]]:
+    """Check a statement bundle with nothing but a public key, ``trusted_key`` or else the one it carries.
+
+    Returns:
+        The checks, each ``{"name", "ok", "detail"}``; the statement is valid if all are ok.
+    """
+    checks: list[dict[str, Any]] = []
+
+    def check(name: str, ok: bool, detail: str) -> None:  # noqa: FBT001 # a check is about a truth value
+        checks.append({"name": name, "ok": ok, "detail": detail})
+
+    try:
+        statement, manifest, proof = bundle["statement"], bundle["run"], bundle["proof"]
+        key = trusted_key or str(bundle["public_key"])
+        checkpoint = open_note(str(bundle["checkpoint"]), key)
+        path = [base64.b64decode(node, validate=True) for node in proof["path"]]
+        index, size = int(proof["index"]), int(proof["size"])
+        currency = Currency(manifest["currency"]["code"], int(manifest["currency"]["scale"]))
+        check("signature", True, f"the checkpoint is signed by the key {fingerprint(key)}")
+        digest = f"manifest {hashlib.sha256(canonical(manifest)).hexdigest()}"
+        check("manifest", digest in checkpoint.extensions, "the run's manifest is the signed one")
+        leaf = merkle.leaf_hash(canonical(statement))
+        included = size == checkpoint.size and merkle.verify_inclusion(leaf, index, size, path, checkpoint.root)
+        check("inclusion", included, f"the statement is number {index} of {size} under the signed root")
+        named = run_id(manifest, canonical(manifest))
+        same = statement["run_id"] == named and statement["period"] == manifest["period"]
+        check("run", same, f"the statement belongs to {named}")
+        lines = sum(_units(currency, line["credited"]) for line in statement["documents"])
+        check(
+            "sum",
+            lines == _units(currency, statement["credited"]),
+            f"the lines add up to {statement['credited']['amount']} {currency.code}",
+        )
+        sums = {name: _units(currency, manifest[name]) for name in _SUMS}
+        balanced = sums["charged"] == sum(sums[name] for name in _SUMS[1:])
+        check("conservation", balanced, "charged = cost + platform + credited + residual")
+    except CheckpointError as error:
+        check("signature", False, str(error))
+    except (KeyError, TypeError, ValueError, IndexError, binascii.Error, MoneyError) as error:
+        check("format", False, f"not a statement bundle: {type(error).__name__} {error}")
+    return checks
+
+
+def _units(currency: Currency, amount: Any) -> int:
+    if amount["currency"] != currency.code:
+        raise MoneyError(f"an amount in {amount['currency']!r} in a statement in {currency.code}")
+    return currency.parse(amount["amount"], MAX_TOTAL)

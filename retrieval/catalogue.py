@@ -1,0 +1,454 @@
+"""The catalogue: contributors, documents, their versions and passages, in SQL.
+
+Every change to what may be retrieved advances one clock in the same transaction. A replica that has seen clock
+``n`` asks for what changed since, so a withdrawal reaches every replica with its next query.
+Versions are kept for ever, because citations are spans into them; passages only for what may be retrieved.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+
+from retrieval.analysis import stems, term_ids
+from retrieval.chunking import Span, passages
+from retrieval.documents import Document, DocumentError, Split, Terms
+from retrieval.embedding import Embedder
+
+METADATA = sa.MetaData()
+_ID = sa.String(200)
+
+contributors = sa.Table(
+    "contributors",
+    METADATA,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("name", sa.String(500), nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+)
+
+documents = sa.Table(
+    "documents",
+    METADATA,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("id", _ID, nullable=False, unique=True),
+    sa.Column("contributor", _ID, nullable=False, index=True),
+    sa.Column("version", sa.String(64), nullable=False),
+    sa.Column("title", sa.String(500), nullable=False),
+    sa.Column("url", sa.String(2000), nullable=True),
+    sa.Column("splits", sa.Text, nullable=False),
+    sa.Column("purposes", sa.Text, nullable=True),
+    sa.Column("floor", sa.BigInteger, nullable=False),
+    sa.Column("added_ms", sa.BigInteger, nullable=False),
+    sa.Column("withdrawn_ms", sa.BigInteger, nullable=True),
+    sa.Column("changed", sa.BigInteger, nullable=False, index=True),
+)
+
+versions = sa.Table(
+    "versions",
+    METADATA,
+    sa.Column("document", _ID, primary_key=True),
+    sa.Column("sha256", sa.String(64), primary_key=True),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("added_ms", sa.BigInteger, nullable=False),
+)
+
+passages_table = sa.Table(
+    "passages",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("document", sa.Integer, nullable=False, index=True),
+    sa.Column("version", sa.String(64), nullable=False),
+    sa.Column("start", sa.Integer, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("sentences", sa.LargeBinary, nullable=False),
+    sa.Column("terms", sa.LargeBinary, nullable=False),
+    sa.Column("sentence_terms", sa.LargeBinary, nullable=False),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+    sa.Column("sentence_vectors", sa.LargeBinary, nullable=False),
+    sa.Column("embedder", sa.String(200), nullable=False),
+    sqlite_autoincrement=True,
+)
+
+clock = sa.Table(
+    "catalogue_clock",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+_CHUNK: Final = 500
+
+Outcome = Literal["added", "replaced", "updated", "unchanged"]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedPassage:
+    """A passage ready to be stored: text, spans and vectors. Spans are relative to the passage's start."""
+
+    start: int
+    text: str
+    sentences: npt.NDArray[np.int32]
+    terms: npt.NDArray[np.uint32]
+    sentence_terms: npt.NDArray[np.int32]
+    """How many of ``terms``, in order, belong to each sentence; shape ``[sentences]``."""
+    vector: npt.NDArray[np.float32]
+    sentence_vectors: npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPassage(PreparedPassage):
+    """A passage as the catalogue gives it back."""
+
+    id: int
+    document: int
+    """The document's number."""
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDocument:
+    """A document's current state."""
+
+    number: int
+    id: str
+    contributor: str
+    version: str
+    title: str
+    url: str | None
+    splits: tuple[Split, ...]
+    terms: Terms
+    added_ms: int
+    withdrawn_ms: int | None
+    changed: int
+
+
+def prepare(document: Document, embedder: Embedder) -> list[PreparedPassage]:
+    """Cut, analyse and embed a document. The expensive part of ingesting, free of side effects."""
+    prepared = []
+    for passage in passages(document.text):
+        text = document.text[passage.start : passage.end]
+        spans: list[Span] = [(start - passage.start, end - passage.start) for start, end in passage.sentences]
+        vectors = embedder.embed_passage(text, spans)
+        stemmed = [stems(text[start:end]) for start, end in spans]
+        prepared.append(
+            PreparedPassage(
+                start=passage.start,
+                text=text,
+                sentences=np.asarray(spans, np.int32),
+                terms=term_ids([stem for sentence in stemmed for stem in sentence]),
+                sentence_terms=np.asarray([len(sentence) for sentence in stemmed], np.int32),
+                vector=vectors.passage,
+                sentence_vectors=vectors.sentences.astype(np.float16),
+            )
+        )
+    return prepared
+
+
+class Catalogue:
+    """Documents and contributors. Thread-safe; the caller owns the engine."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def add_contributor(self, contributor: str, name: str) -> bool:
+        """Register a contributor; False if the id is taken."""
+        row = {"id": contributor, "name": name, "created_ms": _now_ms()}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(contributors), row)
+        except sa.exc.IntegrityError:
+            return False
+        return True
+
+    def contributors(self) -> dict[str, str]:
+        """Id and name of every contributor, by id."""
+        query = sa.select(contributors.c.id, contributors.c.name).order_by(contributors.c.id)
+        with self._engine.connect() as connection:
+            return {row.id: row.name for row in connection.execute(query)}
+
+    def clock(self) -> int:
+        """The number of the last change; one indexed read."""
+        with self._engine.connect() as connection:
+            return _clock(connection)
+
+    def get(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
+        """The documents of those ids that exist, by id."""
+        return {document.id: document for document in self._select(documents.c.id, ids)}
+
+    def by_number(self, numbers: Sequence[int]) -> dict[int, StoredDocument]:
+        """The documents of those numbers, by number."""
+        return {document.number: document for document in self._select(documents.c.number, numbers)}
+
+    def list(self, contributor: str | None = None, *, after: str = "", limit: int = 1_000) -> list[StoredDocument]:
+        """Documents in the order of their ids, withdrawn ones too, from just after the id ``after``."""
+        query = sa.select(documents).where(documents.c.id > after).order_by(documents.c.id).limit(limit)
+        if contributor is not None:
+            query = query.where(documents.c.contributor == contributor)
+        with self._engine.connect() as connection:
+            return [_document(row) for row in connection.execute(query)]
+
+    def count(self) -> tuple[int, int]:
+        """How many documents may be retrieved, and how many passages they have."""
+        with self._engine.connect() as connection:
+            live = connection.execute(
+                sa.select(sa.func.count()).select_from(documents).where(documents.c.withdrawn_ms.is_(None))
+            )
+            parts = connection.execute(sa.select(sa.func.count()).select_from(passages_table))
+            return int(live.scalar_one()), int(parts.scalar_one())
+
+    def text(self, document: str, version: str) -> str | None:
+        """The text of a version, or None."""
+        query = sa.select(versions.c.text).where(versions.c.document == document, versions.c.sha256 == version)
+        with self._engine.connect() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
+    def put(
+        self, batch: Sequence[tuple[Document, Sequence[PreparedPassage] | None]], embedder: str
+    ) -> list[Outcome | DocumentError]:
+        """Add or replace documents in one transaction.
+
+        ``None`` for passages says that the caller found the text unchanged; then only title, url, splits and terms
+        are compared. The answers stand in the order of the batch; a refused document does not hold up the others.
+        """
+        now = _now_ms()
+        outcomes: list[Outcome | DocumentError] = []
+        with self._engine.begin() as connection:
+            tick = _advance(connection)
+            stored = _by_id(connection, [document.id for document, _ in batch])
+            for document, prepared in batch:
+                try:
+                    outcome = _put(connection, stored.get(document.id), document, prepared, embedder, tick, now)
+                except DocumentError as error:
+                    outcomes.append(error)
+                    continue
+                outcomes.append(outcome)
+        return outcomes
+
+    def withdraw(self, ids: Sequence[str], contributor: str | None = None) -> list[str]:
+        """Withdraw documents, of one contributor if given; answers the ids that are withdrawn now.
+
+        When this returns, no query that begins can retrieve them. Repeating it is harmless.
+        """
+        now = _now_ms()
+        withdrawn = []
+        with self._engine.begin() as connection:
+            tick = _advance(connection)
+            for document in _by_id(connection, ids).values():
+                if contributor is not None and document.contributor != contributor:
+                    continue
+                withdrawn.append(document.id)
+                if document.withdrawn_ms is not None:
+                    continue
+                change = sa.update(documents).where(documents.c.number == document.number)
+                connection.execute(change.values(withdrawn_ms=now, changed=tick))
+                connection.execute(sa.delete(passages_table).where(passages_table.c.document == document.number))
+        return withdrawn
+
+    def replace_passages(
+        self, batch: Sequence[tuple[StoredDocument, Sequence[PreparedPassage]]], embedder: str
+    ) -> None:
+        """Store new passages of documents whose text has not changed, in one transaction."""
+        with self._engine.begin() as connection:
+            tick = _advance(connection)
+            for document, prepared in batch:
+                same = (documents.c.number == document.number, documents.c.version == document.version)
+                live = documents.c.withdrawn_ms.is_(None)
+                changed = connection.execute(sa.update(documents).where(*same, live).values(changed=tick))
+                if changed.rowcount == 1:
+                    connection.execute(sa.delete(passages_table).where(passages_table.c.document == document.number))
+                    _store_passages(connection, document.number, document.version, prepared, embedder)
+
+    def changes(self, since: int) -> tuple[int, list[StoredDocument]]:
+        """A clock, and every document that changed after ``since``, up to that clock at least."""
+        with self._engine.connect() as connection:
+            now = _clock(connection)
+            query = sa.select(documents).where(documents.c.changed > since).order_by(documents.c.number)
+            return now, [_document(row) for row in connection.execute(query)]
+
+    def passages_of(self, numbers: Sequence[int]) -> Iterator[StoredPassage]:
+        """The passages of those documents."""
+        yield from self._passages(passages_table.c.document, numbers)
+
+    def passages(self, ids: Sequence[int]) -> Iterator[StoredPassage]:
+        """The passages of those ids that still exist."""
+        yield from self._passages(passages_table.c.id, ids)
+
+    def embedders(self) -> set[str]:
+        """The names of the models that the stored passages were embedded with."""
+        with self._engine.connect() as connection:
+            return set(connection.execute(sa.select(passages_table.c.embedder).distinct()).scalars())
+
+    def _select(self, column: sa.Column[str] | sa.Column[int], keys: Sequence[str] | Sequence[int]) -> Iterator[StoredDocument]:
+        with self._engine.connect() as connection:
+            for i in range(0, len(keys), _CHUNK):
+                query = sa.select(documents).where(column.in_(keys[i : i + _CHUNK]))
+                yield from map(_document, connection.execute(query))
+
+    def _passages(self, column: sa.Column[int], keys: Sequence[int]) -> Iterator[StoredPassage]:
+        with self._engine.connect() as connection:
+            for i in range(0, len(keys), _CHUNK):
+                query = sa.select(passages_table).where(column.in_(keys[i : i + _CHUNK])).order_by(passages_table.c.id)
+                yield from map(_passage, connection.execute(query))
+
+
+def _put(
+    connection: sa.Connection,
+    stored: StoredDocument | None,
+    document: Document,
+    prepared: Sequence[PreparedPassage] | None,
+    embedder: str,
+    tick: int,
+    now: int,
+) -> Outcome:
+    if stored is not None and stored.contributor != document.contributor:
+        raise DocumentError(f"document id {document.id} is taken by another contributor")
+    if stored is not None and stored.withdrawn_ms is not None:
+        raise DocumentError(f"document {document.id} was withdrawn; bring it again under another id")
+    row = _row(document)
+    if stored is None:
+        if prepared is None:
+            raise DocumentError(f"document {document.id} disappeared while it was compared; try again")
+        inserted = connection.execute(sa.insert(documents).values(**row, added_ms=now, changed=tick))
+        (number,) = inserted.inserted_primary_key or (0,)
+        _store_version(connection, number, document, prepared, embedder, now)
+        return "added"
+    if stored.version != document.version:
+        if prepared is None:
+            raise DocumentError(f"document {document.id} changed while it was compared; try again")
+        connection.execute(sa.delete(passages_table).where(passages_table.c.document == stored.number))
+        _store_version(connection, stored.number, document, prepared, embedder, now)
+    elif row == _row_of(stored):
+        return "unchanged"
+    connection.execute(sa.update(documents).where(documents.c.number == stored.number).values(**row, changed=tick))
+    return "updated" if stored.version == document.version else "replaced"
+
+
+def _store_version(
+    connection: sa.Connection,
+    number: int,
+    document: Document,
+    prepared: Iterable[PreparedPassage],
+    embedder: str,
+    now: int,
+) -> None:
+    known = sa.select(versions.c.sha256).where(
+        versions.c.document == document.id, versions.c.sha256 == document.version
+    )
+    if connection.execute(known).first() is None:
+        connection.execute(
+            sa.insert(versions).values(
+                document=document.id, sha256=document.version, text=document.text, added_ms=now
+            )
+        )
+    _store_passages(connection, number, document.version, prepared, embedder)
+
+
+def _store_passages(
+    connection: sa.Connection, number: int, version: str, prepared: Iterable[PreparedPassage], embedder: str
+) -> None:
+    rows = [
+        {
+            "document": number,
+            "version": version,
+            "start": passage.start,
+            "text": passage.text,
+            "sentences": passage.sentences.tobytes(),
+            "terms": passage.terms.tobytes(),
+            "sentence_terms": passage.sentence_terms.tobytes(),
+            "vector": passage.vector.tobytes(),
+            "sentence_vectors": passage.sentence_vectors.tobytes(),
+            "embedder": embedder,
+        }
+        for passage in prepared
+    ]
+    if rows:
+        connection.execute(sa.insert(passages_table), rows)
+
+
+def _row(document: Document) -> dict[str, object]:
+    purposes = document.terms.purposes
+    return {
+        "id": document.id,
+        "contributor": document.contributor,
+        "version": document.version,
+        "title": document.title,
+        "url": document.url,
+        "splits": json.dumps([[split.contributor, split.role, split.ppm] for split in document.effective_splits]),
+        "purposes": None if purposes is None else json.dumps(sorted(set(purposes))),
+        "floor": document.terms.floor,
+    }
+
+
+def _row_of(stored: StoredDocument) -> dict[str, object]:
+    return _row(
+        Document(
+            id=stored.id,
+            title=stored.title,
+            text="",
+            contributor=stored.contributor,
+            url=stored.url,
+            splits=stored.splits,
+            terms=stored.terms,
+        )
+    ) | {"version": stored.version}
+
+
+def _document(row: sa.Row[tuple[object, ...]]) -> StoredDocument:
+    return StoredDocument(
+        number=row.number,
+        id=row.id,
+        contributor=row.contributor,
+        version=row.version,
+        title=row.title,
+        url=row.url,
+        splits=tuple(Split(*split) for split in json.loads(row.splits)),
+        terms=Terms(None if row.purposes is None else tuple(json.loads(row.purposes)), row.floor),
+        added_ms=row.added_ms,
+        withdrawn_ms=row.withdrawn_ms,
+        changed=row.changed,
+    )
+
+
+def _passage(row: sa.Row[tuple[object, ...]]) -> StoredPassage:
+    vector = np.frombuffer(row.vector, np.float32)
+    return StoredPassage(
+        start=row.start,
+        text=row.text,
+        sentences=np.frombuffer(row.sentences, np.int32).reshape(-1, 2),
+        terms=np.frombuffer(row.terms, np.uint32),
+        sentence_terms=np.frombuffer(row.sentence_terms, np.int32),
+        vector=vector,
+        sentence_vectors=np.frombuffer(row.sentence_vectors, np.float16).reshape(-1, len(vector)),
+        id=row.id,
+        document=row.document,
+        version=row.version,
+    )
+
+
+def _by_id(connection: sa.Connection, ids: Sequence[str]) -> dict[str, StoredDocument]:
+    found: dict[str, StoredDocument] = {}
+    for i in range(0, len(ids), _CHUNK):
+        query = sa.select(documents).where(documents.c.id.in_(ids[i : i + _CHUNK]))
+        found |= {row.id: _document(row) for row in connection.execute(query)}
+    return found
+
+
+def _clock(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.select(clock.c.value).where(clock.c.id == 1)).scalar_one())
+
+
+def _advance(connection: sa.Connection) -> int:
+    """Advance the clock; the row's lock makes changes visible in the order of their numbers."""
+    connection.execute(sa.update(clock).where(clock.c.id == 1).values(value=clock.c.value + 1))
+    return _clock(connection)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,72 @@
+"""Evidence: what each sentence of a passage has for a question.
+
+Three measures a sentence, computed the same way for ranking, for answering and for attribution:
+
+- ``similarity``: cosine of the question and the sentence in its passage's context;
+- ``coverage``: which part of the question's subject it names, weighted by inverse document frequency;
+- ``lexical``: BM25 of the sentence (Robertson and Zaragoza 2009), with a fixed mean length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.catalogue import PreparedPassage
+from retrieval.embedding import Vector
+
+Floats = npt.NDArray[np.float64]
+
+_K1: Final = 1.2
+_B: Final = 0.75
+_MEAN_WORDS: Final = 22.0
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question as retrieval understands it."""
+
+    text: str
+    vector: Vector
+    terms: npt.NDArray[np.uint32]
+    """Ids of the distinct stems of its subject."""
+    idf: Floats
+    """Inverse document frequency of each of ``terms``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The measures of the sentences of one passage, each of shape ``[sentences]``."""
+
+    similarity: Floats
+    coverage: Floats
+    lexical: Floats
+
+
+def weigh(question: Question, passages: Sequence[PreparedPassage]) -> list[Evidence]:
+    """The evidence of every sentence of every passage, computed in one sweep."""
+    if not passages:
+        return []
+    lengths = np.concatenate([passage.sentence_terms for passage in passages])
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    terms = np.concatenate([passage.terms for passage in passages])
+    counts = np.zeros((len(question.terms), len(lengths)))
+    for i, term in enumerate(question.terms):
+        counts[i] = np.bincount(owner[terms == term], minlength=len(lengths))
+    total = float(question.idf.sum()) or 1.0
+    coverage = question.idf @ (counts > 0) / total
+    damping = _K1 * (1 - _B + _B * lengths / _MEAN_WORDS)
+    lexical = question.idf @ (counts * (_K1 + 1) / (counts + damping))
+    vectors = np.concatenate([passage.sentence_vectors for passage in passages]).astype(np.float32)
+    similarity = (vectors @ question.vector).astype(np.float64)
+    edges = np.cumsum([len(passage.sentence_terms) for passage in passages])[:-1]
+    return [
+        Evidence(*parts)
+        for parts in zip(
+            np.split(similarity, edges), np.split(coverage, edges), np.split(lexical, edges), strict=True
+        )
+    ]

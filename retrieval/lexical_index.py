@@ -1,0 +1,101 @@
+"""The lexical index: BM25 over term ids, on tantivy, with terms of use as a filter inside the search.
+
+Tantivy's segments are immutable and a searcher is a view of one moment, so a search never sees half a change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import tantivy
+
+from retrieval.dense_index import Rows, Scores
+
+_ANY: Final = "*"
+_HEAP_BYTES: Final = 64_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class LexicalEntry:
+    """One passage as the index takes it."""
+
+    row: int
+    document: int
+    terms: npt.NDArray[np.uint32]
+    purposes: tuple[str, ...] | None
+    floor: int
+
+
+class LexicalView:
+    """The index at one moment."""
+
+    def __init__(self, schema: tantivy.Schema, searcher: tantivy.Searcher) -> None:
+        self._schema = schema
+        self._searcher = searcher
+
+    def search(
+        self, terms: Iterable[int], limit: int, purpose: str, price: int
+    ) -> tuple[Rows, Scores]:
+        """The best ``limit`` rows that may be used for ``purpose`` at ``price``, best first, with their BM25."""
+        schema, query = self._schema, tantivy.Query
+        wanted = [(tantivy.Occur.Should, query.term_query(schema, "terms", str(term))) for term in terms]
+        if not wanted or not self._searcher.num_docs:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        allowed = [
+            query.term_set_query(schema, "purposes", [_ANY, purpose]),
+            query.range_query(schema, "floor", tantivy.FieldType.Integer, upper_bound=price),
+        ]
+        clauses = [(tantivy.Occur.Must, query.boolean_query(wanted))]
+        clauses += [(tantivy.Occur.Must, query.const_score_query(each, 0.0)) for each in allowed]
+        hits = self._searcher.search(query.boolean_query(clauses), limit, count=False).hits
+        addresses = [address for _, address in hits]
+        rows = np.asarray(self._searcher.fast_field_values("row", addresses), np.int64)
+        scores = np.asarray([score for score, _ in hits], np.float32)
+        order = np.lexsort((rows, -scores))
+        return rows[order], scores[order]
+
+    def idf(self, terms: Sequence[int]) -> npt.NDArray[np.float64]:
+        """Inverse document frequency of each term, as BM25 has it: ``ln(1 + (N - n + 0.5) / (n + 0.5))``."""
+        total = self._searcher.num_docs
+        found = np.asarray([self._searcher.doc_freq("terms", str(term)) for term in terms], np.float64)
+        # doc_freq still counts deleted passages until their segment is merged.
+        found = np.minimum(found, total)
+        return np.log1p((total - found + 0.5) / (found + 0.5))
+
+
+class LexicalIndex:
+    """The writer. One thread writes; any number search the views."""
+
+    def __init__(self) -> None:
+        builder = tantivy.SchemaBuilder()
+        builder.add_integer_field("row", fast=True)
+        builder.add_integer_field("document", indexed=True)
+        builder.add_text_field("terms", tokenizer_name="whitespace", index_option="freq")
+        builder.add_text_field("purposes", tokenizer_name="whitespace", index_option="basic")
+        builder.add_integer_field("floor", indexed=True, fast=True)
+        self._schema = builder.build()
+        self._index = tantivy.Index(self._schema)
+        self._writer = self._index.writer(_HEAP_BYTES, 1)
+
+    def update(self, removed: Iterable[int], added: Iterable[LexicalEntry]) -> LexicalView:
+        """Remove every passage of some documents, add others, and give the view after both."""
+        for document in removed:
+            self._writer.delete_documents_by_term("document", document)
+        for entry in added:
+            purposes = [_ANY] if entry.purposes is None else list(entry.purposes)
+            self._writer.add_document(
+                tantivy.Document(
+                    row=entry.row,
+                    document=entry.document,
+                    terms=" ".join(map(str, entry.terms.tolist())),
+                    purposes=" ".join(purposes),
+                    floor=entry.floor,
+                )
+            )
+        self._writer.commit()
+        self._index.reload()
+        return LexicalView(self._schema, self._index.searcher())

@@ -1,0 +1,257 @@
+"""Readers: from files to documents. What cannot be read is reported by path, line and reason, and loses nothing else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from pypdf import PdfReader
+from pypdf.errors import PyPdfError
+from selectolax.lexbor import LexborHTMLParser
+
+from retrieval.documents import Document, DocumentError, Split, Terms
+
+FILE_BYTES_MAX: Final = 100_000_000
+LINE_BYTES_MAX: Final = 40_000_000
+SUFFIXES: Final = (".txt", ".md", ".html", ".htm", ".pdf", ".jsonl")
+
+ParseAmount = Callable[[str], int]
+"""Turns a decimal string into units of the deployment's currency; raises ValueError."""
+
+_HTML_NOISE: Final = "script, style, noscript, template, nav, header, footer, aside, iframe, svg, form"
+_HTML_BLOCKS: Final = (
+    "p, div, li, ul, ol, dl, dt, dd, h1, h2, h3, h4, h5, h6, pre, blockquote, section, article, table, tr, br, hr, "
+    "figure, figcaption, main"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Something that was not taken. ``line`` counts from 1 and is None for a whole file."""
+
+    path: str
+    line: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A document, and where it was found."""
+
+    document: Document
+    path: str
+    line: int | None
+
+
+class _Amount(msgspec.Struct):
+    amount: str
+
+
+class _SplitLine(msgspec.Struct):
+    contributor: str
+    share: int
+    role: str = "author"
+
+
+class _TermsLine(msgspec.Struct):
+    purposes: list[str] | None = None
+    floor: str | _Amount | None = None
+
+
+class DocumentLine(msgspec.Struct):
+    """A document as JSON: a line of ``.jsonl``, or the body of ``POST /v1/documents``. Unknown fields are ignored."""
+
+    text: str
+    id: str | None = None
+    title: str | None = None
+    contributor: str | None = None
+    url: str | None = None
+    splits: list[_SplitLine] | None = None
+    terms: _TermsLine | None = None
+
+    def document(self, default_contributor: str | None, parse_amount: ParseAmount) -> Document:
+        """The document that the line describes.
+
+        Raises:
+            DocumentError: it has no id or no contributor, or its price floor is not an amount.
+        """
+        contributor = self.contributor or default_contributor
+        if not self.id:
+            raise DocumentError("the document has no id")
+        if not contributor:
+            raise DocumentError("the document has no contributor: add the field, or pass --contributor")
+        terms = self.terms or _TermsLine()
+        floor = terms.floor.amount if isinstance(terms.floor, _Amount) else terms.floor
+        try:
+            units = 0 if floor is None else parse_amount(floor)
+        except ValueError as error:
+            raise DocumentError(f"price floor: {error}") from error
+        return Document(
+            id=self.id,
+            title=self.title or self.id,
+            text=self.text,
+            contributor=contributor,
+            url=self.url,
+            splits=tuple(Split(each.contributor, each.role, each.share) for each in self.splits or ()),
+            terms=Terms(None if terms.purposes is None else tuple(terms.purposes), units),
+        )
+
+
+_LINES = msgspec.json.Decoder(DocumentLine)
+
+
+def decode_line(data: bytes) -> DocumentLine:
+    """One document in JSON.
+
+    Raises:
+        DocumentError: it is not JSON, or a field is missing or of the wrong type.
+    """
+    try:
+        return _LINES.decode(data)
+    except msgspec.ValidationError as error:
+        raise DocumentError(f"not a document: {error}") from error
+    except msgspec.DecodeError as error:
+        raise DocumentError(f"not valid JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise DocumentError(_not_utf8(error)) from error
+
+
+def read(
+    paths: Sequence[Path], contributor: str | None, parse_amount: ParseAmount
+) -> Iterator[Found | Rejection]:
+    """Every document in the files and folders, in a stable order.
+
+    A file's document id is made from the contributor and the path below the folder that was given.
+    """
+    for path in paths:
+        if path.is_dir():
+            for file in _walk(path):
+                name = f"{path.resolve().name}/{file.relative_to(path).as_posix()}"
+                yield from _read_file(file, name, contributor, parse_amount)
+        elif path.exists():
+            yield from _read_file(path, path.name, contributor, parse_amount)
+        else:
+            yield Rejection(str(path), None, "no such file or folder")
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                yield Path(parent) / name
+
+
+def _read_file(
+    path: Path, name: str, contributor: str | None, parse_amount: ParseAmount
+) -> Iterator[Found | Rejection]:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".jsonl":
+            yield from _read_jsonl(path, contributor, parse_amount)
+            return
+        if suffix not in SUFFIXES:
+            raise DocumentError(f"files of type {suffix or 'none'} are not read; known are {', '.join(SUFFIXES)}")
+        if contributor is None:
+            raise DocumentError("whose is it? pass --contributor")
+        if path.stat().st_size > FILE_BYTES_MAX:
+            raise DocumentError(f"the file is larger than {FILE_BYTES_MAX} bytes")
+        title, text = _TEXTS[suffix](path)
+    except OSError as error:
+        yield Rejection(str(path), None, f"cannot be read: {error.strerror or error}")
+    except DocumentError as error:
+        yield Rejection(str(path), None, str(error))
+    else:
+        identifier = re.sub(r"[\s\"'<>\\\x00-\x1f\x7f]+", "_", f"{contributor}/{name}")
+        yield Found(Document(identifier, title or path.stem, text, contributor), str(path), None)
+
+
+def _read_jsonl(path: Path, contributor: str | None, parse_amount: ParseAmount) -> Iterator[Found | Rejection]:
+    with path.open("rb") as file:
+        number = 0
+        while line := file.readline(LINE_BYTES_MAX + 1):
+            number += 1
+            if len(line) > LINE_BYTES_MAX:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LINE_BYTES_MAX)
+                yield Rejection(str(path), number, f"the line is longer than {LINE_BYTES_MAX} bytes")
+                continue
+            if not line.strip():
+                continue
+            try:
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                document = decode_line(line).document(contributor, parse_amount)
+                yield Found(document, str(path), number)
+            except DocumentError as error:
+                yield Rejection(str(path), number, str(error))
+
+
+def _plain(path: Path) -> tuple[str | None, str]:
+    return None, _decode(path.read_bytes())
+
+
+def _markdown(path: Path) -> tuple[str | None, str]:
+    text = _decode(path.read_bytes())
+    heading = re.search(r"^#{1,2}\s+(.+?)\s*#*$", text, re.MULTILINE)
+    return (heading.group(1) if heading else None), text
+
+
+def _html(path: Path) -> tuple[str | None, str]:
+    tree = LexborHTMLParser(_decode(path.read_bytes()))
+    title = tree.css_first("title")
+    name = re.sub(r"\s+", " ", title.text()).strip() if title else None
+    for node in tree.css(_HTML_NOISE):
+        node.decompose()
+    for node in tree.css(_HTML_BLOCKS):
+        node.insert_before("\n\n")
+        node.insert_after("\n\n")
+    text = tree.body.text() if tree.body else ""
+    text = re.sub(r"[^\S\n]+", " ", text)
+    return name, re.sub(r" ?\n ?(?:\s*\n)+ ?", "\n\n", text).strip()
+
+
+def _pdf(path: Path) -> tuple[str | None, str]:
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings are about the file, and reported by us
+    try:
+        reader = PdfReader(path)
+        if reader.is_encrypted:
+            raise DocumentError("the PDF is encrypted")
+        text = "\n\n".join(page.extract_text() for page in reader.pages)
+        title = reader.metadata.title if reader.metadata else None
+    except DocumentError:
+        raise
+    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise DocumentError(f"not a readable PDF: {error}") from error
+    if not text.strip():
+        raise DocumentError("the PDF has no text (is it a scan?)")
+    return title, text.encode("utf-8", "replace").decode()
+
+
+_TEXTS: Final[dict[str, Callable[[Path], tuple[str | None, str]]]] = {
+    ".txt": _plain,
+    ".md": _markdown,
+    ".html": _html,
+    ".htm": _html,
+    ".pdf": _pdf,
+}
+
+
+def _decode(data: bytes) -> str:
+    if b"\x00" in data[:8192]:
+        raise DocumentError("the file is binary, not text")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DocumentError(_not_utf8(error)) from error
+    return text.replace("\r\n", "\n")
+
+
+def _not_utf8(error: UnicodeDecodeError) -> str:
+    return f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}; convert it first"

@@ -1,0 +1,56 @@
+"""What every handler needs: the service, and who is calling."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import Depends, Request, Response
+
+from serving.api.errors import ApiError
+from serving.assembly import Service
+from serving.identity import Caller, Role
+
+
+def service_of(request: Request) -> Service:
+    """The service that the server runs."""
+    found: Service = request.app.state.service
+    return found
+
+
+def caller_of(request: Request, service: Annotated[Service, Depends(service_of)]) -> Caller:
+    """Who is calling, by the bearer token.
+
+    Raises:
+        ApiError: 401, there is no key, or not one of ours.
+    """
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    challenge = {"www-authenticate": "Bearer"}
+    if scheme.lower() != "bearer" or not key.strip():
+        raise ApiError(401, "missing_key", "send the API key as `Authorization: Bearer KEY`", headers=challenge)
+    caller = service.books.identities.find(key.strip())
+    if caller is None:
+        raise ApiError(401, "invalid_api_key", "the API key is not known", headers=challenge)
+    return caller
+
+
+def _of_role(role: Role) -> Callable[[Caller], Caller]:
+    def checked(caller: Annotated[Caller, Depends(caller_of)]) -> Caller:
+        if caller.role != role:
+            raise ApiError(403, "wrong_role", f"this needs the key of a {role}; yours is of a {caller.role}")
+        return caller
+
+    return checked
+
+
+TheService = Annotated[Service, Depends(service_of)]
+Customer = Annotated[Caller, Depends(_of_role("customer"))]
+Contributor = Annotated[Caller, Depends(_of_role("contributor"))]
+Operator = Annotated[Caller, Depends(_of_role("operator"))]
+
+
+def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """A JSON response of plain values, as compact as it gets."""
+    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(data, status, headers, "application/json")

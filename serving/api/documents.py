@@ -1,0 +1,105 @@
+"""The contributor's documents: add or replace, list, show, withdraw."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from metering.money import Currency
+from retrieval.catalogue import StoredDocument
+from retrieval.documents import DocumentError
+from retrieval.ingest import Ingest
+from retrieval.readers import DocumentLine, decode_line
+from serving.api.context import Contributor, TheService, json_response
+from serving.api.errors import ApiError
+from serving.api.paid import timestamp
+from serving.assembly import Service
+from serving.identity import new_id
+
+router = APIRouter()
+
+_PAGE_MAX = 1_000
+
+
+@router.post(
+    "/v1/documents",
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"type": "object", "required": ["text"]}}},
+        }
+    },
+)
+async def put(request: Request, caller: Contributor, service: TheService) -> Response:
+    """Add a document, or replace the one of the same id; it can be retrieved when this returns."""
+    try:
+        line = decode_line(await request.body())
+    except DocumentError as error:
+        malformed = "not valid JSON" in str(error) or "not UTF-8" in str(error)
+        raise ApiError(400 if malformed else 422, "malformed_json" if malformed else "invalid", str(error)) from error
+    if line.contributor not in (None, caller.id):
+        raise ApiError(403, "wrong_contributor", "a document can be brought in your own name only", param="contributor")
+    line.id = line.id or new_id(line.title or "document")
+    known = service.books.catalogue.get([line.id]).get(line.id)
+    stored = await asyncio.to_thread(_ingest, service, line, caller.id)
+    return json_response(render(stored, service.books.currency), 200 if known else 201)
+
+
+@router.get("/v1/documents")
+async def listed(
+    caller: Contributor, service: TheService, after: str = "", limit: int = Query(100, ge=1, le=_PAGE_MAX)
+) -> Response:
+    """The contributor's documents in the order of their ids; ``next`` is what to pass as ``after``."""
+    found = await asyncio.to_thread(service.books.catalogue.list, caller.id, after=after, limit=limit)
+    more = found[-1].id if len(found) == limit else None
+    return json_response({"data": [render(each, service.books.currency) for each in found], "next": more})
+
+
+@router.get("/v1/documents/{document:path}")
+async def show(document: str, caller: Contributor, service: TheService) -> Response:
+    """One document."""
+    return json_response(render(_own(service, caller.id, document), service.books.currency))
+
+
+@router.delete("/v1/documents/{document:path}")
+async def withdraw(document: str, caller: Contributor, service: TheService) -> Response:
+    """Withdraw a document: no query that begins after this response retrieves or cites it."""
+    _own(service, caller.id, document)
+    await asyncio.to_thread(service.books.catalogue.withdraw, [document], caller.id)
+    return json_response(render(_own(service, caller.id, document), service.books.currency))
+
+
+def render(document: StoredDocument, currency: Currency) -> dict[str, Any]:
+    """A document as its contributor sees it."""
+    purposes = document.terms.purposes
+    return {
+        "id": document.id,
+        "title": document.title,
+        "version": document.version,
+        "contributor": document.contributor,
+        "url": document.url,
+        "splits": [
+            {"contributor": each.contributor, "role": each.role, "share": each.ppm} for each in document.splits
+        ],
+        "terms": {
+            "purposes": None if purposes is None else list(purposes),
+            "floor": currency.amount(document.terms.floor),
+        },
+        "state": "active" if document.withdrawn_ms is None else "withdrawn",
+        "added": timestamp(document.added_ms),
+        "withdrawn": None if document.withdrawn_ms is None else timestamp(document.withdrawn_ms),
+    }
+
+
+def _own(service: Service, contributor: str, document: str) -> StoredDocument:
+    found = service.books.catalogue.get([document]).get(document)
+    if found is None or found.contributor != contributor:
+        raise ApiError(404, "not_found", f"you have no document {document[:80]}")
+    return found
+
+
+def _ingest(service: Service, line: DocumentLine, contributor: str) -> StoredDocument:
+    document = line.document(contributor, service.books.currency.parse)
+    return Ingest(service.books.catalogue, service.embedder).add(document)

@@ -1,0 +1,178 @@
+"""Errors: one JSON body that serves both conventions, RFC 9457 and the ``error`` object of the openai client."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import sqlalchemy as sa
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from metering.meter import (
+    HoldExpired,
+    IdempotencyMismatch,
+    IdempotencyRunning,
+    InsufficientFunds,
+    KeyRevoked,
+    MeterError,
+    MeterUnavailable,
+    RateLimited,
+)
+from metering.money import MoneyError
+from metering.periods import PeriodError
+from metering.pricing import PriceError
+from retrieval.documents import DocumentError
+from serving.answering import AlreadyCharged, MaxPriceExceeded, Overloaded, QueryError, QuestionTooLong
+from serving.funding import FundingError
+from serving.identity import IdentityError
+
+_KINDS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "insufficient_funds",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
+_RETRY_SECONDS = 1
+
+
+class ApiError(Exception):
+    """An error as the client sees it."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """``code`` is for programs, ``detail`` for people; ``param`` names the field that is wrong."""
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.param = param
+        self.headers = dict(headers or {})
+
+
+def body_of(error: ApiError, instance: str) -> dict[str, Any]:
+    """The JSON body of an error."""
+    return {
+        "type": f"urn:patronage:error:{error.code}",
+        "title": HTTPStatus(error.status).phrase,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": instance,
+        "error": {
+            "message": error.detail,
+            "type": _KINDS.get(error.status, "server_error"),
+            "param": error.param,
+            "code": error.code,
+        },
+    }
+
+
+def respond(error: ApiError, instance: str) -> JSONResponse:
+    """The response of an error."""
+    return JSONResponse(
+        body_of(error, instance), error.status, error.headers, media_type="application/problem+json"
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Translate every error of the application."""
+
+    async def api_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, ApiError)  # noqa: S101 # registered for this type
+        return respond(error, request.url.path)
+
+    async def domain_error(request: Request, error: Exception) -> JSONResponse:
+        return respond(translate(error), request.url.path)
+
+    async def http_error(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)  # noqa: S101 # registered for this type
+        code = {400: "malformed_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "http_error")
+        found = ApiError(error.status_code, code, str(error.detail), headers=error.headers)
+        return respond(found, request.url.path)
+
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 # registered for this type
+        return respond(_invalid(error), request.url.path)
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(RequestValidationError, invalid)
+    for kind in (
+        sa.exc.DataError, sa.exc.OperationalError, AlreadyCharged, DocumentError, FundingError, IdentityError, MeterError, MoneyError, Overloaded, PeriodError,
+        PriceError, QueryError,
+    ):  # fmt: skip
+        app.add_exception_handler(kind, domain_error)
+
+
+def translate(error: Exception) -> ApiError:  # noqa: PLR0911, C901 # a table, written as cases
+    """The client's view of an error of the application."""
+    soon = {"retry-after": str(_RETRY_SECONDS)}
+    match error:
+        case InsufficientFunds():
+            return ApiError(
+                402, "insufficient_funds", "the available balance does not cover what this query may cost; add credit"
+            )
+        case MaxPriceExceeded():
+            return ApiError(422, "max_price_exceeded", str(error), param="max_price")
+        case RateLimited():
+            wait = max(1, round(error.retry_after_s + 0.5))
+            return ApiError(
+                429, "rate_limited", f"too many requests with this key; retry in {wait} s",
+                headers={"retry-after": str(wait)},
+            )  # fmt: skip
+        case KeyRevoked():
+            return ApiError(401, "key_revoked", str(error))
+        case IdempotencyMismatch():
+            return ApiError(422, "idempotency_mismatch", str(error), param="Idempotency-Key")
+        case IdempotencyRunning():
+            return ApiError(409, "idempotency_running", str(error), headers=soon)
+        case AlreadyCharged():
+            return ApiError(409, "idempotency_expired", str(error), headers={"x-should-retry": "false"})
+        case MeterUnavailable():
+            return ApiError(
+                503, "metering_unavailable", "payments cannot be taken now, so nothing is served; retry", headers=soon
+            )
+        case HoldExpired():
+            return ApiError(503, "hold_expired", f"{error}; nothing was charged", headers=soon)
+        case Overloaded():
+            return ApiError(503, "overloaded", f"{error}; retry", headers=soon)
+        case QuestionTooLong():
+            return ApiError(413, "question_too_long", str(error), param="question")
+        case PriceError():
+            return ApiError(404, "model_not_found", str(error), param="model")
+        case FundingError() | IdentityError():
+            return ApiError(409, "conflict", str(error))
+        case PeriodError():
+            return ApiError(409, "period", str(error))
+        case DocumentError() if "taken by another" in str(error) or "withdrawn" in str(error):
+            return ApiError(409, "document_conflict", str(error), param="id")
+        case sa.exc.OperationalError():
+            return ApiError(503, "storage_unavailable", "the database cannot be written now; retry", headers=soon)
+        case sa.exc.DataError():
+            return ApiError(422, "invalid", "a value has characters that cannot be stored")
+        case _:
+            return ApiError(422, "invalid", str(error))
+
+
+def _invalid(error: RequestValidationError) -> ApiError:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path", "header"))
+    if first["type"] == "json_invalid":
+        return ApiError(400, "malformed_json", "the request body is not valid JSON")
+    message = f"{where}: {first['msg']}" if where else str(first["msg"])
+    return ApiError(422, "invalid", message, param=where or None)

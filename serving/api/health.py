@@ -1,0 +1,56 @@
+"""Liveness, readiness, metrics, and the front page."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from metering.meter import MeterUnavailable
+from serving.api.context import TheService, json_response
+from serving.metrics import Metrics
+from serving.portal.pages import render
+from serving.rulebook import EXTRACTIVE
+
+router = APIRouter()
+
+
+@router.get("/health/live")
+async def live() -> Response:
+    """The process runs."""
+    return json_response({"status": "alive"})
+
+
+@router.get("/health/ready")
+async def ready(request: Request, service: TheService) -> Response:
+    """Queries can be answered and paid; false while the server is draining."""
+    checks = {"serving": not request.app.state.draining}
+    try:
+        await service.metering.drain.lag()
+        checks["meter"] = True
+    except MeterUnavailable:
+        checks["meter"] = False
+    try:
+        await asyncio.to_thread(service.books.catalogue.clock)
+        checks["database"] = True
+    except Exception:  # noqa: BLE001 # whatever the database says, it is not ready
+        checks["database"] = False
+    good = all(checks.values())
+    return json_response({"status": "ready" if good else "not ready", "checks": checks}, 200 if good else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request, service: TheService) -> Response:
+    """Metrics in Prometheus's text format."""
+    found: Metrics = request.app.state.metrics
+    found.queries_running.set(service.answering.running)
+    return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/")
+async def home() -> HTMLResponse:
+    """What this server is."""
+    return HTMLResponse(render("home.html", model=EXTRACTIVE))

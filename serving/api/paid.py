@@ -1,0 +1,88 @@
+"""What the paid calls have in common: prices from outside, idempotency, and the receipt."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import Request
+from pydantic import BaseModel, Field, StringConstraints
+
+from metering.money import Currency, MoneyError
+from metering.records import fingerprint
+from serving.answering import Answered
+from serving.api.errors import ApiError
+
+_KEY_CHARS_MAX = 255
+
+Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.:-]{0,63}$")]
+
+
+class Money(BaseModel):
+    """An amount from outside."""
+
+    amount: str
+    currency: str
+
+
+Price = Annotated[Money | str | None, Field(description="The most the query may cost, such as `0.01`.")]
+
+
+def units(price: Money | str | None, currency: Currency, param: str) -> int | None:
+    """An amount from outside in units.
+
+    Raises:
+        ApiError: 422, it is not a positive amount in the deployment's currency.
+    """
+    if price is None:
+        return None
+    try:
+        if isinstance(price, Money):
+            if price.currency != currency.code:
+                raise MoneyError(f"amounts are in {currency.code}, not {price.currency[:10]}")
+            price = price.amount
+        return currency.parse_positive(price)
+    except MoneyError as error:
+        raise ApiError(422, "invalid", str(error), param=param) from error
+
+
+async def idempotency(request: Request) -> tuple[str, str]:
+    """The Idempotency-Key, or an empty one, and the fingerprint of what is asked.
+
+    Raises:
+        ApiError: 400, the key is too long.
+    """
+    key = request.headers.get("idempotency-key", "")
+    if len(key) > _KEY_CHARS_MAX:
+        raise ApiError(
+            400, "invalid_idempotency_key", f"Idempotency-Key is longer than {_KEY_CHARS_MAX} characters"
+        )
+    return key, fingerprint(request.url.path, await request.body()) if key else ""
+
+
+def receipt_headers(answered: Answered, currency: Currency) -> dict[str, str]:
+    """The headers of a paid response."""
+    return {
+        "x-patronage-receipt": answered.id,
+        "x-patronage-charge": currency.format(answered.charge),
+    }
+
+
+def receipt(answered: Answered, currency: Currency) -> dict[str, Any]:
+    """The receipt inside a paid response."""
+    return {
+        "id": answered.id,
+        "charge": currency.amount(answered.charge),
+        "created": timestamp(answered.created_ms),
+        "model": answered.model,
+        "input_tokens": answered.input_tokens,
+        "output_tokens": answered.output_tokens,
+        "documents": len(answered.sources),
+        "price_version": answered.price_version,
+        "policy_version": answered.policy_version,
+    }
+
+
+def timestamp(milliseconds: int) -> str:
+    """RFC 3339 in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,79 @@
+"""``POST /v1/query``: a question, a cited answer, and who earns how much of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from metering.money import Currency
+from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Answered, Query
+from serving.api import paid
+from serving.api.context import Customer, TheService, json_response
+from serving.api.errors import ApiError
+from serving.rulebook import EXTRACTIVE
+
+router = APIRouter()
+
+TopK = Annotated[int, Field(strict=True, ge=1, le=TOP_K_MAX)]
+
+
+class QueryBody(BaseModel):
+    """The body of a query."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    question: str = Field(min_length=1)
+    top_k: TopK = TOP_K_DEFAULT
+    purpose: paid.Purpose = PURPOSE_DEFAULT
+    max_price: paid.Price = None
+
+
+@router.post("/v1/query")
+async def query(body: QueryBody, request: Request, caller: Customer, service: TheService) -> Response:
+    """Answer a question from the documents, with citations and a receipt."""
+    currency = service.books.currency
+    key, body_hash = await paid.idempotency(request)
+    answered = await service.answering.answer(
+        caller,
+        Query(
+            question=question_of(body.question),
+            model=EXTRACTIVE,
+            top_k=body.top_k,
+            purpose=body.purpose,
+            max_price=paid.units(body.max_price, currency, "max_price"),
+            idempotency_key=key,
+            body_hash=body_hash,
+        ),
+    )
+    return json_response(render(answered, currency), headers=paid.receipt_headers(answered, currency))
+
+
+def question_of(text: str) -> str:
+    """The question, without what no database can store.
+
+    Raises:
+        ApiError: 422, it is blank or not valid Unicode.
+    """
+    if not text.strip():
+        raise ApiError(422, "invalid", "the question is blank", param="question")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ApiError(422, "invalid", "the question has unpaired surrogates", param="question") from None
+    return text
+
+
+def render(answered: Answered, currency: Currency) -> dict[str, Any]:
+    """The response to a query."""
+    plain = msgspec.to_builtins(answered)
+    return {
+        "id": answered.id,
+        "answer": answered.answer,
+        "sources": plain["sources"],
+        "citations": plain["citations"],
+        "model_residual": answered.model_residual,
+        "receipt": paid.receipt(answered, currency),
+    }

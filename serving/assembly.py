@@ -1,0 +1,184 @@
+"""Assembly: the only place that names concrete parts and puts them together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from redis.asyncio import Redis
+
+from attribution.transparency import Signer
+from metering import ledger
+from metering.drain import Drain
+from metering.money import Currency
+from metering.redis_meter import RedisMeter
+from metering.redis_server import RedisServer
+from metering.usage_log import UsageLog
+from retrieval.catalogue import Catalogue
+from retrieval.embedding import PACKAGED, Embedder, MiniLMEmbedder
+from retrieval.retriever import Retriever
+from serving import deployment
+from serving.answering import Answering
+from serving.data_dir import DataDir
+from serving.database import open_database, sqlite_url
+from serving.deployment import Deployment
+from serving.earnings import Earnings
+from serving.identity import Identities
+from serving.rulebook import Rulebook
+from serving.settings import Settings
+from serving.vault import Vault
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Everything that needs no Redis and no model."""
+
+    settings: Settings
+    directory: DataDir
+    engine: sa.Engine
+    deployment: Deployment
+    catalogue: Catalogue
+    identities: Identities
+    rulebook: Rulebook
+    log: UsageLog
+
+    @property
+    def currency(self) -> Currency:
+        """The deployment's currency."""
+        return self.deployment.currency
+
+    @property
+    def signer(self) -> Signer:
+        """The operator's signing key."""
+        return self.directory.signer(self.deployment.origin)
+
+    def embedder(self) -> Embedder:
+        """The embedding model of the settings; takes a moment to load.
+
+        Raises:
+            EmbedderError: it cannot be loaded.
+        """
+        if self.settings.embedder == PACKAGED:
+            return MiniLMEmbedder(self.directory.models)
+        from retrieval.sentence_transformers import SentenceTransformersEmbedder  # noqa: PLC0415 # an extra, with torch
+
+        return SentenceTransformersEmbedder(self.settings.embedder)
+
+
+@dataclass(frozen=True, slots=True)
+class Metering:
+    """The meter and its drain, on one Redis."""
+
+    meter: RedisMeter
+    drain: Drain
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Everything that answering paid queries takes."""
+
+    books: Books
+    metering: Metering
+    embedder: Embedder
+    retriever: Retriever
+    answering: Answering
+    earnings: Earnings
+
+
+@contextmanager
+def open_books(settings: Settings) -> Iterator[Books]:
+    """The books of the data directory, made if it is new.
+
+    Raises:
+        DataDirError, DatabaseError, MoneyError: they cannot be opened.
+    """
+    directory = DataDir(settings.data_dir)
+    with directory.opening():
+        engine = open_database(settings.database_url or sqlite_url(directory.database))
+        rulebook = Rulebook(engine)
+        found = deployment.load(engine)
+        if found is None:
+            currency = Currency.of(settings.currency)
+            rulebook.begin(currency)
+            found = deployment.begin(engine, currency, settings.shards)
+    try:
+        yield Books(
+            settings=settings,
+            directory=directory,
+            engine=engine,
+            deployment=found,
+            catalogue=Catalogue(engine),
+            identities=Identities(engine),
+            rulebook=rulebook,
+            log=UsageLog(directory.segments),
+        )
+    finally:
+        engine.dispose()
+
+
+@asynccontextmanager
+async def open_metering(books: Books) -> AsyncIterator[Metering]:
+    """The meter of the books, on the embedded Redis or the one of the settings.
+
+    Raises:
+        RedisServerError: the embedded Redis cannot be started.
+        MeterUnavailable: Redis does not answer.
+        MeterLost: it answers, and has lost the books, or carries others.
+    """
+    settings, found = books.settings, books.deployment
+    with ExitStack() as stack:
+        url = settings.redis_url
+        if url is None:
+            server = RedisServer(books.directory.redis, fsync=settings.redis_fsync)
+            url = (await asyncio.to_thread(stack.enter_context, server)).url
+        client = Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5)
+        try:
+            meter = RedisMeter(
+                client,
+                deployment=found.id,
+                shards=found.shards,
+                hold_ttl_ms=settings.hold_seconds * 1000,
+                replay_ttl_ms=settings.replay_seconds * 1000,
+            )
+            await meter.claim(fresh=not deployment.meter_begun(books.engine))
+            deployment.begin_meter(books.engine)
+            await _catch_up(books, meter)
+            drain = Drain(client, books.engine, books.log, deployment=found.id, shards=found.shards)
+            yield Metering(meter, drain)
+        finally:
+            await client.aclose()
+
+
+@asynccontextmanager
+async def open_service(books: Books) -> AsyncIterator[Service]:
+    """Everything, with the model loaded and the index built."""
+    embedder = await asyncio.to_thread(books.embedder)
+    retriever = Retriever(books.catalogue, embedder)
+    await asyncio.to_thread(retriever.refresh)
+    async with open_metering(books) as metering:
+        answering = Answering(
+            meter=metering.meter,
+            retriever=retriever,
+            embedder=embedder,
+            rulebook=books.rulebook,
+            engine=books.engine,
+            vault=Vault(books.directory.encryption_key()),
+            settings=books.settings,
+        )
+        earnings = Earnings(books.engine, books.log)
+        try:
+            yield Service(books, metering, embedder, retriever, answering, earnings)
+        finally:
+            answering.close()
+
+
+async def _catch_up(books: Books, meter: RedisMeter) -> None:
+    """Bring every account of the meter up to the ledger: a crash between the two loses no payment."""
+    for customer in books.identities.customers():
+        with books.engine.connect() as connection:
+            funding = ledger.funding(connection, customer)
+        await meter.fund(funding)
+

@@ -1,0 +1,5 @@
+"""The command line: ``patronage``."""
+
+from serving.cli.entry import main
+
+__all__ = ["main"]

@@ -1,0 +1,166 @@
+"""Commands for documents: ingest, list, withdraw, ask."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from retrieval.ingest import Ingest, Report
+from retrieval.readers import read
+from serving import reembedding
+from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Answered, Query
+from serving.api.documents import render as render_document
+from serving.api.query import render as render_answer
+from serving.assembly import open_books, open_service
+from serving.cli.console import CommandError, Out, current
+from serving.rulebook import EXTRACTIVE
+
+_documents = typer.Typer(help="The catalogue of documents.", no_args_is_help=True)
+
+_PAGE = 1_000
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("ingest", epilog="Example: patronage ingest ./essays --contributor mary")(ingest)
+    app.command("query", epilog="Example: patronage query 'Who wrote it?' --key patronage-customer-...")(query)
+    app.command("reembed")(reembed)
+    app.add_typer(_documents, name="documents")
+
+
+def ingest(
+    paths: Annotated[list[Path], typer.Argument(help="Folders, .txt, .md, .html, .pdf and .jsonl files.")],
+    contributor: Annotated[
+        str | None, typer.Option(help="Whose documents they are, where the files do not say.")
+    ] = None,
+    create_contributors: Annotated[
+        bool, typer.Option("--create-contributors", help="Register contributors that are named and not known.")
+    ] = False,
+) -> None:
+    """Bring documents in. Text that is there already costs nothing; changed text makes a new version."""
+    settings, out = current()
+    with open_books(settings) as books:
+        if contributor is not None and not create_contributors and contributor not in books.catalogue.contributors():
+            raise CommandError(
+                f"there is no contributor {contributor}: add it with `patronage contributor add`, "
+                "or pass --create-contributors"
+            )
+        pipeline = Ingest(books.catalogue, books.embedder(), create_contributors=create_contributors)
+        with out.progress("ingesting") as bar:
+            task = bar.add_task("ingesting", total=None, note="")
+
+            def show(report: Report) -> None:
+                done = report.documents + report.unchanged + len(report.rejected)
+                bar.update(task, completed=done, note=f"{report.passages} passages")
+
+            report = pipeline.run(read(paths, contributor, books.currency.parse), show)
+    rejected = [{"path": each.path, "line": each.line, "reason": each.reason} for each in report.rejected]
+    result = {
+        "documents": report.documents,
+        "passages": report.passages,
+        "unchanged": report.unchanged,
+        "replaced": report.replaced,
+        "rejected": rejected,
+    }
+    if not out.result(result):
+        out.print(
+            f"{report.documents} documents ({report.replaced} replaced) in {report.passages} passages, "
+            f"{report.unchanged} unchanged, {len(rejected)} rejected"
+        )
+        for each in report.rejected:
+            line = "" if each.line is None else f" line {each.line}"
+            out.aside.print(f"rejected: {each.path}{line}: {each.reason}", markup=False, soft_wrap=True)
+    if rejected and not report.documents and not report.unchanged:
+        raise CommandError(f"nothing was ingested: {rejected[0]['reason']}")
+
+
+@_documents.command("list")
+def list_documents(
+    contributor: Annotated[str | None, typer.Option(help="Only this contributor's.")] = None,
+) -> None:
+    """Every document with its version, contributor, terms and state."""
+    settings, out = current()
+    rows: list[dict[str, Any]] = []
+    with open_books(settings) as books:
+        after = ""
+        while page := books.catalogue.list(contributor, after=after, limit=_PAGE):
+            rows += [render_document(each, books.currency) for each in page]
+            after = page[-1].id
+    if not out.result({"documents": rows}):
+        table = [(row["id"], row["version"][:12], row["contributor"], _terms(row), row["state"]) for row in rows]
+        out.table(["id", "version", "contributor", "terms", "state"], table)
+
+
+@_documents.command("withdraw", epilog="Example: patronage documents withdraw mary/essays/one.txt")
+def withdraw(ids: list[str]) -> None:
+    """Withdraw documents: no query that begins after this retrieves or cites them."""
+    settings, out = current()
+    with open_books(settings) as books:
+        withdrawn = books.catalogue.withdraw(ids)
+    unknown = [each for each in ids if each not in withdrawn]
+    if not out.result({"withdrawn": withdrawn, "unknown": unknown}):
+        out.print(*[f"withdrawn: {each}" for each in withdrawn])
+    if unknown:
+        raise CommandError(f"there is no document {', '.join(unknown)}")
+
+
+def query(
+    question: str,
+    key: Annotated[str, typer.Option(help="A customer's API key; the query is paid from that account.")],
+    top_k: Annotated[int, typer.Option(min=1, max=TOP_K_MAX, help="Documents to retrieve.")] = TOP_K_DEFAULT,
+    purpose: Annotated[str, typer.Option(help="What the answer is for; documents may allow some only.")] = PURPOSE_DEFAULT,
+) -> None:
+    """Ask a paid question."""
+    settings, out = current()
+    with open_books(settings) as books:
+        caller = books.identities.find(key)
+        if caller is None or caller.role != "customer":
+            raise CommandError("this is not a customer's API key: make one with `patronage customer add`")
+        if not question.strip():
+            raise CommandError("the question is blank")
+
+        async def ask() -> Answered:
+            async with open_service(books) as service:
+                return await service.answering.answer(caller, Query(question, EXTRACTIVE, top_k, purpose))
+
+        answered = asyncio.run(ask())
+        result = render_answer(answered, books.currency)
+    if not out.result(result):
+        show_answer(out, result)
+
+
+def reembed() -> None:
+    """Embed every document anew, after PATRONAGE_EMBEDDER was changed. Stop the server first."""
+    settings, out = current()
+    with open_books(settings) as books, out.progress("embedding") as bar:
+        task = bar.add_task("embedding", total=books.catalogue.count()[0], note="")
+        done = reembedding.reembed(books, lambda count: bar.update(task, completed=count))
+    if not out.result({"documents": done}):
+        out.print(f"{done} documents embedded anew")
+
+
+def show_answer(out: Out, result: dict[str, Any]) -> None:
+    """An answer for people: the text, where it comes from, who earns, what it cost."""
+    out.print(result["answer"], "")
+    for number, citation in enumerate(result["citations"], 1):
+        source = result["sources"][citation["source"]]
+        start, end = citation["passage"]
+        out.print(f"  [{number}] {source['title']} ({source['document_id']}), characters {start} to {end}")
+    out.print("")
+    rows = [
+        (source["document_id"], source["contributor"], "cited" if source["cited"] else "", f"{source['share']:.1%}",
+         "█" * round(source["share"] * 30))
+        for source in result["sources"]
+    ]  # fmt: skip
+    rows.append(("no document", "", "", f"{result['model_residual']:.1%}", "░" * round(result["model_residual"] * 30)))
+    out.table(["document", "contributor", "", "share", ""], rows, numbers=[3])
+    receipt = result["receipt"]
+    out.print("", f"receipt {receipt['id']}: {receipt['charge']['amount']} {receipt['charge']['currency']}")
+
+
+def _terms(row: dict[str, Any]) -> str:
+    purposes = row["terms"]["purposes"]
+    return f"{'any purpose' if purposes is None else ', '.join(purposes) or 'no purpose'}; floor {row['terms']['floor']['amount']}"

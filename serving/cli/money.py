@@ -1,0 +1,124 @@
+"""Commands for money: periods and statements."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from metering import periods
+from serving import closing
+from serving.assembly import Books, open_books, open_metering
+from serving.cli.console import CommandError, Out, current
+from serving.portal import statement_pages
+
+_period = typer.Typer(help="Periods: calendar months in UTC.", no_args_is_help=True)
+
+_BAR = 40
+
+
+class Format(StrEnum):
+    """How a statement is written."""
+
+    json = "json"
+    csv = "csv"
+    html = "html"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.add_typer(_period, name="period")
+    app.command("statement", epilog="Example: patronage statement --contributor mary --period 2026-11 --format html -o s.html")(
+        statement
+    )
+
+
+@_period.command("close", epilog="Example: patronage period close 2026-11 --early")
+def close(
+    period: str,
+    early: Annotated[
+        bool, typer.Option("--early", help="Close a period that is not over; what comes later belongs to the next.")
+    ] = False,
+) -> None:
+    """Close a period for ever: attribute it, post the credits, issue the statements."""
+    settings, out = current()
+    with open_books(settings) as books:
+        periods.parse(period)
+        asyncio.run(_settle(books))
+        with out.progress("attributing") as bar:
+            task = bar.add_task("attributing", total=None, note="")
+            found = closing.close(
+                books, period, early=early, progress=lambda done, total: bar.update(task, completed=done, total=total)
+            )
+        _show(out, found.summary(books.currency), "closed")
+
+
+@_period.command("preview", epilog="Example: patronage period preview 2026-11")
+def preview(period: str) -> None:
+    """What closing a period now would give."""
+    settings, out = current()
+    with open_books(settings) as books:
+        periods.parse(period)
+        asyncio.run(_settle(books))
+        with out.progress("attributing") as bar:
+            task = bar.add_task("attributing", total=None, note="")
+            found = closing.preview(books, period, lambda done, total: bar.update(task, completed=done, total=total))
+        _show(out, found.summary(books.currency), "preview")
+
+
+def statement(
+    contributor: Annotated[str, typer.Option(help="Whose statement.")],
+    period: Annotated[str, typer.Option(help="Of which period, YYYY-MM.")],
+    form: Annotated[Format, typer.Option("--format", help="JSON carries the proof; CSV and HTML are for people.")] = Format.json,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to a file.")] = None,
+) -> None:
+    """A contributor's statement for a closed period."""
+    settings, out = current()
+    with open_books(settings) as books:
+        found = closing.statement(books, contributor, periods.parse(period))
+        if found is None:
+            if contributor not in books.catalogue.contributors():
+                raise CommandError(f"there is no contributor {contributor}")
+            raise CommandError(f"there is no statement of {contributor} for {period}: is the period closed?")
+    text = {
+        Format.json: lambda: json.dumps(found, indent=2, ensure_ascii=False) + "\n",
+        Format.csv: lambda: statement_pages.as_csv(found),
+        Format.html: lambda: statement_pages.as_html(found),
+    }[form]()
+    if output is not None:
+        output.write_text(text)
+        if not out.result({"written": str(output)}):
+            out.print(f"written: {output}")
+    elif not (out.is_json and out.result(found)):
+        typer.echo(text, nl=False)
+
+
+def picture(out: Out, summary: dict[str, Any]) -> None:
+    """Who earned what, as bars."""
+    amounts = [(each["contributor"], float(each["credited"]["amount"]), each["credited"]["amount"]) for each in summary["statements"]]
+    amounts.sort(key=lambda each: (-each[1], each[0]))
+    amounts.append(("(no document: residual)", float(summary["residual"]["amount"]), summary["residual"]["amount"]))
+    largest = max((value for _, value, _ in amounts), default=0.0) or 1.0
+    rows = [(name, amount, "█" * round(value / largest * _BAR)) for name, value, amount in amounts]
+    out.table(["contributor", f"earned ({summary['charged']['currency']})", ""], rows, numbers=[1])
+
+
+async def _settle(books: Books) -> None:
+    async with open_metering(books) as metering:
+        await metering.drain.settle()
+
+
+def _show(out: Out, summary: dict[str, Any], verb: str) -> None:
+    if out.result(summary):
+        return
+    out.print(f"{verb} {summary['period']}: {summary['run_id']}", "")
+    names = ("charged", "cost", "platform", "residual", "credited")
+    out.table(
+        ["records", *names], [[summary["records"], *[summary[name]["amount"] for name in names]]], numbers=range(6)
+    )
+    out.print("")
+    picture(out, summary)

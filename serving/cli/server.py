@@ -1,0 +1,72 @@
+"""Commands that run things: serve and demo."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from typing import Annotated
+
+import typer
+import uvicorn
+
+from serving import demo as story
+from serving.api.app import create_app
+from serving.assembly import open_books
+from serving.cli.console import CommandError, current
+
+_DRAIN_SECONDS = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command("serve", epilog="Example: patronage serve --port 8080")(serve)
+    app.command("demo")(demo)
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
+) -> None:
+    """Run the server until it is told to stop."""
+    settings, out = current()
+    with open_books(settings) as books, _listen(host, port) as listener:
+        address = listener.getsockname()
+        url = f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
+        with books.directory.serving({"pid": os.getpid(), "url": url}):
+            out.aside.print(f"Patronage {url}  data {books.directory.path}", markup=False, soft_wrap=True)
+            config = uvicorn.Config(
+                create_app(books),
+                loop="uvloop",
+                http="httptools",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_DRAIN_SECONDS,
+            )
+            server = uvicorn.Server(config)
+            server.run(sockets=[listener])
+            if not server.started:
+                raise CommandError("the server did not start; the log above says why")
+
+
+def demo() -> None:
+    """The whole story on real input: documents, a paying customer, cited answers, statements, and the proof."""
+    settings, out = current()
+    result = story.tell(out, settings)
+    out.result(result)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise CommandError(f"port {port} is in use: choose another with --port") from error
+        raise CommandError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
+    return listener
+

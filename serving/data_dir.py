@@ -1,0 +1,130 @@
+"""The data directory: where everything lies that is not in an external database or Redis."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from attribution.transparency import Signer
+
+FORMAT: Final = 1
+
+
+class DataDirError(RuntimeError):
+    """The data directory cannot be used; the message says why and what to do."""
+
+
+class DataDir:
+    """The layout of the data directory."""
+
+    def __init__(self, path: Path) -> None:
+        """Makes the directory if it is missing.
+
+        Raises:
+            DataDirError: it cannot be made or written, or belongs to a newer version.
+        """
+        self.path = path.resolve()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._check_format()
+        except OSError as error:
+            raise DataDirError(f"data directory {path} cannot be used: {error.strerror or error}") from error
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.path / "patronage.sqlite3"
+
+    @property
+    def redis(self) -> Path:
+        """The embedded Redis's folder."""
+        return self.path / "redis"
+
+    @property
+    def segments(self) -> Path:
+        """The usage log."""
+        return self.path / "segments"
+
+    @property
+    def models(self) -> Path:
+        """Model files made from packaged weights."""
+        return self.path / "models"
+
+    def run(self, period: str) -> Path:
+        """The folder of a period's run."""
+        return self.path / "runs" / period
+
+    def signer(self, name: str) -> Signer:
+        """The operator's signing key, made on first use."""
+        with self._exclusive("keys.lock"):
+            return Signer.load_or_create(self.path / "keys" / "signing.pem", name)
+
+    def encryption_key(self) -> bytes:
+        """The key that stored responses are encrypted with, made on first use."""
+        path = self.path / "keys" / "encryption.key"
+        with self._exclusive("keys.lock"):
+            if not path.exists():
+                path.parent.mkdir(exist_ok=True, mode=0o700)
+                temporary = path.with_suffix(".tmp")
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(AESGCM.generate_key(256))
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.rename(path)
+            return path.read_bytes()
+
+    @contextmanager
+    def opening(self) -> Iterator[None]:
+        """Held while the database is opened, so that one process at a time migrates it."""
+        with self._exclusive("open.lock"):
+            yield
+
+    @contextmanager
+    def serving(self, description: dict[str, Any]) -> Iterator[None]:
+        """Held by the one server that uses the directory; ``description`` tells others where it listens.
+
+        Raises:
+            DataDirError: another server uses it.
+        """
+        with (self.path / "server.lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise DataDirError(
+                    f"data directory {self.path} is in use by another server ({lock.read() or 'starting'}): "
+                    "stop it, or choose another --data-dir"
+                ) from None
+            lock.truncate(0)
+            lock.write(json.dumps(description))
+            lock.flush()
+            try:
+                yield
+            finally:
+                lock.truncate(0)
+
+    def _check_format(self) -> None:
+        marker = self.path / "FORMAT"
+        if not marker.exists():
+            marker.write_text(f"{FORMAT}\n")
+            return
+        written = marker.read_text().strip()
+        if not written.isdecimal() or int(written) > FORMAT:
+            raise DataDirError(
+                f"data directory {self.path} has format {written[:20] or 'unknown'}, this version knows {FORMAT}: "
+                "upgrade Patronage"
+            )
+
+    @contextmanager
+    def _exclusive(self, name: str) -> Iterator[None]:
+        with (self.path / name).open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield

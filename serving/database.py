@@ -1,0 +1,83 @@
+"""The SQL database: opened, migrated, and configured so that money is safe in it."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util.exc import CommandError
+
+_BUSY_TIMEOUT_MS = 30_000
+
+
+class DatabaseError(RuntimeError):
+    """The database cannot be used; the message says why and what to do."""
+
+
+def sqlite_url(path: Path) -> str:
+    """The URL of the SQLite file at ``path``."""
+    return f"sqlite:///{path}"
+
+
+def open_database(url: str) -> sa.Engine:
+    """An engine for ``url`` with the schema of this version of Patronage.
+
+    Transactions that write begin with a write, so that SQLite's lock is waited for and never upgraded.
+
+    Raises:
+        DatabaseError: it does not answer, or was written by a newer version.
+    """
+    try:
+        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
+        raise DatabaseError(f"database URL cannot be used: {error}") from error
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _configure_sqlite)
+        sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+    try:
+        _migrate(engine)
+    except sa.exc.OperationalError as error:
+        engine.dispose()
+        raise DatabaseError(f"the database does not answer: {error.orig}") from error
+    except DatabaseError:
+        engine.dispose()
+        raise
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    connection.isolation_level = None  # transactions begin where SQLAlchemy says, not where pysqlite guesses
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={_BUSY_TIMEOUT_MS}",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _migrate(engine: sa.Engine) -> None:
+    with as_file(files("serving.migrations")) as folder:
+        config = Config()
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
+        scripts = ScriptDirectory.from_config(config)
+        with engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+        if current == scripts.get_current_head():
+            return
+        if current is not None:
+            try:
+                scripts.get_revision(current)
+            except CommandError:
+                raise DatabaseError(
+                    f"the database was written by a newer version of Patronage (schema {current}): upgrade Patronage"
+                ) from None
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")

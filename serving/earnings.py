@@ -1,0 +1,78 @@
+"""Earnings of the open period: what the records so far would give, kept up to date segment by segment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import sqlalchemy as sa
+
+from attribution.run import Tally, credit
+from metering import ledger, periods
+from metering.money import Currency
+from metering.usage_log import UsageLog, records
+
+
+class Earnings:
+    """An estimate for contributors, seconds old. Costs each segment once. Thread-safe."""
+
+    def __init__(self, engine: sa.Engine, log: UsageLog) -> None:
+        self._engine = engine
+        self._log = log
+        self._lock = threading.Lock()
+        self._period = ""
+        self._seen: set[str] = set()
+        self._tally = Tally()
+
+    def of(self, contributor: str, currency: Currency) -> dict[str, Any]:
+        """The open period of one contributor.
+
+        Raises:
+            SegmentError: a segment is missing or altered.
+        """
+        with self._lock:
+            self._refresh()
+            tally, period = self._tally, self._period
+            earned: dict[tuple[str, int], int] = {}
+            for (name, document, _, version), units in tally.credits.items():
+                if name == contributor:
+                    earned[document, version] = earned.get((document, version), 0) + units
+            documents: dict[str, dict[str, int]] = {}
+            for (document, version), units in earned.items():
+                line = tally.lines[document, version]
+                entry = documents.setdefault(document, {"retrieved": 0, "cited": 0, "units": 0})
+                entry["retrieved"] += line.retrieved
+                entry["cited"] += line.cited
+                entry["units"] += units
+        return {
+            "period": period,
+            "estimated": currency.amount(sum(earned.values())),
+            "documents": [
+                {
+                    "document": document,
+                    "retrieved": entry["retrieved"],
+                    "cited": entry["cited"],
+                    "estimated": currency.amount(entry["units"]),
+                }
+                for document, entry in sorted(documents.items())
+            ],
+        }
+
+    def _refresh(self) -> None:
+        with self._engine.connect() as connection:
+            closed = set(connection.execute(sa.select(ledger.closed_periods.c.period)).scalars())
+            period = periods.of(time.time_ns() // 1_000_000)
+            while period in closed:
+                period = periods.following(period)
+            table = ledger.segments
+            found = connection.execute(
+                sa.select(table.c.name, table.c.sha256).where(table.c.period == period)
+            ).all()
+        if period != self._period:
+            self._period, self._seen, self._tally = period, set(), Tally()
+        for name, sha256 in found:
+            if name not in self._seen:
+                for divided in credit(list(records(self._log.read(name, sha256)))):
+                    self._tally.add(divided)
+                self._seen.add(name)

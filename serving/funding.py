@@ -1,0 +1,52 @@
+"""Funding: money that customers pay in, first into the ledger, then into the meter."""
+
+from __future__ import annotations
+
+import time
+
+from metering import ledger
+from metering.ledger import LedgerError, Transfer
+from metering.meter import Balance, Meter
+from serving.assembly import Books
+
+
+class FundingError(ValueError):
+    """A payment that cannot be booked; nothing was."""
+
+
+async def credit(books: Books, meter: Meter, customer: str, units: int, reference: str) -> Balance:
+    """Credit a customer's account; the same reference counts once. Gives the balance afterwards.
+
+    Raises:
+        FundingError: unknown customer, an empty reference, or one that was used for another amount.
+        MeterError: the meter cannot be reached; the payment is booked, and reaches the meter when it is back.
+    """
+    if not books.identities.is_customer(customer):
+        raise FundingError(f"there is no customer {customer}")
+    if not reference.strip() or len(reference) > 200:  # noqa: PLR2004 # the ledger's width for a reference
+        raise FundingError("a reference of 1 to 200 characters is needed: it makes the payment count once")
+    transfer = Transfer(
+        id=f"{ledger.FUNDING}/{customer}/{reference}",
+        at_ms=time.time_ns() // 1_000_000,
+        debit=ledger.BANK,
+        credit=ledger.customer(customer),
+        amount=units,
+        kind=ledger.FUNDING,
+        reference=reference,
+    )
+    with books.engine.begin() as connection:
+        try:
+            ledger.post(connection, [transfer])
+        except LedgerError:
+            raise FundingError(f"reference {reference!r} was used for another amount") from None
+        view = ledger.funding(connection, customer)
+    await meter.fund(view)
+    return await meter.balance(customer)
+
+
+async def open_account(books: Books, meter: Meter, customer: str) -> Balance:
+    """Open a new customer's account in the meter."""
+    with books.engine.connect() as connection:
+        view = ledger.funding(connection, customer)
+    await meter.fund(view)
+    return await meter.balance(customer)

@@ -1,0 +1,43 @@
+"""Metrics, for Prometheus. One registry a server, so that tests can run several."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.process_collector import ProcessCollector
+
+_SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class Metrics:
+    """What the server counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        GCCollector(registry=self.registry)
+        self.requests = Counter(
+            "patronage_http_requests", "HTTP requests.", ("method", "route", "status"), registry=self.registry
+        )
+        self.seconds = Histogram(
+            "patronage_http_request_seconds",
+            "Time to the end of the response.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.queries_running = Gauge(
+            "patronage_queries_running", "Paid queries in progress.", registry=self.registry
+        )
+        self.passages = Gauge(
+            "patronage_passages", "Passages that can be retrieved.", registry=self.registry
+        )
+        self.drain_lag = Gauge(
+            "patronage_drain_lag_records", "Captured records that are not in the ledger yet.", registry=self.registry
+        )
+        self.drained = Counter(
+            "patronage_drained_records", "Records moved into the ledger.", registry=self.registry
+        )
+        self.drain_failures = Counter(
+            "patronage_drain_failures", "Drains that failed and will be repeated.", registry=self.registry
+        )

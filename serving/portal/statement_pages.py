@@ -1,0 +1,49 @@
+"""Statements for people: HTML to read and print, CSV for a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from decimal import Decimal
+from typing import Any
+
+from attribution.transparency import fingerprint
+from serving.portal.pages import render
+
+_COLUMNS = ("document", "role", "policy_version", "retrieved", "cited", "pool", "residual", "platform", "credited")
+
+
+def as_html(bundle: dict[str, Any]) -> str:
+    """The statement as a page that stands alone."""
+    statement = bundle["statement"]
+    lines = sorted(statement["documents"], key=lambda line: (-Decimal(line["credited"]["amount"]), line["document"]))
+    largest = max((Decimal(line["credited"]["amount"]) for line in lines), default=Decimal(0))
+    widths = [float(Decimal(line["credited"]["amount"]) / largest * 100) if largest else 0.0 for line in lines]
+    return render(
+        "statement.html",
+        statement=statement,
+        lines=list(zip(lines, widths, strict=True)),
+        key=fingerprint(bundle["public_key"]),
+        root=bundle["run"]["input_root"],
+    )
+
+
+def as_csv(bundle: dict[str, Any]) -> str:
+    """A header, a line per document, role and policy, and the total; amounts are plain decimals."""
+    statement = bundle["statement"]
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["period", "contributor", *_COLUMNS, "currency"])
+    head = [statement["period"], statement["contributor"]]
+    currency = statement["credited"]["currency"]
+    for line in statement["documents"]:
+        cells = [line[name]["amount"] if isinstance(line[name], dict) else line[name] for name in _COLUMNS]
+        writer.writerow([*map(_harmless, head + cells), currency])
+    total = ["total", *[""] * (len(_COLUMNS) - 2), statement["credited"]["amount"]]
+    writer.writerow([*map(_harmless, head + total), currency])
+    return out.getvalue()
+
+
+def _harmless(cell: Any) -> Any:
+    """Text that a spreadsheet would run as a formula is quoted."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell

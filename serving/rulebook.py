@@ -1,0 +1,100 @@
+"""The rulebook: price books and policies by version, as the operator has set them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any, Final
+
+import sqlalchemy as sa
+from cachetools import TTLCache, cached
+
+from attribution.policy import Policy
+from metering.money import Currency
+from metering.pricing import ModelPrice, PriceBook
+
+METADATA = sa.MetaData()
+
+price_books = sa.Table(
+    "price_books",
+    METADATA,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+)
+
+policies = sa.Table(
+    "policies",
+    METADATA,
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False),
+)
+
+EXTRACTIVE: Final = "patronage-extractive"
+_CACHE_SECONDS: Final = 1.0
+
+# What a new deployment begins with, in ten-thousandths of the currency: 0.002 and some a query, half of what is left
+# after the computing for the documents.
+_STARTING_PRICE: Final = {
+    "request": "0.0020",
+    "input_per_1k": "0.0010",
+    "output_per_1k": "0.0020",
+    "passage": "0.0001",
+    "cost_request": "0.0002",
+    "cost_input_per_1k": "0.0005",
+    "cost_output_per_1k": "0.0005",
+}
+_STARTING_DATA_SHARE_PPM: Final = 500_000
+
+
+class Rulebook:
+    """The newest price book and policy, re-read every second."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+        self._read = cached(TTLCache(2, _CACHE_SECONDS), lock=threading.Lock())(self._newest)
+
+    def begin(self, currency: Currency) -> None:
+        """Give a new deployment its first price book and policy."""
+        price = ModelPrice(**{name: currency.parse(amount) for name, amount in _STARTING_PRICE.items()})
+        self._add_first(price_books, PriceBook(1, {EXTRACTIVE: price}).to_json())
+        self._add_first(policies, Policy(1, _STARTING_DATA_SHARE_PPM).to_json())
+
+    @property
+    def prices(self) -> PriceBook:
+        """The price book in force."""
+        return PriceBook.from_json(self._read(price_books))
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return Policy.from_json(self._read(policies))
+
+    def adopt_policy(self, data_share_ppm: int) -> Policy:
+        """Put a new policy in force, for queries from now on.
+
+        Raises:
+            PolicyError: the share is out of range.
+        """
+        policy = Policy(self.policy.version + 1, data_share_ppm)
+        with self._engine.begin() as connection:
+            row = {"version": policy.version, "body": json.dumps(policy.to_json()), "created_ms": _now_ms()}
+            connection.execute(sa.insert(policies), row)
+        return policy
+
+    def _add_first(self, table: sa.Table, body: dict[str, Any]) -> None:
+        with self._engine.begin() as connection:
+            row = {"version": 1, "body": json.dumps(body), "created_ms": _now_ms()}
+            connection.execute(sa.insert(table), row)
+
+    def _newest(self, table: sa.Table) -> dict[str, Any]:
+        with self._engine.connect() as connection:
+            body = connection.execute(sa.select(table.c.body).order_by(table.c.version.desc()).limit(1))
+            found: dict[str, Any] = json.loads(body.scalar_one())
+            return found
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

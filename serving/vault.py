@@ -1,0 +1,39 @@
+"""Encryption at rest of what customers asked and were answered."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+_NONCE_BYTES: Final = 12
+
+
+class VaultError(RuntimeError):
+    """Ciphertext that this deployment's key does not open for this owner."""
+
+
+class Vault:
+    """AES-256-GCM, bound to the owner of what is encrypted."""
+
+    def __init__(self, key: bytes) -> None:
+        """``key`` has 32 bytes."""
+        self._cipher = AESGCM(key)
+
+    def seal(self, plain: bytes, owner: str) -> bytes:
+        """The ciphertext, readable only for ``owner``."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, plain, owner.encode())
+
+    def open(self, sealed: bytes, owner: str) -> bytes:
+        """The plain text.
+
+        Raises:
+            VaultError: another key, another owner, or an altered text.
+        """
+        try:
+            return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], owner.encode())
+        except (InvalidTag, ValueError) as error:
+            raise VaultError("a stored response cannot be decrypted") from error
