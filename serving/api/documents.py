@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from fastapi import APIRouter, Query, Request, Response
 
-from metering.money import Currency
 from retrieval.catalogue import StoredDocument
 from retrieval.documents import DocumentError
 from retrieval.ingest import Ingest
 from retrieval.readers import DocumentLine, decode_line
+from serving import rendering
 from serving.api.context import Contributor, TheService, json_response
 from serving.api.errors import ApiError
-from serving.api.paid import timestamp
 from serving.assembly import Service
 from serving.identity import new_id
 
@@ -44,7 +42,7 @@ async def put(request: Request, caller: Contributor, service: TheService) -> Res
     line.id = line.id or new_id(line.title or "document")
     known = service.books.catalogue.get([line.id]).get(line.id)
     stored = await asyncio.to_thread(_ingest, service, line, caller.id)
-    return json_response(render(stored, service.books.currency), 200 if known else 201)
+    return json_response(rendering.document(stored, service.books.currency), 200 if known else 201)
 
 
 @router.get("/v1/documents")
@@ -54,13 +52,13 @@ async def listed(
     """The contributor's documents in the order of their ids; ``next`` is what to pass as ``after``."""
     found = await asyncio.to_thread(service.books.catalogue.list, caller.id, after=after, limit=limit)
     more = found[-1].id if len(found) == limit else None
-    return json_response({"data": [render(each, service.books.currency) for each in found], "next": more})
+    return json_response({"data": [rendering.document(each, service.books.currency) for each in found], "next": more})
 
 
 @router.get("/v1/documents/{document:path}")
 async def show(document: str, caller: Contributor, service: TheService) -> Response:
     """One document."""
-    return json_response(render(_own(service, caller.id, document), service.books.currency))
+    return json_response(rendering.document(_own(service, caller.id, document), service.books.currency))
 
 
 @router.delete("/v1/documents/{document:path}")
@@ -68,29 +66,7 @@ async def withdraw(document: str, caller: Contributor, service: TheService) -> R
     """Withdraw a document: no query that begins after this response retrieves or cites it."""
     _own(service, caller.id, document)
     await asyncio.to_thread(service.books.catalogue.withdraw, [document], caller.id)
-    return json_response(render(_own(service, caller.id, document), service.books.currency))
-
-
-def render(document: StoredDocument, currency: Currency) -> dict[str, Any]:
-    """A document as its contributor sees it."""
-    purposes = document.terms.purposes
-    return {
-        "id": document.id,
-        "title": document.title,
-        "version": document.version,
-        "contributor": document.contributor,
-        "url": document.url,
-        "splits": [
-            {"contributor": each.contributor, "role": each.role, "share": each.ppm} for each in document.splits
-        ],
-        "terms": {
-            "purposes": None if purposes is None else list(purposes),
-            "floor": currency.amount(document.terms.floor),
-        },
-        "state": "active" if document.withdrawn_ms is None else "withdrawn",
-        "added": timestamp(document.added_ms),
-        "withdrawn": None if document.withdrawn_ms is None else timestamp(document.withdrawn_ms),
-    }
+    return json_response(rendering.document(_own(service, caller.id, document), service.books.currency))
 
 
 def _own(service: Service, contributor: str, document: str) -> StoredDocument:

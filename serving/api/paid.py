@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Request
 from pydantic import BaseModel, Field, StringConstraints
@@ -66,23 +65,3 @@ def receipt_headers(answered: Answered, currency: Currency) -> dict[str, str]:
         "x-patronage-receipt": answered.id,
         "x-patronage-charge": currency.format(answered.charge),
     }
-
-
-def receipt(answered: Answered, currency: Currency) -> dict[str, Any]:
-    """The receipt inside a paid response."""
-    return {
-        "id": answered.id,
-        "charge": currency.amount(answered.charge),
-        "created": timestamp(answered.created_ms),
-        "model": answered.model,
-        "input_tokens": answered.input_tokens,
-        "output_tokens": answered.output_tokens,
-        "documents": len(answered.sources),
-        "price_version": answered.price_version,
-        "policy_version": answered.policy_version,
-    }
-
-
-def timestamp(milliseconds: int) -> str:
-    """RFC 3339 in UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

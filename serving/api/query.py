@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-import msgspec
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from metering.money import Currency
-from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Answered, Query
+from serving import rendering
+from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.api import paid
 from serving.api.context import Customer, TheService, json_response
 from serving.api.errors import ApiError
@@ -48,7 +47,7 @@ async def query(body: QueryBody, request: Request, caller: Customer, service: Th
             body_hash=body_hash,
         ),
     )
-    return json_response(render(answered, currency), headers=paid.receipt_headers(answered, currency))
+    return json_response(rendering.answer(answered, currency), headers=paid.receipt_headers(answered, currency))
 
 
 def question_of(text: str) -> str:
@@ -64,16 +63,3 @@ def question_of(text: str) -> str:
     except UnicodeEncodeError:
         raise ApiError(422, "invalid", "the question has unpaired surrogates", param="question") from None
     return text
-
-
-def render(answered: Answered, currency: Currency) -> dict[str, Any]:
-    """The response to a query."""
-    plain = msgspec.to_builtins(answered)
-    return {
-        "id": answered.id,
-        "answer": answered.answer,
-        "sources": plain["sources"],
-        "citations": plain["citations"],
-        "model_residual": answered.model_residual,
-        "receipt": paid.receipt(answered, currency),
-    }

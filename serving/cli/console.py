@@ -46,6 +46,11 @@ class Out:
         self.aside = Console(stderr=True, highlight=False)
 
     @property
+    def data_dir(self) -> Path | None:
+        """The data directory that the command line names, if it does."""
+        return self._options.data_dir
+
+    @property
     def is_json(self) -> bool:
         """Whether one JSON object is wanted."""
         return self._options.json

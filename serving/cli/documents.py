@@ -10,10 +10,8 @@ import typer
 
 from retrieval.ingest import Ingest, Report
 from retrieval.readers import read
-from serving import reembedding
+from serving import reembedding, rendering
 from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Answered, Query
-from serving.api.documents import render as render_document
-from serving.api.query import render as render_answer
 from serving.assembly import open_books, open_service
 from serving.cli.console import CommandError, Out, current
 from serving.rulebook import EXTRACTIVE
@@ -87,7 +85,7 @@ def list_documents(
     with open_books(settings) as books:
         after = ""
         while page := books.catalogue.list(contributor, after=after, limit=_PAGE):
-            rows += [render_document(each, books.currency) for each in page]
+            rows += [rendering.document(each, books.currency) for each in page]
             after = page[-1].id
     if not out.result({"documents": rows}):
         table = [(row["id"], row["version"][:12], row["contributor"], _terms(row), row["state"]) for row in rows]
@@ -127,7 +125,7 @@ def query(
                 return await service.answering.answer(caller, Query(question, EXTRACTIVE, top_k, purpose))
 
         answered = asyncio.run(ask())
-        result = render_answer(answered, books.currency)
+        result = rendering.answer(answered, books.currency)
     if not out.result(result):
         show_answer(out, result)
 

@@ -8,10 +8,7 @@ import socket
 from typing import Annotated
 
 import typer
-import uvicorn
 
-from serving import demo as story
-from serving.api.app import create_app
 from serving.assembly import open_books
 from serving.cli.console import CommandError, current
 
@@ -29,6 +26,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
 ) -> None:
     """Run the server until it is told to stop."""
+    import uvicorn  # noqa: PLC0415 # no other command waits for the web framework
+
+    from serving.api.app import create_app  # noqa: PLC0415
+
     settings, out = current()
     with open_books(settings) as books, _listen(host, port) as listener:
         address = listener.getsockname()
@@ -52,9 +53,10 @@ def serve(
 
 def demo() -> None:
     """The whole story on real input: documents, a paying customer, cited answers, statements, and the proof."""
-    settings, out = current()
-    result = story.tell(out, settings)
-    out.result(result)
+    from serving import demo as story  # noqa: PLC0415 # no other command waits for the openai client
+
+    _, out = current()
+    out.result(story.tell(out, out.data_dir))
 
 
 def _listen(host: str, port: int) -> socket.socket:

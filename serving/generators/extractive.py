@@ -25,7 +25,7 @@ SENTENCES_MAX: Final = 3
 ANSWER_TOKENS_MAX: Final = SENTENCES_MAX * SENTENCE_CHARS_MAX
 """No answer has more tokens, since no token is shorter than a character: the ceiling that is held for a query."""
 CONFIDENCE: Final = 0.88
-NO_ANSWER_ABOVE: Final = 0.80
+NO_ANSWER_ABOVE: Final = 0.75
 
 # Weights of a sentence's evidence in its log-odds, fitted by logistic regression (listwise) on half of the articles of
 # data/squad-dev, checked on the other half, and rounded.

@@ -1,0 +1,67 @@
+"""What the outside sees of answers and documents: the same JSON from HTTP and from the command line."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from metering.money import Currency
+from retrieval.catalogue import StoredDocument
+from serving.answering import Answered
+
+
+def answer(answered: Answered, currency: Currency) -> dict[str, Any]:
+    """An answered query."""
+    plain = msgspec.to_builtins(answered)
+    return {
+        "id": answered.id,
+        "answer": answered.answer,
+        "sources": plain["sources"],
+        "citations": plain["citations"],
+        "model_residual": answered.model_residual,
+        "receipt": receipt(answered, currency),
+    }
+
+
+def receipt(answered: Answered, currency: Currency) -> dict[str, Any]:
+    """The receipt inside a paid response."""
+    return {
+        "id": answered.id,
+        "charge": currency.amount(answered.charge),
+        "created": timestamp(answered.created_ms),
+        "model": answered.model,
+        "input_tokens": answered.input_tokens,
+        "output_tokens": answered.output_tokens,
+        "documents": len(answered.sources),
+        "price_version": answered.price_version,
+        "policy_version": answered.policy_version,
+    }
+
+
+def document(stored: StoredDocument, currency: Currency) -> dict[str, Any]:
+    """A document as its contributor and the operator see it."""
+    purposes = stored.terms.purposes
+    return {
+        "id": stored.id,
+        "title": stored.title,
+        "version": stored.version,
+        "contributor": stored.contributor,
+        "url": stored.url,
+        "splits": [
+            {"contributor": each.contributor, "role": each.role, "share": each.ppm} for each in stored.splits
+        ],
+        "terms": {
+            "purposes": None if purposes is None else list(purposes),
+            "floor": currency.amount(stored.terms.floor),
+        },
+        "state": "active" if stored.withdrawn_ms is None else "withdrawn",
+        "added": timestamp(stored.added_ms),
+        "withdrawn": None if stored.withdrawn_ms is None else timestamp(stored.withdrawn_ms),
+    }
+
+
+def timestamp(milliseconds: int) -> str:
+    """RFC 3339 in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
