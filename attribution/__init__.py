@@ -1,1 +1,1 @@
-"""Attribution: from the worth of coalitions to integer credits, statements and their proofs. Loads no server library."""
+"""Attribution: from the worth of coalitions to integer credits and statements with proofs."""

@@ -1,6 +1,6 @@
 """The attribution run: from usage records to credits, deterministic whatever the order and partition of its input.
 
-Each record is credited by itself (:func:`credit`), what it gives is added up (:class:`Tally`, whose sums commute), and
+Each record is credited by itself (:func:`divide`), what it gives is added up (:class:`Tally`, whose sums commute), and
 whatever depends on an order is sorted by record id first. A run is therefore a map over segments and a merge.
 """
 
@@ -37,13 +37,13 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordCredits:
-    """One query divided: ``earned + residual == royalty``, and the credits sum to what was earned."""
+class Divided:
+    """One query divided: ``earned + residual == royalty``, and the shares sum to what was earned."""
 
     record: UsageRecord
     earned: int
     """The part of the royalty pool that documents earned, in units."""
-    credits: tuple[Credit, ...]
+    shares: tuple[Credit, ...]
 
     @property
     def residual(self) -> int:
@@ -51,7 +51,7 @@ class RecordCredits:
         return self.record.royalty - self.earned
 
 
-def credit(records: Sequence[UsageRecord]) -> list[RecordCredits]:
+def divide(records: Sequence[UsageRecord]) -> list[Divided]:
     """Divide the royalty of each record among its documents, exactly.
 
     Records whose games have the same structure are solved together.
@@ -62,12 +62,12 @@ def credit(records: Sequence[UsageRecord]) -> list[RecordCredits]:
     grouped: dict[Unions, list[int]] = defaultdict(list)
     for i, record in enumerate(records):
         grouped[_unions(record)].append(i)
-    result: list[RecordCredits | None] = [None] * len(records)
+    result: list[Divided | None] = [None] * len(records)
     for unions, indexes in grouped.items():
         tables = np.asarray([records[i].values for i in indexes], np.int64)
         numerators, _ = owen_values(tables, unions)
         for i, weights in zip(indexes, numerators.tolist(), strict=True):
-            result[i] = _divide(records[i], weights)
+            result[i] = _divide_one(records[i], weights)
     return [each for each in result if each is not None]
 
 
@@ -87,7 +87,7 @@ def _unions(record: UsageRecord) -> Unions:
     return unions_of([use.contributor for use in record.uses[:players]])
 
 
-def _divide(record: UsageRecord, weights: Sequence[int]) -> RecordCredits:
+def _divide_one(record: UsageRecord, weights: Sequence[int]) -> Divided:
     if any(weight < 0 for weight in weights):
         raise RunError(f"record {record.id}: a document has a negative value under {record.value_function}")
     earned = earned_of(record.royalty, record.values[-1], record.values[0])
@@ -97,11 +97,14 @@ def _divide(record: UsageRecord, weights: Sequence[int]) -> RecordCredits:
         for split in use.splits
     ]
     units = apportion(earned, [weight for *_, weight in cells], record.leaf())
-    credits = tuple(
-        Credit(record.id, document, contributor, role, amount)
-        for (document, contributor, role, _), amount in zip(cells, units, strict=True)
+    return Divided(
+        record,
+        earned,
+        tuple(
+            Credit(record.id, document, contributor, role, amount)
+            for (document, contributor, role, _), amount in zip(cells, units, strict=True)
+        ),
     )
-    return RecordCredits(record, earned, credits)
 
 
 @dataclass(slots=True)
@@ -115,7 +118,7 @@ class Totals:
     credited: int = 0
     residual: int = 0
 
-    def add(self, divided: RecordCredits) -> None:
+    def add(self, divided: Divided) -> None:
         """Count one record."""
         record = divided.record
         self.records += 1
@@ -156,11 +159,11 @@ class Tally:
 
     totals: Totals = field(default_factory=Totals)
     lines: dict[LineKey, Line] = field(default_factory=dict)
-    credits: dict[CreditKey, int] = field(default_factory=dict)
+    credited: dict[CreditKey, int] = field(default_factory=dict)
     policy_version: int = 0
     """The newest policy under which a record was made."""
 
-    def add(self, divided: RecordCredits) -> None:
+    def add(self, divided: Divided) -> None:
         """Count one record."""
         record = divided.record
         version = record.policy_version
@@ -174,14 +177,14 @@ class Tally:
             line.residual += divided.residual
             line.platform += record.platform
             for split in use.splits:
-                self.credits.setdefault((split.contributor, use.document, split.role, version), 0)
-        for each in divided.credits:
-            self.credits[each.contributor, each.document, each.role, version] += each.units
+                self.credited.setdefault((split.contributor, use.document, split.role, version), 0)
+        for each in divided.shares:
+            self.credited[each.contributor, each.document, each.role, version] += each.units
 
     def credited_to(self) -> dict[str, int]:
         """What every contributor earned, in units, by contributor."""
         sums: dict[str, int] = defaultdict(int)
-        for (contributor, _, _, _), units in self.credits.items():
+        for (contributor, _, _, _), units in self.credited.items():
             sums[contributor] += units
         return dict(sums)
 

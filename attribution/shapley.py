@@ -49,7 +49,7 @@ def owen_values(tables: npt.NDArray[np.int64], unions: Unions) -> tuple[npt.NDAr
     """
     if len(unions) > TABLE_PLAYERS_MAX:
         raise ValueError(f"{len(unions)} members; an exact table holds {TABLE_PLAYERS_MAX}")
-    if tables.ndim != 2 or tables.shape[1] != 2 ** len(unions):
+    if tables.shape[1:] != (2 ** len(unions),):
         raise ValueError(f"tables of shape {tables.shape} do not fit {len(unions)} members")
     weights, denominator = _weights(unions)
     # Sums of |weights| per row are at most 2 * 12!, so the products stay below 2**61: no overflow in int64.

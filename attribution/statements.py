@@ -99,7 +99,7 @@ class Issue:
 def _lines(tally: Tally, currency: Currency) -> dict[str, list[dict[str, Any]]]:
     """For each contributor, a line per document, role and policy version, in that order."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for (contributor, document, role, version), units in sorted(tally.credits.items()):
+    for (contributor, document, role, version), units in sorted(tally.credited.items()):
         line = tally.lines[document, version]
         found.setdefault(contributor, []).append(
             {

@@ -101,9 +101,7 @@ def open_note(note: str, public_key: str) -> Checkpoint:
         raw = base64.b64decode(public_key, validate=True)
         blob = base64.b64decode(parts[2], validate=True)
         lines = body.split("\n")
-        checkpoint = Checkpoint(
-            lines[0], int(lines[1]), base64.b64decode(lines[2], validate=True), tuple(lines[3:])
-        )
+        checkpoint = Checkpoint(lines[0], int(lines[1]), base64.b64decode(lines[2], validate=True), tuple(lines[3:]))
     except (ValueError, IndexError, binascii.Error) as error:
         raise CheckpointError(f"not a signed checkpoint: {error}") from error
     if blob[:4] != _key_hash(parts[1], raw):

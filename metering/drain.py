@@ -24,7 +24,7 @@ from metering import ledger, periods
 from metering.ledger import Transfer
 from metering.meter import MeterLost, MeterUnavailable
 from metering.records import UsageRecord, decode_record
-from metering.redis_meter import Client, deployment_key, shard_name, usage_stream
+from metering.redis_meter import Client, deployment_key, shard_name, stream_entries, usage_stream
 from metering.usage_log import Segment, UsageLog, stream_order
 
 LEASE_TTL_MS: Final = 10_000
@@ -38,9 +38,7 @@ class DrainBusy(Exception):
 class Drain:
     """Moves captured records into the log and the ledger."""
 
-    def __init__(
-        self, client: Client, engine: sa.Engine, log: UsageLog, *, deployment: str, shards: int
-    ) -> None:
+    def __init__(self, client: Client, engine: sa.Engine, log: UsageLog, *, deployment: str, shards: int) -> None:
         """The caller closes ``client`` and ``engine``."""
         self._client = client
         self._engine = engine
@@ -50,7 +48,7 @@ class Drain:
         self._owner = uuid.uuid4().hex
         lua = files("metering.lua")
         script = (lua / "_prelude.lua").read_text() + (lua / "lease.lua").read_text()
-        self._lease = AsyncScript(client, script)  # type: ignore[arg-type] # as in redis_meter
+        self._lease = AsyncScript(client, script)
 
     async def lag(self) -> int:
         """How many captured records are not registered yet."""
@@ -87,9 +85,9 @@ class Drain:
         tails: dict[int, str] = {}
         try:
             for shard in range(self._shards):
-                newest = await self._client.xrevrange(usage_stream(shard), count=1)
+                newest = stream_entries(await self._client.xrevrange(usage_stream(shard), count=1))
                 if newest:
-                    tails[shard] = newest[0][0].decode()
+                    tails[shard] = newest[0][0]
         except RedisError as error:
             raise MeterUnavailable(f"Redis does not answer: {error}") from error
         async with asyncio.timeout(timeout_s):
@@ -111,10 +109,11 @@ class Drain:
         moved = 0
         while True:
             end = await asyncio.to_thread(self._log.unregistered, shard, mark) or "+"
-            entries = await self._client.xrange(stream, min=f"({mark}", max=end, count=SEGMENT_RECORDS_MAX)
-            if not entries:
+            batch = stream_entries(
+                await self._client.xrange(stream, min=f"({mark}", max=end, count=SEGMENT_RECORDS_MAX)
+            )
+            if not batch:
                 return moved
-            batch = [(entry.decode(), fields[b"r"]) for entry, fields in entries]
             for part in _by_period(batch):
                 token = await self._take_lease(shard)
                 await asyncio.to_thread(self._register, shard, mark, token, part)
@@ -205,7 +204,7 @@ def _insert(connection: sa.Connection, segment: Segment, period: str, batch: Seq
             for row, record in enumerate(batch)
         ],
     )
-    seen = [
+    seen: list[dict[str, object]] = [
         {"account": record.account, "fingerprint": record.idempotency, "record": record.id}
         for record in batch
         if record.idempotency

@@ -58,9 +58,7 @@ def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
     return path
 
 
-def verify_inclusion(
-    leaf: bytes, index: int, size: int, path: Sequence[bytes], expected_root: bytes
-) -> bool:
+def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], expected_root: bytes) -> bool:
     """Whether ``path`` proves that ``leaf`` is at ``index`` of the tree of ``size`` leaves.
 
     The algorithm of RFC 9162, section 2.1.3.2.

@@ -69,10 +69,8 @@ class Currency:
             raise MoneyError(f"amount {amount[:40]!r} is not a decimal number such as 12.50")
         sign, whole, fraction = match.group(1), match.group(2), match.group(3) or ""
         if len(fraction.rstrip("0")) > self.scale:
-            raise MoneyError(
-                f"amount {amount[:40]!r} is finer than the unit of {self.code}, 1e-{self.scale}"
-            )
-        units = int(whole) * 10**self.scale + int(fraction[: self.scale].ljust(self.scale, "0"))
+            raise MoneyError(f"amount {amount[:40]!r} is finer than the unit of {self.code}, 1e-{self.scale}")
+        units: int = int(whole) * 10**self.scale + int(fraction[: self.scale].ljust(self.scale, "0"))
         if units > limit:
             raise MoneyError(f"amount {amount[:40]!r} is above the limit {self.format(limit)}")
         return -units if sign else units

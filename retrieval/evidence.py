@@ -66,7 +66,5 @@ def weigh(question: Question, passages: Sequence[PreparedPassage]) -> list[Evide
     edges = np.cumsum([len(passage.sentence_terms) for passage in passages])[:-1]
     return [
         Evidence(*parts)
-        for parts in zip(
-            np.split(similarity, edges), np.split(coverage, edges), np.split(lexical, edges), strict=True
-        )
+        for parts in zip(np.split(similarity, edges), np.split(coverage, edges), np.split(lexical, edges), strict=True)
     ]

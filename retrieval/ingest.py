@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from retrieval.catalogue import Catalogue, PreparedPassage, StoredDocument, prepare
+from retrieval.catalogue import Catalogue, Outcome, PreparedPassage, StoredDocument, prepare
 from retrieval.documents import Document, DocumentError, check
 from retrieval.embedding import Embedder
 from retrieval.readers import Found, Rejection
@@ -36,9 +36,7 @@ Progress = Callable[[Report], None]
 class Ingest:
     """Brings documents into the catalogue."""
 
-    def __init__(
-        self, catalogue: Catalogue, embedder: Embedder, *, create_contributors: bool = False
-    ) -> None:
+    def __init__(self, catalogue: Catalogue, embedder: Embedder, *, create_contributors: bool = False) -> None:
         """With ``create_contributors``, whoever a document names is registered; else the document is rejected."""
         self._catalogue = catalogue
         self._embedder = embedder
@@ -67,9 +65,7 @@ class Ingest:
             raise DocumentError(report.rejected[0].reason)
         return self._catalogue.get([document.id])[document.id]
 
-    def _checked(
-        self, found: Iterable[Found | Rejection], seen: dict[str, str], report: Report
-    ) -> Iterator[Found]:
+    def _checked(self, found: Iterable[Found | Rejection], seen: dict[str, str], report: Report) -> Iterator[Found]:
         for each in found:
             if isinstance(each, Rejection):
                 report.rejected.append(each)
@@ -105,7 +101,7 @@ class Ingest:
             return None if unchanged else prepare(each.document, self._embedder)
 
         passages = list(pool.map(prepared, batch))
-        outcomes = self._catalogue.put(
+        outcomes: list[Outcome | DocumentError] = self._catalogue.put(
             [(each.document, parts) for each, parts in zip(batch, passages, strict=True)], self._embedder.name
         )
         for each, parts, outcome in zip(batch, passages, outcomes, strict=True):

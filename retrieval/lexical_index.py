@@ -37,9 +37,7 @@ class LexicalView:
         self._schema = schema
         self._searcher = searcher
 
-    def search(
-        self, terms: Iterable[int], limit: int, purpose: str, price: int
-    ) -> tuple[Rows, Scores]:
+    def search(self, terms: Iterable[int], limit: int, purpose: str, price: int) -> tuple[Rows, Scores]:
         """The best ``limit`` rows that may be used for ``purpose`` at ``price``, best first, with their BM25."""
         schema, query = self._schema, tantivy.Query
         wanted = [(tantivy.Occur.Should, query.term_query(schema, "terms", str(term))) for term in terms]

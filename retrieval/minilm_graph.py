@@ -92,11 +92,7 @@ class _Graph:
                 helper.make_tensor_value_info(name, TensorProto.INT32, ["batch", "tokens"])
                 for name in ("input_ids", "attention_mask")
             ],
-            [
-                helper.make_tensor_value_info(
-                    "token_embeddings", TensorProto.FLOAT, ["batch", "tokens", self._width]
-                )
-            ],
+            [helper.make_tensor_value_info("token_embeddings", TensorProto.FLOAT, ["batch", "tokens", self._width])],
             self._initializers,
         )
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid(_MICROSOFT, 1)]
@@ -133,7 +129,12 @@ class _Graph:
         parts = [prefix + f"attention.self.{part}" for part in ("query", "key", "value")]
         weight = np.concatenate([self._weights[part + ".weight"].T for part in parts], axis=1)
         bias = np.concatenate([self._weights[part + ".bias"] for part in parts])
-        inputs = [hidden, self._constant(name + "qkv", weight), self._constant(name + "qkv.bias", bias), "mask"]
+        inputs = [
+            hidden,
+            self._constant(name + "qkv", weight),
+            self._constant(name + "qkv.bias", bias),
+            "mask",
+        ]
         heads = self._node("Attention", inputs, [name + "heads"], num_heads=self._heads)
         return self._product(prefix + "attention.output.dense", name + "attention", heads)
 

@@ -1,4 +1,7 @@
-"""Readers: from files to documents. What cannot be read is reported by path, line and reason, and loses nothing else."""
+"""Readers: from files to documents.
+
+What cannot be read is reported by path, line and reason, and loses nothing else.
+"""
 
 from __future__ import annotations
 
@@ -120,9 +123,7 @@ def decode_line(data: bytes) -> DocumentLine:
         raise DocumentError(_not_utf8(error)) from error
 
 
-def read(
-    paths: Sequence[Path], contributor: str | None, parse_amount: ParseAmount
-) -> Iterator[Found | Rejection]:
+def read(paths: Sequence[Path], contributor: str | None, parse_amount: ParseAmount) -> Iterator[Found | Rejection]:
     """Every document in the files and folders, in a stable order.
 
     A file's document id is made from the contributor and the path below the folder that was given.
@@ -228,7 +229,15 @@ def _pdf(path: Path) -> tuple[str | None, str]:
         title = reader.metadata.title if reader.metadata else None
     except DocumentError:
         raise
-    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+    except (
+        PyPdfError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+        OverflowError,
+    ) as error:
         raise DocumentError(f"not a readable PDF: {error}") from error
     if not text.strip():
         raise DocumentError("the PDF has no text (is it a scan?)")

@@ -253,7 +253,7 @@ def _group(
 ) -> tuple[RetrievedDocument, ...]:
     """The passages by document, documents by their best passage, ties by document id."""
     best: dict[int, list[int]] = {}
-    for i in np.lexsort(([passage.id for passage in passages], -scores)):
+    for i in np.lexsort((np.asarray([passage.id for passage in passages]), -scores)):
         best.setdefault(passages[i].document, []).append(int(i))
     ranked = sorted(best.items(), key=lambda item: (-scores[item[1][0]], view.documents[item[0]].id))
     return tuple(
@@ -275,7 +275,7 @@ def _group(
     )
 
 
-def _standardised(values: npt.NDArray[np.floating[npt.NBitBase]]) -> Floats:
+def _standardised(values: npt.NDArray[np.float64]) -> Floats:
     """Zero mean and unit deviation; zeros where there is nothing to tell apart."""
     if not len(values):
         return np.empty(0)

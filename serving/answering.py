@@ -316,9 +316,7 @@ def _answered(record: UsageRecord, retrieval: Retrieval, answer: extractive.Answ
             )
             for found, use, weight in zip(retrieval.documents, record.uses, weights, strict=True)
         ),
-        citations=tuple(
-            Citation(each.source, each.quote, each.passage, each.answer_span) for each in answer.citations
-        ),
+        citations=tuple(Citation(each.source, each.quote, each.passage, each.answer_span) for each in answer.citations),
         model_residual=residual,
         charge=record.charge,
         input_tokens=record.input_tokens,

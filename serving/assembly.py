@@ -181,4 +181,3 @@ async def _catch_up(books: Books, meter: RedisMeter) -> None:
         with books.engine.connect() as connection:
             funding = ledger.funding(connection, customer)
         await meter.fund(funding)
-

@@ -81,7 +81,13 @@ async def audit(books: Books, metering: Metering, progress: Progress | None = No
     meter = await _meter(books, metering.meter, metering.drain)
     say("reading the ledger, the runs and the catalogue")
     rest = await asyncio.to_thread(
-        lambda: [_ledger(books, sums), _receipts(books, sums), *_runs(books), _catalogue(books), _splits(books)]
+        lambda: [
+            _ledger(books, sums),
+            _receipts(books, sums),
+            *_runs(books),
+            _catalogue(books),
+            _splits(books),
+        ]
     )
     return [check.to_json() for check in [*log, meter, *rest]]
 
@@ -98,9 +104,10 @@ def _log(books: Books) -> tuple[list[Check], _Sums]:
             sums.records += 1
             sums.charged[record.account] += record.charge
             sums.pools[period] += record.royalty
-            if record.charge != record.cost + record.platform + record.royalty or min(
-                record.cost, record.platform, record.royalty
-            ) < 0:
+            if (
+                record.charge != record.cost + record.platform + record.royalty
+                or min(record.cost, record.platform, record.royalty) < 0
+            ):
                 conserved.fault(f"record {record.id} in {name}")
             if not _follows(record, prices, policies):
                 priced.fault(f"record {record.id} in {name}")
@@ -204,7 +211,10 @@ def _receipts(books: Books, sums: _Sums) -> Check:
         check.compared = int(connection.execute(sa.select(sa.func.count()).select_from(ledger.receipts)).scalar_one())
         table = ledger.usage_daily
         daily = connection.execute(
-            sa.select(sa.func.coalesce(sa.func.sum(table.c.queries), 0), sa.func.coalesce(sa.func.sum(table.c.charge), 0))
+            sa.select(
+                sa.func.coalesce(sa.func.sum(table.c.queries), 0),
+                sa.func.coalesce(sa.func.sum(table.c.charge), 0),
+            )
         ).one()
     if check.compared != sums.records:
         check.fault(f"{check.compared} receipts, {sums.records} records")
@@ -291,7 +301,7 @@ def _compare_statements(books: Books, row: Any, found: closing.Attribution, chec
 def _catalogue(books: Books) -> Check:
     check = Check("every version has its hash, and every passage is a span of it", unit="documents")
     after = ""
-    while page := books.catalogue.list(after=after, limit=200):
+    while page := books.catalogue.page(after=after, limit=200):
         after = page[-1].id
         for document in page:
             check.compared += 1
@@ -339,4 +349,3 @@ def _withdrawals(books: Books) -> dict[str, int]:
 def _funding(books: Books, customer: str) -> Any:
     with books.engine.connect() as connection:
         return ledger.funding(connection, customer)
-

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from attribution.run import InputRoot, RecordCredits, Tally, credit
+from attribution.run import Divided, InputRoot, Tally, divide
 from attribution.statements import Issue, canonical
 from metering import ledger, periods
 from metering.drain import close_period
@@ -60,7 +60,7 @@ class Attribution:
 
     issue: Issue
     tally: Tally
-    credits: bytes
+    parquet: bytes
     """The credits as a Parquet file, sorted by record."""
 
     def summary(self, currency: Currency) -> dict[str, Any]:
@@ -113,22 +113,22 @@ def attribute(
     for done, (name, sha256) in enumerate(segments, 1):
         table = log.read(name, sha256)
         root.add(table["id"].to_pylist(), table["leaf"].to_pylist())
-        for divided in credit(list(records(table))):
+        for divided in divide(list(records(table))):
             tally.add(divided)
             rows += _rows(divided)
         if progress:
             progress(done, len(segments))
-    credits = _parquet(rows)
+    parquet = _parquet(rows)
     issue = Issue(
         period=period,
         input_root=root.root(),
         tally=tally,
-        credits_sha256=hashlib.sha256(credits).hexdigest(),
+        credits_sha256=hashlib.sha256(parquet).hexdigest(),
         contributors=catalogue.contributors(),
         currency=currency,
         default_policy=default_policy,
     )
-    return Attribution(issue, tally, credits)
+    return Attribution(issue, tally, parquet)
 
 
 def preview(books: Books, period: str, progress: Progress | None = None) -> Attribution:
@@ -178,9 +178,7 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
 
 def statement(books: Books, contributor: str, period: str) -> dict[str, Any] | None:
     """The statement bundle of a contributor for a closed period, or None."""
-    query = sa.select(statements.c.bundle).where(
-        statements.c.period == period, statements.c.contributor == contributor
-    )
+    query = sa.select(statements.c.bundle).where(statements.c.period == period, statements.c.contributor == contributor)
     with books.engine.connect() as connection:
         bundle = connection.execute(query).scalar_one_or_none()
     return None if bundle is None else dict(json.loads(bundle))
@@ -213,8 +211,8 @@ def _check(period: str, *, early: bool) -> None:
         raise PeriodError(f"period {period} is not over; to close it now all the same, pass --early")
 
 
-def _rows(divided: RecordCredits) -> Iterator[tuple[str, str, str, str, int]]:
-    for each in divided.credits:
+def _rows(divided: Divided) -> Iterator[tuple[str, str, str, str, int]]:
+    for each in divided.shares:
         yield each.record, each.document, each.contributor, each.role, each.units
 
 
@@ -223,9 +221,7 @@ def _parquet(rows: list[tuple[str, str, str, str, int]]) -> bytes:
     columns = list(zip(*rows, strict=True)) if rows else [()] * 5
     names = ("record", "document", "contributor", "role", "units")
     types = (pa.string(), pa.string(), pa.string(), pa.string(), pa.int64())
-    table = pa.table(
-        [pa.array(column, kind) for column, kind in zip(columns, types, strict=True)], names=list(names)
-    )
+    table = pa.table([pa.array(column, kind) for column, kind in zip(columns, types, strict=True)], names=list(names))
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
@@ -239,15 +235,13 @@ def _transfers(connection: sa.Connection, found: Attribution, period: str) -> It
     for account, units in sorted(amounts.items()):
         if units:
             run = found.issue.run_id
-            yield Transfer(
-                f"{run}/{account}", at_ms, ledger.pool(period), account, units, ledger.ROYALTY, run
-            )
+            yield Transfer(f"{run}/{account}", at_ms, ledger.pool(period), account, units, ledger.ROYALTY, run)
 
 
 def _write(folder: Path, found: Attribution, checkpoint: str, bundles: Sequence[dict[str, Any]]) -> None:
     """The run's files: for archives and other programs. The database is what Patronage itself reads."""
     folder.mkdir(parents=True, exist_ok=True)
-    files = {"manifest.json": canonical(found.issue.manifest), "credits.parquet": found.credits}
+    files = {"manifest.json": canonical(found.issue.manifest), "credits.parquet": found.parquet}
     files["checkpoint.txt"] = checkpoint.encode()
     files["statements.jsonl"] = b"".join(canonical(bundle) + b"\n" for bundle in bundles)
     for name, data in files.items():

@@ -108,12 +108,18 @@ class _Story:
         if not message.content or not message.annotations:
             raise CommandError("the first question of the demo was not answered with a citation")
         receipt = self._get(url, f"/v1/receipts/{reply.headers['x-patronage-receipt']}", key)
-        self._say(f"Answer: {message.content}", "")
+        self._say(f"Answer: {' '.join(message.content.split())}", "")
         for number, annotation in enumerate(message.annotations, 1):
             cited = annotation.url_citation
             self._say(f"  [{number}] {cited.title}, {cited.url}")
         amounts = ", ".join(f"{name} {receipt[name]['amount']}" for name in ("charge", "cost", "platform", "pool"))
-        self._say("", f"Receipt {receipt['id']}: {amounts} USD", "", "More questions, each with its price and who earns:", "")
+        self._say(
+            "",
+            f"Receipt {receipt['id']}: {amounts} USD",
+            "",
+            "More questions, each with its price and who earns:",
+            "",
+        )
         answers = [self._query(url, key, question) for question in demo_corpus.QUESTIONS]
         rows = [(each["question"], _best(each), each["receipt"]["charge"]["amount"]) for each in answers]
         self._table(["question", "earns most", "charge"], rows, numbers=[2])
@@ -124,7 +130,9 @@ class _Story:
 
     def _close(self) -> dict[str, Any]:
         period = datetime.now(UTC).strftime("%Y-%m")
-        self._chapter(f"The period {period} is closed: every query's royalty goes to the documents that made its answer")
+        self._chapter(
+            f"The period {period} is closed: every query's royalty goes to the documents that made its answer"
+        )
         closed = self._run("period", "close", period, "--early")
         if not self._out.is_json:
             picture(self._out, closed)
@@ -180,9 +188,18 @@ class _Story:
     def _server(self) -> Iterator[str]:
         """The server as an operator would run it."""
         self._say("", "$ patronage serve")
-        command = [sys.executable, "-m", "serving.cli", "--data-dir", str(self._folder), "serve", "--port", "0"]
+        command = [
+            sys.executable,
+            "-m",
+            "serving.cli",
+            "--data-dir",
+            str(self._folder),
+            "serve",
+            "--port",
+            "0",
+        ]
         log = self._folder / "server.log"
-        with log.open("wb") as sink, subprocess.Popen(command, stdout=sink, stderr=sink) as process:  # noqa: S603 # our own
+        with log.open("wb") as sink, subprocess.Popen(command, stdout=sink, stderr=sink) as process:  # our own
             try:
                 url = self._wait(process, log)
                 self._say(f"{url} is ready, with a Redis of its own")
@@ -212,7 +229,7 @@ class _Story:
         shown = " ".join(f"'{each}'" if " " in each else each for each in arguments)
         self._say(f"$ patronage {shown}".replace(f"{self._folder}/", ""))
         command = [sys.executable, "-m", "serving.cli", "--data-dir", str(self._folder), "--json", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 # our own
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # our own
         if done.returncode:
             raise CommandError(f"`patronage {shown}` failed: {done.stderr.strip()}")
         result: dict[str, Any] = json.loads(done.stdout)

@@ -16,18 +16,18 @@ from typing import Any, Final
 _LANGUAGE: Final = "language-reference"
 _LIBRARY: Final[dict[str, tuple[str, ...]]] = {
     "data-formats": ("json/__init__", "json/decoder", "csv", "configparser", "tomllib/_parser", "zipfile", "base64"),
-    "numbers-and-time": ("statistics", "fractions", "random", "_pydatetime", "datetime", "calendar", "heapq", "bisect"),
+    "numbers-and-time": ("statistics", "fractions", "random", "_pydatetime", "datetime", "calendar"),
     "system": ("pathlib", "pathlib/__init__", "shutil", "subprocess", "tempfile", "argparse", "logging/__init__", "glob"),
     "concurrency": ("threading", "queue", "asyncio/tasks", "asyncio/locks", "concurrent/futures/_base", "contextlib"),
 }  # fmt: skip
 _TOPIC_CHARS_MAX: Final = 12_000
 
 QUESTIONS: Final = (
-    "How does the with statement handle an exception that is raised in its body?",
+    "How can I copy a whole directory tree?",
     "What does the nonlocal statement do?",
     "How do I compute the median of numbers?",
     "What does the else clause of a for loop mean?",
-    "How can I copy a whole directory tree?",
+    "How does the with statement handle an exception that is raised in its body?",
     "What happens when yield is used in a function body?",
     "Which exception does a queue raise when it is empty?",
     "How do I run another program and capture its output?",
@@ -44,7 +44,12 @@ def documents() -> Iterator[dict[str, Any]]:
     for name, text in sorted(topics.items()):
         if len(text) <= _TOPIC_CHARS_MAX:
             title = text.strip().split("\n", 1)[0]
-            yield {"id": f"{_LANGUAGE}/{name}", "title": title, "text": text.strip(), "contributor": _LANGUAGE}
+            yield {
+                "id": f"{_LANGUAGE}/{name}",
+                "title": title,
+                "text": text.strip(),
+                "contributor": _LANGUAGE,
+            }
     library = Path(sysconfig.get_path("stdlib"))
     for contributor, modules in _LIBRARY.items():
         for module in modules:

@@ -21,7 +21,16 @@ from serving.data_dir import DataDir, DataDirError
 from serving.database import DatabaseError, open_database, sqlite_url
 from serving.settings import Settings
 
-_LIBRARIES = ("fastapi", "redis", "sqlalchemy", "pyarrow", "onnxruntime", "faiss-cpu", "tantivy", "tokenizers")
+_LIBRARIES = (
+    "fastapi",
+    "redis",
+    "sqlalchemy",
+    "pyarrow",
+    "onnxruntime",
+    "faiss-cpu",
+    "tantivy",
+    "tokenizers",
+)
 
 
 def examine(settings: Settings) -> dict[str, Any]:
@@ -47,7 +56,14 @@ def _item(name: str, found: str, *, ok: bool, advice: str = "") -> dict[str, Any
 def _try(name: str, look: Callable[[], str], advice: str) -> dict[str, Any]:
     try:
         return _item(name, look(), ok=True)
-    except (DataDirError, DatabaseError, OSError, LookupError, redis.RedisError, subprocess.SubprocessError) as error:
+    except (
+        DataDirError,
+        DatabaseError,
+        OSError,
+        LookupError,
+        redis.RedisError,
+        subprocess.SubprocessError,
+    ) as error:
         return _item(name, str(error), ok=False, advice=advice)
 
 
@@ -62,7 +78,7 @@ def _database(settings: Settings) -> str:
     try:
         with engine.connect() as connection:
             ask = "sqlite_version()" if engine.dialect.name == "sqlite" else "version()"
-            found = connection.execute(sa.text(f"SELECT {ask}")).scalar_one()  # noqa: S608 # a constant
+            found = connection.execute(sa.text(f"SELECT {ask}")).scalar_one()  # a constant
             return f"{engine.dialect.name} {found}"
     finally:
         engine.dispose()
@@ -76,7 +92,9 @@ def _redis(settings: Settings) -> str:
     binary = find_redis_server()
     if binary is None:
         raise LookupError("no redis-server")
-    line = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True, timeout=10).stdout  # noqa: S603 # our own find
+    line = subprocess.run(
+        [binary, "--version"], capture_output=True, text=True, check=True, timeout=10
+    ).stdout  # our own find
     return f"embedded, {line.split(' sha=')[0].strip()} ({binary})"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from attribution.run import Tally, credit
+from attribution.run import Tally, divide
 from metering import ledger, periods
 from metering.money import Currency
 from metering.usage_log import UsageLog, records
@@ -35,7 +35,7 @@ class Earnings:
             self._refresh()
             tally, period = self._tally, self._period
             earned: dict[tuple[str, int], int] = {}
-            for (name, document, _, version), units in tally.credits.items():
+            for (name, document, _, version), units in tally.credited.items():
                 if name == contributor:
                     earned[document, version] = earned.get((document, version), 0) + units
             documents: dict[str, dict[str, int]] = {}
@@ -66,13 +66,11 @@ class Earnings:
             while period in closed:
                 period = periods.following(period)
             table = ledger.segments
-            found = connection.execute(
-                sa.select(table.c.name, table.c.sha256).where(table.c.period == period)
-            ).all()
+            found = connection.execute(sa.select(table.c.name, table.c.sha256).where(table.c.period == period)).all()
         if period != self._period:
             self._period, self._seen, self._tally = period, set(), Tally()
         for name, sha256 in found:
             if name not in self._seen:
-                for divided in credit(list(records(self._log.read(name, sha256)))):
+                for divided in divide(list(records(self._log.read(name, sha256)))):
                     self._tally.add(divided)
                 self._seen.add(name)

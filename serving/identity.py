@@ -1,4 +1,4 @@
-"""Identity: customers, operators and API keys. (Contributors are in the catalogue.)
+"""Identity: customers, operators and API keys. Contributors are in the catalogue.
 
 An API key is shown once. What is stored is its SHA-256: the key has 160 random bits, so a slow hash would add
 nothing but latency.

@@ -26,18 +26,14 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
-        self.queries_running = Gauge(
-            "patronage_queries_running", "Paid queries in progress.", registry=self.registry
-        )
-        self.passages = Gauge(
-            "patronage_passages", "Passages that can be retrieved.", registry=self.registry
-        )
+        self.queries_running = Gauge("patronage_queries_running", "Paid queries in progress.", registry=self.registry)
+        self.passages = Gauge("patronage_passages", "Passages that can be retrieved.", registry=self.registry)
         self.drain_lag = Gauge(
-            "patronage_drain_lag_records", "Captured records that are not in the ledger yet.", registry=self.registry
+            "patronage_drain_lag_records",
+            "Captured records that are not in the ledger yet.",
+            registry=self.registry,
         )
-        self.drained = Counter(
-            "patronage_drained_records", "Records moved into the ledger.", registry=self.registry
-        )
+        self.drained = Counter("patronage_drained_records", "Records moved into the ledger.", registry=self.registry)
         self.drain_failures = Counter(
             "patronage_drain_failures", "Drains that failed and will be repeated.", registry=self.registry
         )

@@ -18,7 +18,7 @@ def reembed(books: Books, progress: Callable[[int], None]) -> int:
     embedder = books.embedder()
     done, after = 0, ""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while page := books.catalogue.list(after=after, limit=_PAGE):
+        while page := books.catalogue.page(after=after, limit=_PAGE):
             after = page[-1].id
             live = [each for each in page if each.withdrawn_ms is None]
             texts = [books.catalogue.text(each.id, each.version) or "" for each in live]

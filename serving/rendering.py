@@ -49,9 +49,7 @@ def document(stored: StoredDocument, currency: Currency) -> dict[str, Any]:
         "version": stored.version,
         "contributor": stored.contributor,
         "url": stored.url,
-        "splits": [
-            {"contributor": each.contributor, "role": each.role, "share": each.ppm} for each in stored.splits
-        ],
+        "splits": [{"contributor": each.contributor, "role": each.role, "share": each.ppm} for each in stored.splits],
         "terms": {
             "purposes": None if purposes is None else list(purposes),
             "floor": currency.amount(stored.terms.floor),

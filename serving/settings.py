@@ -19,41 +19,54 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="PATRONAGE_", extra="ignore", frozen=True)
 
-    data_dir: Path = Field(Path("patronage-data"), description="Folder of everything that is stored.")
+    data_dir: Path = Field(default=Path("patronage-data"), description="Folder of everything that is stored.")
     database_url: str | None = Field(
-        None, description="SQL database, such as `postgresql+psycopg://user:password@host/name`; default: SQLite in the data directory."
+        default=None,
+        description="SQL database, such as `postgresql+psycopg://user:password@host/name`. "
+        "Without it: SQLite in the data directory.",
     )
     redis_url: str | None = Field(
-        None, description="Redis server, such as `redis://host:6379/0`; default: an embedded one, with its data in the data directory."
+        default=None,
+        description="Redis server, such as `redis://host:6379/0`. "
+        "Without it: an embedded one, with its data in the data directory.",
     )
     redis_fsync: Literal["everysec", "always"] = Field(
-        "everysec", description="How often the embedded Redis syncs its log to disk: at most one second of loss if the machine fails, or none."
-    )  # fmt: skip
-    currency: str = Field("USD", description="ISO 4217 code; fixed when the data directory is made.")
+        default="everysec",
+        description="How often the embedded Redis syncs to disk: if the machine fails, `everysec` may lose the last "
+        "second, `always` loses nothing.",
+    )
+    currency: str = Field(default="USD", description="ISO 4217 code; fixed when the data directory is made.")
     shards: int = Field(
-        16, ge=1, le=100, description="Shards of the meter; fixed when the data directory is made."
+        default=16, ge=1, le=100, description="Shards of the meter; fixed when the data directory is made."
     )
     embedder: str = Field(
-        PACKAGED,
+        default=PACKAGED,
         description="Embedding model: the packaged one, or the name or folder of any sentence-transformers model.",
     )
     hold_seconds: int = Field(
-        900, ge=5, le=86_400, description="How long a hold lasts that is neither captured nor voided."
+        default=900, ge=5, le=86_400, description="How long a hold lasts that is neither captured nor voided."
     )
     replay_seconds: int = Field(
-        86_400, ge=60, description="How long the response to an Idempotency-Key is kept, encrypted, for replays."
+        default=86_400,
+        ge=60,
+        description="How long the response to an Idempotency-Key is kept, encrypted, for replays.",
     )
     drain_seconds: float = Field(
-        0.5, gt=0, le=60, description="How often captured records are moved from Redis to the log and the ledger."
+        default=0.5,
+        gt=0,
+        le=60,
+        description="How often captured records are moved from Redis to the log and the ledger.",
     )
     requests_per_minute: int = Field(
-        0, ge=0, le=1_000_000, description="Rate limit of each API key on paid requests; 0 is none."
+        default=0, ge=0, le=1_000_000, description="Rate limit of each API key on paid requests; 0 is none."
     )
     concurrent_queries: int = Field(
-        256, ge=1, description="Queries in progress at once in one process; beyond it the answer is 503 `overloaded`."
+        default=256,
+        ge=1,
+        description="Queries in progress at once in one process; beyond it the answer is 503 `overloaded`.",
     )
-    question_chars: int = Field(8_000, ge=1, description="The longest question, in characters.")
-    body_bytes: int = Field(
-        16_000_000, ge=1_000, description="The largest request body, in bytes."
+    question_chars: int = Field(default=8_000, ge=1, description="The longest question, in characters.")
+    body_bytes: int = Field(default=16_000_000, ge=1_000, description="The largest request body, in bytes.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe log line that is written."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least severe log line that is written.")

@@ -35,9 +35,7 @@ async def account(caller: Customer, service: TheService) -> Response:
 
 
 @router.get("/v1/usage")
-async def usage(
-    caller: Customer, service: TheService, start: date | None = None, end: date | None = None
-) -> Response:
+async def usage(caller: Customer, service: TheService, start: date | None = None, end: date | None = None) -> Response:
     """Usage by day, model and key; days from ``start`` to ``end``, both included."""
     rows = await asyncio.to_thread(_usage, service.books, caller.id, start, end)
     return json_response({"data": rows})

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field, StringConstraints
 
 from metering.money import MoneyError
 from retrieval.documents import check_id
 from serving import closing, funding
 from serving.api import paid
-from serving.api.context import Operator, TheService, json_response
+from serving.api.context import TheService, json_response, operator
 from serving.api.errors import ApiError
 from serving.identity import IdentityError, new_id
 
-router = APIRouter(prefix="/v1/admin")
+router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
 
 
 Words = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x1f\x7f]*$")]
@@ -49,7 +49,7 @@ class CloseBody(BaseModel):
 
 
 @router.get("/customers")
-async def customers(caller: Operator, service: TheService) -> Response:
+async def customers(service: TheService) -> Response:
     """Every customer with what is left on the account."""
     found = []
     for customer, name in service.books.identities.customers().items():
@@ -60,7 +60,7 @@ async def customers(caller: Operator, service: TheService) -> Response:
 
 
 @router.post("/customers")
-async def add_customer(body: Person, caller: Operator, service: TheService) -> Response:
+async def add_customer(body: Person, service: TheService) -> Response:
     """Register a customer; the key is shown once."""
     customer = check_id("customer", body.id or new_id(body.name))
     service.books.identities.add_customer(customer, body.name)
@@ -77,7 +77,7 @@ async def add_customer(body: Person, caller: Operator, service: TheService) -> R
 
 
 @router.post("/customers/{customer}/credits")
-async def credit(customer: str, body: Credit, caller: Operator, service: TheService) -> Response:
+async def credit(customer: str, body: Credit, service: TheService) -> Response:
     """Book a payment; the same reference counts once."""
     units = paid.units(body.amount, service.books.currency, "amount")
     if units is None:
@@ -87,14 +87,14 @@ async def credit(customer: str, body: Credit, caller: Operator, service: TheServ
 
 
 @router.get("/contributors")
-async def contributors(caller: Operator, service: TheService) -> Response:
+async def contributors(service: TheService) -> Response:
     """Every contributor."""
     found = service.books.catalogue.contributors()
     return json_response({"data": [{"id": each, "name": name} for each, name in found.items()]})
 
 
 @router.post("/contributors")
-async def add_contributor(body: Person, caller: Operator, service: TheService) -> Response:
+async def add_contributor(body: Person, service: TheService) -> Response:
     """Register a contributor; the key is shown once."""
     contributor = check_id("contributor", body.id or new_id(body.name))
     if not service.books.catalogue.add_contributor(contributor, body.name):
@@ -104,19 +104,19 @@ async def add_contributor(body: Person, caller: Operator, service: TheService) -
 
 
 @router.get("/policy")
-async def policy(caller: Operator, service: TheService) -> Response:
+async def policy(service: TheService) -> Response:
     """The policy in force."""
     return json_response(service.books.rulebook.policy.to_json())
 
 
 @router.post("/policy")
-async def adopt_policy(body: PolicyBody, caller: Operator, service: TheService) -> Response:
+async def adopt_policy(body: PolicyBody, service: TheService) -> Response:
     """Put a new policy in force, for queries from now on."""
     return json_response(service.books.rulebook.adopt_policy(body.data_share_ppm).to_json(), 201)
 
 
 @router.get("/periods/{period}/preview")
-async def preview(period: str, caller: Operator, service: TheService) -> Response:
+async def preview(period: str, service: TheService) -> Response:
     """What closing the period now would give."""
     await service.metering.drain.settle()
     found = await asyncio.to_thread(closing.preview, service.books, period)
@@ -124,7 +124,7 @@ async def preview(period: str, caller: Operator, service: TheService) -> Respons
 
 
 @router.post("/periods/{period}/close")
-async def close(period: str, caller: Operator, service: TheService, body: CloseBody | None = None) -> Response:
+async def close(period: str, service: TheService, body: CloseBody | None = None) -> Response:
     """Close a period: attribute it, post the credits, issue the statements."""
     await service.metering.drain.settle()
     early = body is not None and body.early

@@ -41,7 +41,12 @@ def create_app(books: Books) -> FastAPI:
                 await _last_drain(service)
 
     app = FastAPI(
-        title="Patronage", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json"
+        title="Patronage",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url="/openapi.json",
     )
     app.state.metrics = metrics
     for part in (query, chat, account, documents, statements, admin, health):
@@ -67,7 +72,7 @@ async def _drain(service: Service, metrics: Metrics) -> None:
         except Exception as error:  # noqa: BLE001 # nothing that is captured may be given up
             metrics.drain_failures.inc()
             if not failing:
-                _log.error("drain failed; trying again", error=str(error))  # noqa: TRY400 # one line, not a trace
+                _log.error("drain failed; trying again", error=str(error))  # one line, not a trace
             failing = True
         await asyncio.sleep(max(0.0, pause - (time.monotonic() - began)))
 

@@ -7,14 +7,14 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any, Literal
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
 from serving import rendering
 from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, Answered, Query
 from serving.api import paid
-from serving.api.context import Customer, TheService, json_response
+from serving.api.context import Customer, TheService, customer, json_response
 from serving.api.errors import ApiError
 from serving.api.query import TopK, question_of
 
@@ -83,7 +83,9 @@ async def complete(body: ChatBody, request: Request, caller: Customer, service: 
     if body.stream:
         usage = body.stream_options is not None and body.stream_options.include_usage
         return StreamingResponse(
-            _stream(answered, usage=usage), headers=headers | {"cache-control": "no-cache"}, media_type="text/event-stream"
+            _stream(answered, usage=usage),
+            headers=headers | {"cache-control": "no-cache"},
+            media_type="text/event-stream",
         )
     message = {"role": "assistant", "content": answered.answer, "annotations": _annotations(answered)}
     completion = _envelope(answered, "chat.completion") | {
@@ -94,15 +96,15 @@ async def complete(body: ChatBody, request: Request, caller: Customer, service: 
     return json_response(completion, headers=headers)
 
 
-@router.get("/v1/models")
-async def models(caller: Customer, service: TheService) -> Response:
+@router.get("/v1/models", dependencies=[Depends(customer)])
+async def models(service: TheService) -> Response:
     """The models that can be paid for."""
     names = sorted(service.books.rulebook.prices.models)
     return json_response({"object": "list", "data": [_model(name) for name in names]})
 
 
-@router.get("/v1/models/{model}")
-async def model(model: str, caller: Customer, service: TheService) -> Response:
+@router.get("/v1/models/{model}", dependencies=[Depends(customer)])
+async def model(model: str, service: TheService) -> Response:
     """One model."""
     service.books.rulebook.prices.price(model)
     return json_response(_model(model))

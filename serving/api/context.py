@@ -45,9 +45,11 @@ def _of_role(role: Role) -> Callable[[Caller], Caller]:
 
 
 TheService = Annotated[Service, Depends(service_of)]
-Customer = Annotated[Caller, Depends(_of_role("customer"))]
-Contributor = Annotated[Caller, Depends(_of_role("contributor"))]
-Operator = Annotated[Caller, Depends(_of_role("operator"))]
+customer = _of_role("customer")
+contributor = _of_role("contributor")
+operator = _of_role("operator")
+Customer = Annotated[Caller, Depends(customer)]
+Contributor = Annotated[Caller, Depends(contributor)]
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

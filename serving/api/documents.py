@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -47,10 +48,10 @@ async def put(request: Request, caller: Contributor, service: TheService) -> Res
 
 @router.get("/v1/documents")
 async def listed(
-    caller: Contributor, service: TheService, after: str = "", limit: int = Query(100, ge=1, le=_PAGE_MAX)
+    caller: Contributor, service: TheService, after: str = "", limit: Annotated[int, Query(ge=1, le=_PAGE_MAX)] = 100
 ) -> Response:
     """The contributor's documents in the order of their ids; ``next`` is what to pass as ``after``."""
-    found = await asyncio.to_thread(service.books.catalogue.list, caller.id, after=after, limit=limit)
+    found = await asyncio.to_thread(service.books.catalogue.page, caller.id, after=after, limit=limit)
     more = found[-1].id if len(found) == limit else None
     return json_response({"data": [rendering.document(each, service.books.currency) for each in found], "next": more})
 

@@ -42,6 +42,10 @@ _KINDS = {
     429: "rate_limit_error",
 }
 _RETRY_SECONDS = 1
+_TRANSLATED = (
+    AlreadyCharged, DocumentError, FundingError, IdentityError, MeterError, MoneyError, Overloaded, PeriodError,
+    PriceError, QueryError, sa.exc.DataError, sa.exc.OperationalError,
+)  # fmt: skip
 
 
 class ApiError(Exception):
@@ -84,9 +88,7 @@ def body_of(error: ApiError, instance: str) -> dict[str, Any]:
 
 def respond(error: ApiError, instance: str) -> JSONResponse:
     """The response of an error."""
-    return JSONResponse(
-        body_of(error, instance), error.status, error.headers, media_type="application/problem+json"
-    )
+    return JSONResponse(body_of(error, instance), error.status, error.headers, media_type="application/problem+json")
 
 
 def install(app: FastAPI) -> None:
@@ -101,7 +103,9 @@ def install(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101 # registered for this type
-        code = {400: "malformed_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "http_error")
+        code = {400: "malformed_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(
+            error.status_code, "http_error"
+        )
         found = ApiError(error.status_code, code, str(error.detail), headers=error.headers)
         return respond(found, request.url.path)
 
@@ -112,20 +116,19 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
-    for kind in (
-        sa.exc.DataError, sa.exc.OperationalError, AlreadyCharged, DocumentError, FundingError, IdentityError, MeterError, MoneyError, Overloaded, PeriodError,
-        PriceError, QueryError,
-    ):  # fmt: skip
+    for kind in _TRANSLATED:
         app.add_exception_handler(kind, domain_error)
 
 
-def translate(error: Exception) -> ApiError:  # noqa: PLR0911, C901 # a table, written as cases
+def translate(error: Exception) -> ApiError:
     """The client's view of an error of the application."""
     soon = {"retry-after": str(_RETRY_SECONDS)}
     match error:
         case InsufficientFunds():
             return ApiError(
-                402, "insufficient_funds", "the available balance does not cover what this query may cost; add credit"
+                402,
+                "insufficient_funds",
+                "the available balance does not cover what this query may cost; add credit",
             )
         case MaxPriceExceeded():
             return ApiError(422, "max_price_exceeded", str(error), param="max_price")
@@ -145,7 +148,10 @@ def translate(error: Exception) -> ApiError:  # noqa: PLR0911, C901 # a table, w
             return ApiError(409, "idempotency_expired", str(error), headers={"x-should-retry": "false"})
         case MeterUnavailable():
             return ApiError(
-                503, "metering_unavailable", "payments cannot be taken now, so nothing is served; retry", headers=soon
+                503,
+                "metering_unavailable",
+                "payments cannot be taken now, so nothing is served; retry",
+                headers=soon,
             )
         case HoldExpired():
             return ApiError(503, "hold_expired", f"{error}; nothing was charged", headers=soon)

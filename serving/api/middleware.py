@@ -1,4 +1,7 @@
-"""The edge: request ids, size limits, metrics, and no error without a JSON body. Plain ASGI, so streams stay streams."""
+"""The edge: request ids, size limits, metrics, and no error without a JSON body.
+
+Plain ASGI, so that streams stay streams.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +47,7 @@ class Edge:
             await self._app(scope, exchange.receive, exchange.send)
         except _TooLarge as error:
             await exchange.fail(ApiError(413, "too_large", str(error.detail)))
-        except Exception:
+        except Exception:  # noqa: BLE001 # the client gets a clear error whatever it was
             _log.exception("request failed", path=scope["path"], request_id=exchange.id)
             await exchange.fail(ApiError(500, "internal", f"something went wrong; the log has it as {exchange.id}"))
         finally:

@@ -53,9 +53,7 @@ async def idempotency(request: Request) -> tuple[str, str]:
     """
     key = request.headers.get("idempotency-key", "")
     if len(key) > _KEY_CHARS_MAX:
-        raise ApiError(
-            400, "invalid_idempotency_key", f"Idempotency-Key is longer than {_KEY_CHARS_MAX} characters"
-        )
+        raise ApiError(400, "invalid_idempotency_key", f"Idempotency-Key is longer than {_KEY_CHARS_MAX} characters")
     return key, fingerprint(request.url.path, await request.body()) if key else ""
 
 

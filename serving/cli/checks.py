@@ -67,7 +67,9 @@ def doctor() -> None:
     settings, out = current()
     found = examination.examine(settings)
     if not out.result(found):
-        rows = [("ok" if item["ok"] else "MISSING", item["name"], item["found"], item["advice"]) for item in found["checks"]]
+        rows = [
+            ("ok" if item["ok"] else "MISSING", item["name"], item["found"], item["advice"]) for item in found["checks"]
+        ]
         out.table(["", "part", "found", "to do"], rows)
     if not found["healthy"]:
         raise CommandError("something is missing; see the last column")
@@ -75,4 +77,7 @@ def doctor() -> None:
 
 def _show(out: Out, checks: list[dict[str, Any]], result: dict[str, Any]) -> None:
     if not out.result(result):
-        out.table(["", "check", "detail"], [("ok" if each["ok"] else "FAILED", each["name"], each["detail"]) for each in checks])
+        out.table(
+            ["", "check", "detail"],
+            [("ok" if each["ok"] else "FAILED", each["name"], each["detail"]) for each in checks],
+        )

@@ -35,7 +35,8 @@ def ingest(
         str | None, typer.Option(help="Whose documents they are, where the files do not say.")
     ] = None,
     create_contributors: Annotated[
-        bool, typer.Option("--create-contributors", help="Register contributors that are named and not known.")
+        bool,
+        typer.Option("--create-contributors", help="Register contributors that are named and not known."),
     ] = False,
 ) -> None:
     """Bring documents in. Text that is there already costs nothing; changed text makes a new version."""
@@ -84,7 +85,7 @@ def list_documents(
     rows: list[dict[str, Any]] = []
     with open_books(settings) as books:
         after = ""
-        while page := books.catalogue.list(contributor, after=after, limit=_PAGE):
+        while page := books.catalogue.page(contributor, after=after, limit=_PAGE):
             rows += [rendering.document(each, books.currency) for each in page]
             after = page[-1].id
     if not out.result({"documents": rows}):
@@ -109,7 +110,9 @@ def query(
     question: str,
     key: Annotated[str, typer.Option(help="A customer's API key; the query is paid from that account.")],
     top_k: Annotated[int, typer.Option(min=1, max=TOP_K_MAX, help="Documents to retrieve.")] = TOP_K_DEFAULT,
-    purpose: Annotated[str, typer.Option(help="What the answer is for; documents may allow some only.")] = PURPOSE_DEFAULT,
+    purpose: Annotated[
+        str, typer.Option(help="What the answer is for; documents may allow some only.")
+    ] = PURPOSE_DEFAULT,
 ) -> None:
     """Ask a paid question."""
     settings, out = current()
@@ -142,7 +145,7 @@ def reembed() -> None:
 
 def show_answer(out: Out, result: dict[str, Any]) -> None:
     """An answer for people: the text, where it comes from, who earns, what it cost."""
-    out.print(result["answer"], "")
+    out.print(" ".join(result["answer"].split()), "")
     for number, citation in enumerate(result["citations"], 1):
         source = result["sources"][citation["source"]]
         start, end = citation["passage"]
@@ -160,5 +163,5 @@ def show_answer(out: Out, result: dict[str, Any]) -> None:
 
 
 def _terms(row: dict[str, Any]) -> str:
-    purposes = row["terms"]["purposes"]
-    return f"{'any purpose' if purposes is None else ', '.join(purposes) or 'no purpose'}; floor {row['terms']['floor']['amount']}"
+    purposes, floor = row["terms"]["purposes"], row["terms"]["floor"]["amount"]
+    return f"{'any purpose' if purposes is None else ', '.join(purposes) or 'no purpose'}; floor {floor}"

@@ -32,16 +32,18 @@ class Format(StrEnum):
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(_period, name="period")
-    app.command("statement", epilog="Example: patronage statement --contributor mary --period 2026-11 --format html -o s.html")(
-        statement
-    )
+    app.command(
+        "statement",
+        epilog="Example: patronage statement --contributor mary --period 2026-11 --format html -o s.html",
+    )(statement)
 
 
 @_period.command("close", epilog="Example: patronage period close 2026-11 --early")
 def close(
     period: str,
     early: Annotated[
-        bool, typer.Option("--early", help="Close a period that is not over; what comes later belongs to the next.")
+        bool,
+        typer.Option("--early", help="Close a period that is not over; what comes later belongs to the next."),
     ] = False,
 ) -> None:
     """Close a period for ever: attribute it, post the credits, issue the statements."""
@@ -52,7 +54,10 @@ def close(
         with out.progress("attributing") as bar:
             task = bar.add_task("attributing", total=None, note="")
             found = closing.close(
-                books, period, early=early, progress=lambda done, total: bar.update(task, completed=done, total=total)
+                books,
+                period,
+                early=early,
+                progress=lambda done, total: bar.update(task, completed=done, total=total),
             )
         _show(out, found.summary(books.currency), "closed")
 
@@ -73,7 +78,9 @@ def preview(period: str) -> None:
 def statement(
     contributor: Annotated[str, typer.Option(help="Whose statement.")],
     period: Annotated[str, typer.Option(help="Of which period, YYYY-MM.")],
-    form: Annotated[Format, typer.Option("--format", help="JSON carries the proof; CSV and HTML are for people.")] = Format.json,
+    form: Annotated[
+        Format, typer.Option("--format", help="JSON carries the proof; CSV and HTML are for people.")
+    ] = Format.json,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to a file.")] = None,
 ) -> None:
     """A contributor's statement for a closed period."""
@@ -99,7 +106,10 @@ def statement(
 
 def picture(out: Out, summary: dict[str, Any]) -> None:
     """Who earned what, as bars."""
-    amounts = [(each["contributor"], float(each["credited"]["amount"]), each["credited"]["amount"]) for each in summary["statements"]]
+    amounts = [
+        (each["contributor"], float(each["credited"]["amount"]), each["credited"]["amount"])
+        for each in summary["statements"]
+    ]
     amounts.sort(key=lambda each: (-each[1], each[0]))
     amounts.append(("(no document: residual)", float(summary["residual"]["amount"]), summary["residual"]["amount"]))
     largest = max((value for _, value, _ in amounts), default=0.0) or 1.0
@@ -118,7 +128,9 @@ def _show(out: Out, summary: dict[str, Any], verb: str) -> None:
     out.print(f"{verb} {summary['period']}: {summary['run_id']}", "")
     names = ("charged", "cost", "platform", "residual", "credited")
     out.table(
-        ["records", *names], [[summary["records"], *[summary[name]["amount"] for name in names]]], numbers=range(6)
+        ["records", *names],
+        [[summary["records"], *[summary[name]["amount"] for name in names]]],
+        numbers=range(6),
     )
     out.print("")
     picture(out, summary)

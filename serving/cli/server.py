@@ -71,4 +71,3 @@ def _listen(host: str, port: int) -> socket.socket:
             raise CommandError(f"port {port} is in use: choose another with --port") from error
         raise CommandError(f"cannot listen on {host} port {port}: {error.strerror or error}") from error
     return listener
-

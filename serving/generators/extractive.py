@@ -61,7 +61,8 @@ _KINDS: Final = (
     ),
 )
 _ASKS_NAME: Final = re.compile(
-    r"\b(who|whom|whose|where)\b|\b(which|what) (city|country|person|company)\b|what (is|was) the name", re.IGNORECASE
+    r"\b(who|whom|whose|where)\b|\b(which|what) (city|country|person|company)\b|what (is|was) the name",
+    re.IGNORECASE,
 )
 _NAME: Final = re.compile(r"(?<=[a-z,;:(\"] )[A-Z]\w+")
 _WORD: Final = re.compile(r"\w+")

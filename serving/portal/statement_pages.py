@@ -10,7 +10,17 @@ from typing import Any
 from attribution.transparency import fingerprint
 from serving.portal.pages import render
 
-_COLUMNS = ("document", "role", "policy_version", "retrieved", "cited", "pool", "residual", "platform", "credited")
+_COLUMNS = (
+    "document",
+    "role",
+    "policy_version",
+    "retrieved",
+    "cited",
+    "pool",
+    "residual",
+    "platform",
+    "credited",
+)
 
 
 def as_html(bundle: dict[str, Any]) -> str:

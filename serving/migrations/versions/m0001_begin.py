@@ -8,7 +8,16 @@ down_revision = None
 
 _ID = sa.String(200)
 
-APPEND_ONLY = ("transfers", "segments", "receipts", "runs", "statements", "price_books", "policies", "versions")
+APPEND_ONLY = (
+    "transfers",
+    "segments",
+    "receipts",
+    "runs",
+    "statements",
+    "price_books",
+    "policies",
+    "versions",
+)
 
 
 def upgrade() -> None:

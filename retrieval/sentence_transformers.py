@@ -1,0 +1,57 @@
+"""Any sentence-transformers model as an embedder. Needs the extra of the same name, with torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from retrieval.chunking import Span
+from retrieval.embedding import EmbedderError, PassageVectors, Vector
+
+
+class SentenceTransformersEmbedder:
+    """A model of the hub by name, or of a folder by path; on CUDA where there is one.
+
+    Models differ in how they pool, so each sentence is embedded by itself.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Load the model.
+
+        Raises:
+            EmbedderError: there is no such model.
+        """
+        try:
+            self._model = SentenceTransformer(name)
+        except (OSError, ValueError) as error:
+            raise EmbedderError(f"embedding model {name} cannot be loaded: {error}") from error
+        dimension = self._model.get_embedding_dimension()
+        if not dimension:
+            raise EmbedderError(f"embedding model {name} does not say its dimension")
+        self.name = f"sentence-transformers/{name}"
+        self.dimension = int(dimension)
+        self._lock = threading.Lock()
+
+    def embed_query(self, text: str) -> Vector:
+        """See :meth:`retrieval.embedding.Embedder.embed_query`."""
+        return self._embed([text])[0]
+
+    def embed_passage(self, text: str, sentences: Sequence[Span]) -> PassageVectors:
+        """See :meth:`retrieval.embedding.Embedder.embed_passage`."""
+        vectors = self._embed([text, *[text[start:end] for start, end in sentences]])
+        return PassageVectors(vectors[0], np.asarray(vectors[1:], np.float32))
+
+    def count_tokens(self, text: str) -> int:
+        """See :meth:`retrieval.embedding.Embedder.count_tokens`."""
+        return len(self._model.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _embed(self, texts: Sequence[str]) -> list[Vector]:
+        # One text a pass, as embedding.py explains; torch models are not promised to be thread-safe.
+        with self._lock:
+            return [
+                np.asarray(self._model.encode(text, normalize_embeddings=True, show_progress_bar=False), np.float32)
+                for text in texts
+            ]

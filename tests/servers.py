@@ -1,0 +1,87 @@
+"""Real processes for tests: the patronage command line and its server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+READY_SECONDS = 60
+
+
+def cli(data_dir: Path, *arguments: str, env: dict[str, str] | None = None, status: int = 0) -> dict[str, Any]:
+    """Run one command with ``--json`` and give its result; the exit status must be ``status``."""
+    done = run(data_dir, "--json", *arguments, env=env)
+    assert done.returncode == status, f"{arguments}: status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return json.loads(done.stdout) if done.stdout.strip() else {}
+
+
+def run(data_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one command as a user would."""
+    command = [sys.executable, "-m", "serving.cli", "--data-dir", str(data_dir), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **(env or {})}
+    )
+
+
+class Server:
+    """``patronage serve`` as a process, on a free port."""
+
+    def __init__(self, data_dir: Path, env: dict[str, str] | None = None) -> None:
+        self.data_dir = data_dir
+        self._env = {**os.environ, **(env or {})}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def log(self) -> Path:
+        return self.data_dir.with_name(self.data_dir.name + "-server.log")
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "serving.cli", "--data-dir", str(self.data_dir), "serve", "--port", "0"]
+        with self.log.open("ab") as sink:
+            self.process = subprocess.Popen(command, stdout=sink, stderr=sink, env=self._env)
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, f"the server ended: {self.log.read_text()[-2000:]}"
+            try:
+                described = json.loads((self.data_dir / "server.lock").read_text())
+                if described["pid"] == self.process.pid:
+                    self.url = described["url"]
+                    if httpx.get(f"{self.url}/health/ready", timeout=5).status_code == 200:
+                        return
+            except (OSError, ValueError, httpx.HTTPError):
+                pass
+            time.sleep(0.02)
+        raise AssertionError(f"the server is not ready: {self.log.read_text()[-2000:]}")
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(60)
+            self.process = None
+
+    def kill(self) -> None:
+        """``kill -9``."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+        self.process = None
+
+    def client(self, key: str | None = None, **options: Any) -> httpx.Client:
+        headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=60, **options)
