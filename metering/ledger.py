@@ -182,7 +182,8 @@ def funding(connection: sa.Connection, account: str) -> Funding:
 def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, object]]) -> int:
     """Insert the rows whose primary key is not there yet, and count them."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return connection.execute(dialect.insert(table).on_conflict_do_nothing(), list(rows)).rowcount
+    statement = dialect.insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
+    return len(connection.execute(statement, list(rows)).all())
 
 
 def _total(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,7 +48,7 @@ def build(model_folder: Path, output: Path) -> None:
     config = json.loads((model_folder / "config.json").read_text())
     model = _Graph(load_file(weights_file), config).model()
     output.parent.mkdir(parents=True, exist_ok=True)
-    exact, temporary = output.with_suffix(".fp32.tmp"), output.with_suffix(".tmp")
+    exact, temporary = output.with_suffix(f".fp32.{os.getpid()}"), output.with_suffix(f".{os.getpid()}")
     onnx.save(model, exact)
     logging.getLogger().addFilter(_quiet)
     try:

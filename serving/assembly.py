@@ -62,7 +62,7 @@ class Books:
             EmbedderError: it cannot be loaded.
         """
         if self.settings.embedder == PACKAGED:
-            return MiniLMEmbedder(self.directory.models)
+            return MiniLMEmbedder(self.settings.model_cache or self.directory.models)
         from retrieval.sentence_transformers import SentenceTransformersEmbedder  # noqa: PLC0415 # an extra, with torch
 
         return SentenceTransformersEmbedder(self.settings.embedder)

@@ -43,6 +43,10 @@ class Settings(BaseSettings):
         default=PACKAGED,
         description="Embedding model: the packaged one, or the name or folder of any sentence-transformers model.",
     )
+    model_cache: Path | None = Field(
+        default=None,
+        description="Folder of the model files that are made from packaged weights. Without it: in the data directory.",
+    )
     hold_seconds: int = Field(
         default=900, ge=5, le=86_400, description="How long a hold lasts that is neither captured nor voided."
     )

@@ -1,0 +1,88 @@
+"""Fixtures that more than one folder of tests uses. Everything real is started here, and ended with the tests."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import HealthCheck, settings
+
+from metering.redis_server import RedisServer
+from retrieval.embedding import MiniLMEmbedder
+from serving.assembly import Books, open_books
+from serving.database import open_database, sqlite_url
+from serving.settings import Settings
+
+# `make check` looks quickly, `make test` at 10,000 examples of what money hangs on.
+settings.register_profile("check", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("full", max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("check")
+
+
+@pytest.fixture(scope="session")
+def model_cache() -> Path:
+    """One folder for the model files, whatever the data directories: they take seconds to make."""
+    return Path(tempfile.gettempdir()) / "patronage-tests-models"
+
+
+@pytest.fixture(scope="session")
+def embedder(model_cache: Path) -> MiniLMEmbedder:
+    """The packaged embedding model."""
+    return MiniLMEmbedder(model_cache)
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An embedded Redis of the test session's own."""
+    with RedisServer(tmp_path_factory.mktemp("redis"), fsync="everysec") as server:
+        yield server.url
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server of the test session's own; the URL of its maintenance database."""
+    pgserver = pytest.importorskip("pgserver")
+    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
+    server.cleanup()
+
+
+@pytest.fixture
+def new_postgres(postgres_server: str) -> Iterator[Callable[[], str]]:
+    """Makes fresh databases on the PostgreSQL server, and gives their URLs."""
+    admin = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
+    made: list[str] = []
+
+    def make() -> str:
+        name = f"patronage_{id(made):x}_{len(made)}"
+        with admin.connect() as connection:
+            connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
+        made.append(name)
+        return sa.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
+
+    yield make
+    with admin.connect() as connection:
+        for name in made:
+            connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+    admin.dispose()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
+    """A migrated database of each kind that Patronage runs on."""
+    if request.param == "sqlite":
+        found = open_database(sqlite_url(tmp_path / "test.sqlite3"))
+    else:
+        found = open_database(request.getfixturevalue("new_postgres")())
+    yield found
+    found.dispose()
+
+
+@pytest.fixture
+def books(tmp_path: Path, model_cache: Path) -> Iterator[Books]:
+    """Fresh books in a data directory of the test's own."""
+    with open_books(Settings(data_dir=tmp_path / "data", model_cache=model_cache)) as found:
+        yield found
