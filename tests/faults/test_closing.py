@@ -1,0 +1,259 @@
+"""Closing a period: whatever dies in between, the same run comes out, once; whatever the order, the same bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from attribution.statements import verify
+from metering import ledger, periods
+from metering.meter import Funding, Hold, Request
+from metering.periods import PeriodError
+from metering.pricing import Usage
+from metering.records import VALUE_ONE, Split
+from metering.usage_log import records
+from serving import closing
+from serving.assembly import open_books, open_metering
+from serving.audit import audit
+from serving.rulebook import EXTRACTIVE
+from serving.settings import Settings
+from tests.records import MOMENT_MS, a_record, a_use
+
+PERIOD = periods.of(MOMENT_MS)
+FILES = ("manifest.json", "credits.parquet", "checkpoint.txt", "statements.jsonl")
+
+
+def queries(books, count: int, seed: int = 1):
+    """Records of many shapes: contributors with several documents, splits, games of all sizes."""
+    dice = random.Random(seed)
+    price, policy = books.rulebook.prices.price(EXTRACTIVE), books.rulebook.policy
+    for i in range(count):
+        uses = tuple(
+            a_use(
+                f"doc-{place}-{dice.randrange(5)}",
+                f"contributor-{dice.randrange(4)}",
+                splits=(Split("contributor-0", "author", 333_333), Split("translator", "translator", 666_667))
+                if dice.random() < 0.3
+                else None,
+                cited=dice.random() < 0.5,
+            )
+            for place in range(dice.randrange(6))
+        )
+        worths = [dice.randrange(VALUE_ONE // 6) for _ in uses]
+        values = tuple(sum(w for j, w in enumerate(worths) if s >> j & 1) for s in range(2 ** len(uses)))
+        usage = Usage(dice.randrange(1, 60), dice.randrange(300), len(uses))
+        charge, cost = price.charge(usage), price.cost(usage)
+        platform, royalty = policy.divide(charge, cost)
+        yield a_record(
+            id=f"{i:08d}",
+            account=f"customer-{i % 3}",
+            charge=charge,
+            cost=cost,
+            platform=platform,
+            royalty=royalty,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            uses=uses,
+            values=values,
+            started_ms=MOMENT_MS + i,
+        )
+
+
+async def use(books, found) -> None:
+    """Pay for records as the server does, and drain them."""
+    for number in range(3):
+        customer = f"customer-{number}"
+        books.identities.add_customer(customer, customer)
+        funding = ledger.Transfer(f"f-{number}", 1, ledger.BANK, ledger.customer(customer), 10**9, ledger.FUNDING, "r")
+        with books.engine.begin() as connection:
+            ledger.post(connection, [funding])
+    for each in ("contributor-0", "contributor-1", "contributor-2", "contributor-3", "translator", "nobody"):
+        books.catalogue.add_contributor(each, each)
+    async with open_metering(books) as metering:
+        for number in range(3):
+            await metering.meter.fund(Funding(f"customer-{number}", 1, 10**9, 0))
+        for i, record in enumerate(found):
+            hold = Hold(Request(record.id, record.account, "key", record.charge))
+            await metering.meter.authorize(hold.request)
+            await metering.meter.capture(hold, record)
+            if i % 37 == 0:
+                await metering.drain.drain()
+        await metering.drain.settle()
+
+
+async def checks(books) -> list[str]:
+    async with open_metering(books) as metering:
+        return [check["name"] for check in await audit(books, metering) if not check["ok"]]
+
+
+@pytest.fixture
+def used(books):
+    asyncio.run(use(books, queries(books, 150)))
+    return books
+
+
+def run_files(books) -> dict[str, bytes]:
+    return {name: (books.directory.run(PERIOD) / name).read_bytes() for name in FILES}
+
+
+def test_a_close_conserves_and_its_statements_verify(used):
+    found = closing.close(used, PERIOD, early=False)
+    totals = found.tally.totals
+    assert totals.records == 150
+    assert totals.charged == totals.cost + totals.platform + totals.credited + totals.residual
+    assert sum(found.tally.credited_to().values()) == totals.credited
+    bundles = [closing.statement(used, name, PERIOD) for name in found.issue.contributors]
+    assert all(check["ok"] for bundle in bundles for check in verify(bundle))
+    assert closing.statement(used, "nobody", PERIOD)["statement"]["documents"] == []
+    assert asyncio.run(checks(used)) == []
+
+
+def test_copies_close_to_the_same_bytes(used, tmp_path, model_cache):
+    copy = tmp_path / "copy"
+    shutil.copytree(used.directory.path, copy)
+    closing.close(used, PERIOD, early=False)
+    with open_books(Settings(data_dir=copy, model_cache=model_cache)) as other:
+        closing.close(other, PERIOD, early=False)
+        assert run_files(other) == run_files(used)
+
+
+def test_the_order_and_the_partition_of_the_segments_do_not_matter(used, tmp_path):
+    """The same records, cut into other segments and shuffled, give the same manifest and credits."""
+    segments = closing.segments_of(used.engine, PERIOD)
+    options = (PERIOD, used.catalogue, used.currency, 1)
+    expected = closing.attribute(used.log, segments, *options)
+    every = [record.encode() for name, sha256 in segments for record in records(used.log.read(name, sha256))]
+    for seed, size in ((1, 1), (2, 7), (3, 150)):
+        random.Random(seed).shuffle(every)
+        log = type(used.log)(tmp_path / str(seed))
+        cut = []
+        for start in range(0, len(every), size):
+            entries = [(f"{start + i + 1}-0", data) for i, data in enumerate(every[start : start + size])]
+            segment, _ = log.write(0, entries)
+            cut.append((segment.name, segment.sha256))
+        random.Random(seed).shuffle(cut)
+        found = closing.attribute(log, cut, *options)
+        assert found.issue.manifest == expected.issue.manifest
+        assert found.issue.statements == expected.issue.statements
+        assert found.parquet == expected.parquet
+
+
+@pytest.mark.parametrize("step", ["_attribute", "_write", "_transfers", "canonical"])
+def test_a_close_that_dies_is_resumed_to_the_same_run(used, tmp_path, model_cache, monkeypatch, step):
+    copy = tmp_path / "copy"
+    shutil.copytree(used.directory.path, copy)
+
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(closing, step, die)
+        with pytest.raises(KeyboardInterrupt):
+            closing.close(used, PERIOD, early=False)
+    closing.close(used, PERIOD, early=False)
+    with open_books(Settings(data_dir=copy, model_cache=model_cache)) as other:
+        closing.close(other, PERIOD, early=False)
+        assert run_files(other) == run_files(used)
+    assert asyncio.run(checks(used)) == []
+
+
+def test_records_that_come_after_the_pin_are_not_in_the_run(used, monkeypatch):
+    def die(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(closing, "_attribute", die)
+        with pytest.raises(KeyboardInterrupt):
+            closing.close(used, PERIOD, early=False)
+
+    async def later() -> None:
+        record = a_record(id="later", account="customer-0")
+        async with open_metering(used) as metering:
+            hold = Hold(Request("later", "customer-0", "key", record.charge))
+            await metering.meter.authorize(hold.request)
+            await metering.meter.capture(hold, record)
+            await metering.drain.settle()
+
+    asyncio.run(later())
+    assert closing.close(used, PERIOD, early=False).tally.totals.records == 150
+    assert closing.preview(used, periods.following(PERIOD)).tally.totals.records == 1
+
+
+def test_a_closed_period_is_not_closed_again(used):
+    closing.close(used, PERIOD, early=False)
+    with pytest.raises(PeriodError, match="already closed"):
+        closing.close(used, PERIOD, early=False)
+
+
+def test_a_full_disk_stops_a_close_and_loses_nothing(used, monkeypatch):
+    real = Path.open
+
+    def full(self, mode="r", *args, **options):
+        if self.name.startswith(".credits.parquet"):
+            raise OSError(28, "No space left on device")
+        return real(self, mode, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(OSError, match="No space left"):
+            closing.close(used, PERIOD, early=False)
+    closing.close(used, PERIOD, early=False)
+    assert asyncio.run(checks(used)) == []
+
+
+def damage_segment(books) -> None:
+    path = books.log.path(closing.segments_of(books.engine, PERIOD)[0][0])
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def damage_credits(books) -> None:
+    path = books.directory.run(PERIOD) / "credits.parquet"
+    path.write_bytes(path.read_bytes() + b"x")
+
+
+def damage_statement(books) -> None:
+    with books.engine.begin() as connection:
+        connection.execute(sa.text("DROP TRIGGER statements_no_update"))
+        row = connection.execute(sa.select(closing.statements).limit(1)).one()
+        bundle = json.loads(row.bundle)
+        bundle["statement"]["credited"]["amount"] = "99.000000"
+        table = closing.statements
+        change = sa.update(table).where(table.c.contributor == row.contributor)
+        connection.execute(change.values(bundle=json.dumps(bundle)))
+
+
+def damage_ledger(books) -> None:
+    with books.engine.begin() as connection:
+        connection.execute(sa.text("DROP TRIGGER transfers_no_update"))
+        table = ledger.transfers
+        row = connection.execute(sa.select(table).where(table.c.kind == ledger.CHARGE).limit(1)).one()
+        connection.execute(sa.update(table).where(table.c.id == row.id).values(amount=row.amount + 1))
+
+
+def damage_receipts(books) -> None:
+    with books.engine.begin() as connection:
+        connection.execute(sa.text("DROP TRIGGER receipts_no_delete"))
+        one = sa.select(ledger.receipts.c.id).limit(1).scalar_subquery()
+        connection.execute(sa.delete(ledger.receipts).where(ledger.receipts.c.id == one))
+
+
+@pytest.mark.parametrize(
+    ("damage", "check"),
+    [
+        (damage_segment, "segments are intact and in sequence"),
+        (damage_credits, "every run recomputes to the same bytes"),
+        (damage_statement, "every statement verifies against its signed root"),
+        (damage_ledger, "the ledger balances, and agrees with the log"),
+        (damage_receipts, "every record has one receipt and is counted once"),
+    ],
+)
+def test_the_audit_names_what_was_tampered_with(used, damage, check):
+    closing.close(used, PERIOD, early=False)
+    damage(used)
+    assert check in asyncio.run(checks(used))
