@@ -37,7 +37,7 @@ class InsufficientFunds(MeterError):
 
 
 class RateLimited(MeterError):
-    """The key has used up its requests for now."""
+    """The key has used up its requests of this minute."""
 
     def __init__(self, retry_after_s: float) -> None:
         """Seconds until the next request would be admitted."""

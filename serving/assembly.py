@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
 
 from attribution.transparency import Signer
 from metering import ledger
@@ -136,7 +138,9 @@ async def open_metering(books: Books) -> AsyncIterator[Metering]:
         if url is None:
             server = RedisServer(books.directory.redis, fsync=settings.redis_fsync)
             url = (await asyncio.to_thread(stack.enter_context, server)).url
-        client = Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5)
+        # A query that cannot be paid must hear so soon: one retry, and no long waits.
+        retry = Retry(ExponentialBackoff(cap=0.2, base=0.05), 1)
+        client = Redis.from_url(url, socket_timeout=3, socket_connect_timeout=2, retry=retry)
         try:
             meter = RedisMeter(
                 client,

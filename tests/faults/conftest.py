@@ -1,0 +1,55 @@
+"""A small real corpus and paid questions, for faults injected into real processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Server, cli
+
+TOPICS = {
+    "otters": "The sea otter keeps a favourite stone in a pocket of skin under its arm. Otters sleep on their backs.",
+    "bridges": "The Forth Bridge opened in 1890. It is a cantilever railway bridge across the Firth of Forth.",
+    "tea": "Tea was first drunk in China. The leaves of black tea are fully oxidised before they are dried.",
+    "glaciers": "The Aletsch Glacier is the largest in the Alps. Glaciers carve valleys in the shape of the letter U.",
+}
+QUESTIONS = (
+    "Where does a sea otter keep its stone?",
+    "When did the Forth Bridge open?",
+    "What happens to the leaves of black tea?",
+    "Which glacier is the largest in the Alps?",
+)
+
+
+@pytest.fixture
+def environment(model_cache: Path) -> dict[str, str]:
+    return {"PATRONAGE_MODEL_CACHE": str(model_cache)}
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path, environment: dict[str, str]) -> Path:
+    """A data directory with documents and one customer with money; the key is in ``key.json`` beside it."""
+    folder, corpus = tmp_path / "data", tmp_path / "corpus.jsonl"
+    corpus.write_text(
+        "".join(
+            json.dumps({"id": name, "title": name, "text": text, "contributor": f"c-{name}"}) + "\n"
+            for name, text in TOPICS.items()
+        )
+    )
+    cli(folder, "ingest", str(corpus), "--create-contributors", env=environment)
+    customer = cli(folder, "customer", "add", "Acme", "--id", "acme", "--credit", "10", env=environment)
+    (tmp_path / "key.json").write_text(json.dumps(customer))
+    return folder
+
+
+@pytest.fixture
+def key(data_dir: Path) -> str:
+    return json.loads((data_dir.parent / "key.json").read_text())["api_key"]
+
+
+@pytest.fixture
+def server(data_dir: Path, environment: dict[str, str]):
+    with Server(data_dir, environment) as found:
+        yield found

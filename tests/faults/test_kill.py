@@ -1,0 +1,202 @@
+"""kill -9 of every process in the middle of the work: nothing acknowledged is lost, nothing is charged twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from decimal import Decimal
+
+import httpx
+import psutil
+import pytest
+
+from tests.faults.conftest import QUESTIONS
+from tests.servers import cli, run
+
+
+class Customers(threading.Thread):
+    """Asks without pause until it is told to stop; remembers every answer that was acknowledged."""
+
+    def __init__(self, server, key, number):
+        super().__init__()
+        self.server, self.key, self.number = server, key, number
+        self.over = threading.Event()
+        self.receipts: dict[str, Decimal] = {}
+        self.statuses: set[int] = set()
+
+    def run(self):
+        i = self.number
+        while not self.over.is_set():
+            i += 1
+            try:
+                reply = httpx.post(
+                    f"{self.server.url}/v1/query",
+                    json={"question": QUESTIONS[i % len(QUESTIONS)]},
+                    headers={"authorization": f"Bearer {self.key}"},
+                    timeout=20,
+                )
+            except httpx.HTTPError:
+                time.sleep(0.05)
+                continue
+            self.statuses.add(reply.status_code)
+            if reply.status_code == 200:
+                charge = reply.json()["receipt"]["charge"]["amount"]
+                self.receipts[reply.json()["receipt"]["id"]] = Decimal(charge)
+
+
+def asking(server, key, count=4):
+    customers = [Customers(server, key, number) for number in range(count)]
+    for each in customers:
+        each.start()
+    return customers
+
+
+def finish(customers):
+    for each in customers:
+        each.over.set()
+    for each in customers:
+        each.join()
+    return {name: charge for each in customers for name, charge in each.receipts.items()}
+
+
+def wait_for(condition, seconds=20.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def answered(customers):
+    return sum(len(each.receipts) for each in customers)
+
+
+def redis_process(data_dir):
+    for process in psutil.process_iter(["name", "cmdline"]):
+        if process.info["name"] == "redis-server" and str(data_dir) in " ".join(process.info["cmdline"]):
+            return process
+    # redis-server rewrites its title to the socket it listens on
+    raise AssertionError("no redis-server runs in the data directory")
+
+
+def assert_books_hold(data_dir, environment, server, key, acknowledged):
+    """Every acknowledged receipt is there with its charge, and the audit is green."""
+    with server.client(key) as client:
+        for name, charge in acknowledged.items():
+            reply = client.get(f"/v1/receipts/{name}")
+            assert reply.status_code == 200, f"the acknowledged receipt {name} is lost"
+            assert Decimal(reply.json()["charge"]["amount"]) == charge
+        account = client.get("/v1/account").json()
+    spent = Decimal(10) - Decimal(account["balance"]["amount"])
+    assert spent >= sum(acknowledged.values())
+    server.stop()
+    audit = cli(data_dir, "audit", env=environment)
+    assert audit["balanced"], audit
+
+
+def test_the_server_killed_under_load_loses_and_doubles_nothing(server, data_dir, environment, key):
+    customers = asking(server, key)
+    for _ in range(3):
+        before = answered(customers)
+        wait_for(lambda before=before: answered(customers) > before + 30)
+        server.kill()
+        server.start()
+    acknowledged = finish(customers)
+    assert_books_hold(data_dir, environment, server, key, acknowledged)
+
+
+def test_redis_killed_under_load_is_back_by_itself_and_nothing_acknowledged_is_lost(server, data_dir, environment, key):
+    customers = asking(server, key)
+    for _ in range(2):
+        before = answered(customers)
+        wait_for(lambda before=before: answered(customers) > before + 30)
+        redis_process(data_dir).send_signal(signal.SIGKILL)
+        wait_for(lambda: any(503 in each.statuses for each in customers))
+        after = answered(customers)
+        wait_for(lambda after=after: answered(customers) > after + 10)
+    acknowledged = finish(customers)
+    assert {200, 503} >= set().union(*[each.statuses for each in customers])
+    assert_books_hold(data_dir, environment, server, key, acknowledged)
+
+
+def test_without_redis_nothing_is_served_and_it_says_so(server, data_dir, key):
+    redis = redis_process(data_dir)
+    redis.suspend()
+    try:
+        with server.client(key) as client:
+            reply = client.post("/v1/query", json={"question": QUESTIONS[0]})
+            assert reply.status_code == 503
+            assert reply.json()["error"]["code"] == "metering_unavailable"
+            assert int(reply.headers["retry-after"]) >= 1
+            assert client.get("/health/live").status_code == 200
+            assert client.get("/health/ready").status_code == 503
+    finally:
+        redis.resume()
+    with server.client(key) as client:
+        assert client.post("/v1/query", json={"question": QUESTIONS[0]}).status_code == 200
+
+
+def test_a_flushed_redis_is_refused(data_dir, environment, key, server):
+    import redis  # noqa: PLC0415 # beside its only use
+
+    with redis.Redis(unix_socket_path=str(data_dir / "redis" / "redis.sock")) as client:
+        client.flushall()
+    with server.client(key) as client:
+        reply = client.post("/v1/query", json={"question": QUESTIONS[0]})
+        assert reply.status_code == 503
+        assert reply.json()["error"]["code"] == "metering_unavailable"
+    server.stop()
+    done = run(data_dir, "query", QUESTIONS[0], "--key", key, env=environment)
+    assert done.returncode == 1
+    assert "lost this deployment's accounts" in done.stderr
+
+
+@pytest.mark.parametrize("pause", [0.9, 1.6, 2.4])
+def test_an_ingest_that_is_killed_is_finished_by_the_next(tmp_path, environment, pause):
+    corpus = tmp_path / "many.jsonl"
+    with corpus.open("w") as file:
+        for i in range(400):
+            text = f"Document number {i} is about the town of Place{i}. It was founded in {1000 + i} by Founder{i}."
+            file.write(json.dumps({"id": f"d{i}", "title": f"Place{i}", "text": text, "contributor": "c"}) + "\n")
+    data_dir = tmp_path / "data"
+    command = [
+        sys.executable,
+        "-m",
+        "serving.cli",
+        "--data-dir",
+        str(data_dir),
+        "ingest",
+        str(corpus),
+        "--create-contributors",
+    ]
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
+    time.sleep(pause)
+    process.kill()
+    process.wait()
+    again = cli(data_dir, "ingest", str(corpus), "--create-contributors", env=environment)
+    assert again["documents"] + again["unchanged"] == 400
+    assert again["rejected"] == []
+    third = cli(data_dir, "ingest", str(corpus), env=environment)
+    assert (third["documents"], third["unchanged"]) == (0, 400)
+    assert cli(data_dir, "audit", env=environment)["balanced"]
+
+
+def test_a_close_that_is_killed_is_finished_by_the_next(server, data_dir, environment, key):
+    with server.client(key) as client:
+        for i in range(40):
+            assert client.post("/v1/query", json={"question": QUESTIONS[i % 4]}).status_code == 200
+    server.stop()
+    period = time.strftime("%Y-%m", time.gmtime())
+    command = [sys.executable, "-m", "serving.cli", "--data-dir", str(data_dir), "period", "close", period, "--early"]
+    for pause in (1.0, 1.3, 1.6):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(pause)
+        process.kill()
+        process.wait()
+    last = run(data_dir, "period", "close", period, "--early", env=environment)
+    assert last.returncode == 0 or "already closed" in last.stderr
+    assert cli(data_dir, "audit", env=environment)["balanced"]

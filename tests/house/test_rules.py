@@ -1,0 +1,87 @@
+"""The rules of the house, as tests: sizes, the one reader of the environment, and no unfinished work."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("attribution", "metering", "retrieval", "serving")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+EVERY = [*SOURCES, *sorted((ROOT / "tests").rglob("*.py"))]
+FUNCTION_LINES_MAX = 70
+MODULE_LINES_MAX = 500
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", EVERY, ids=name)
+def test_functions_fit_on_a_screen_and_modules_are_one_noun(path):
+    text = path.read_text()
+    assert text.count("\n") <= MODULE_LINES_MAX
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert lines <= FUNCTION_LINES_MAX, f"{node.name} has {lines} lines"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_nothing_is_left_unfinished_or_unexplained(path):
+    text = path.read_text()
+    assert not re.search(r"\b(TODO|FIXME|XXX|NotImplementedError|in production|for now|placeholder|stub)\b", text)
+    for line in text.splitlines():
+        if "type: ignore" in line:
+            assert re.search(r"type: ignore\[[a-z-]+\] # \w+", line), f"no reason: {line.strip()}"
+        if "# noqa" in line:
+            assert re.search(r"# noqa: [A-Z0-9, ]+", line), f"blanket: {line.strip()}"
+
+
+def test_only_settings_read_the_environment():
+    readers = [
+        name(path) for path in SOURCES if re.search(r"\bos\.(environ|getenv)\b|BaseSettings\b", path.read_text())
+    ]
+    assert readers == ["serving/settings.py"]
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("attribution", ("redis", "faiss", "torch", "fastapi", "sqlalchemy", "pyarrow", "onnxruntime")),
+        ("attribution.run", ("redis", "faiss", "torch", "fastapi", "sqlalchemy", "pyarrow", "onnxruntime")),
+        ("attribution.statements", ("redis", "faiss", "torch", "fastapi", "sqlalchemy", "pyarrow", "onnxruntime")),
+        ("metering.records", ("redis", "sqlalchemy", "pyarrow", "numpy")),
+        ("retrieval.retriever", ("faiss", "torch", "redis", "fastapi", "transformers")),
+        ("serving.cli.entry", ("faiss", "torch", "openai", "uvicorn", "fastapi", "alembic", "onnx")),
+    ],
+)
+def test_a_package_loads_no_more_than_it_needs(package, forbidden):
+    code = f"import sys, {package}; print([name for name in {forbidden!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_package_is_installed_explicitly():
+    text = (ROOT / "pyproject.toml").read_text()
+    listed = set(re.findall(r'^  "([a-z_.]+)",$', text.split("[tool.setuptools]")[1], re.MULTILINE))
+    found = {
+        ".".join(path.relative_to(ROOT).parts)
+        for package in PACKAGES
+        for path in [ROOT / package, *(ROOT / package).rglob("*")]
+        if path.is_dir() and (path / "__init__.py").exists()
+    }
+    assert listed == found
+
+
+def test_direct_dependencies_are_pinned_as_the_lock_pins_them():
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    direct = dict(re.findall(r'"([a-z0-9-]+)==([0-9.]+)"', pyproject.split("[project.optional-dependencies]")[0]))
+    lock = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
+    assert direct
+    assert {package: lock.get(package) for package in direct} == direct

@@ -1,0 +1,151 @@
+"""Statements: a bundle verifies offline, and whatever is changed in it is found."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from attribution.run import RunError, Tally, divide, shares
+from attribution.statements import Issue, verify
+from attribution.transparency import Checkpoint, CheckpointError, Signer, open_note
+from metering.money import Currency
+from metering.records import PPM, VALUE_ONE, Split
+from serving.portal import statement_pages
+from tests.records import a_record, a_use
+
+SPLITS = (Split("ada", "author", 600_000), Split("tom", "translator", 400_000))
+
+
+@pytest.fixture
+def signer(tmp_path):
+    return Signer.load_or_create(tmp_path / "key.pem", "patronage/test")
+
+
+@pytest.fixture
+def bundle(signer):
+    tally = Tally()
+    for divided in divide(
+        [a_record(id=f"r{i}", uses=(a_use("d1", "ada", splits=SPLITS), a_use("d2", "ben"))) for i in range(3)]
+    ):
+        tally.add(divided)
+    issue = Issue(
+        period="2026-01",
+        input_root="00",
+        tally=tally,
+        credits_sha256="11",
+        contributors=["zoe"],
+        currency=Currency.of("USD"),
+        default_policy=1,
+    )
+    assert issue.contributors == ["ada", "ben", "tom", "zoe"]
+    _, bundles = issue.bundles(signer)
+    return bundles[0]
+
+
+def failed(bundle, key=None):
+    return [check["name"] for check in verify(bundle, key) if not check["ok"]]
+
+
+def test_an_honest_statement_is_valid(bundle, signer):
+    assert failed(bundle) == []
+    assert failed(bundle, signer.public_key) == []
+
+
+def change(bundle, path, value):
+    changed = copy.deepcopy(bundle)
+    target = changed
+    for step in path[:-1]:
+        target = target[step]
+    target[path[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "check"),
+    [
+        (["statement", "credited", "amount"], "1.000000", "inclusion"),
+        (["statement", "documents", 0, "credited", "amount"], "1.000000", "sum"),
+        (["statement", "contributor"], "mallory", "inclusion"),
+        (["statement", "run_id"], "run-x", "run"),
+        (["run", "records"], 4, "manifest"),
+        (["run", "charged", "amount"], "9.000000", "conservation"),
+        (["proof", "index"], 1, "inclusion"),
+        (["proof", "size"], 2, "inclusion"),
+        (["proof", "path"], [], "inclusion"),
+        (["checkpoint"], "no checkpoint", "signature"),
+        (["public_key"], "AAAA", "signature"),
+        (["statement", "credited", "currency"], "EUR", "format"),
+        (["run", "currency"], "USD", "format"),
+        (["statement", "documents"], None, "format"),
+    ],
+)
+def test_whatever_is_changed_is_found(bundle, path, value, check):
+    assert check in failed(change(bundle, path, value))
+
+
+@pytest.mark.parametrize("nonsense", [None, [], {}, "text", 7, {"statement": {}, "run": {}, "proof": {}}])
+def test_nonsense_is_no_statement(nonsense):
+    assert failed(nonsense) == ["format"]
+
+
+def test_a_statement_signed_by_another_is_refused(bundle, tmp_path):
+    other = Signer.load_or_create(tmp_path / "other.pem", "patronage/test")
+    assert failed(bundle, other.public_key) == ["signature"]
+
+
+def test_a_signed_note_opens_with_its_key_alone(signer):
+    checkpoint = Checkpoint("origin", 7, b"\x01" * 32, ("extension",))
+    note = signer.sign(checkpoint)
+    assert open_note(note, signer.public_key) == checkpoint
+    for broken in ("", note.replace("7", "8", 1), note.replace("extension", "extensioN"), note[:-10], note + "x y z w"):
+        with pytest.raises(CheckpointError):
+            open_note(broken, signer.public_key)
+
+
+def test_the_key_is_kept_and_readable_by_its_owner_alone(tmp_path):
+    first = Signer.load_or_create(tmp_path / "keys" / "k.pem", "n")
+    assert Signer.load_or_create(tmp_path / "keys" / "k.pem", "n").public_key == first.public_key
+    assert (tmp_path / "keys" / "k.pem").stat().st_mode & 0o077 == 0
+
+
+def test_a_query_is_divided_exactly():
+    record = a_record(charge=1_000_003, uses=(a_use("d1", "ada", splits=SPLITS), a_use("d2", "ben")))
+    (divided,) = divide([record])
+    assert sum(each.units for each in divided.shares) == divided.earned
+    assert divided.earned + divided.residual == record.royalty
+    assert divided.earned == record.royalty * 3 // 4
+    earned = {(each.contributor, each.role): each.units for each in divided.shares}
+    assert earned["ada", "author"] + earned["tom", "translator"] == pytest.approx(divided.earned * 2 / 3, abs=2)
+    weights, residual = shares(record)
+    assert weights == [0.5, 0.25]
+    assert residual == 0.25
+
+
+def test_documents_beyond_the_game_earn_nothing():
+    record = a_record(uses=(a_use("a", "ada"), a_use("b", "ben"), a_use("c", "cleo")))
+    assert shares(record) == ([0.5, 0.25, 0.0], 0.25)
+    (divided,) = divide([record])
+    assert {each.document for each in divided.shares} == {"a", "b"}
+
+
+@pytest.mark.parametrize("values", [(), (0,) * 3, (0,) * 8, (0, -VALUE_ONE, 0, 0)])
+def test_a_game_that_does_not_fit_is_named(values):
+    with pytest.raises((RunError, ValueError)):
+        divide([a_record(values=values)])
+
+
+def test_a_spreadsheet_runs_no_formula_of_a_document_id(bundle):
+    bundle["statement"]["documents"][0]["document"] = "=cmd()"
+    text = statement_pages.as_csv(bundle)
+    assert "'=cmd()" in text
+    assert text.splitlines()[-1].endswith("USD")
+
+
+def test_a_page_escapes_what_contributors_write(bundle):
+    bundle["statement"]["documents"][0]["document"] = "<script>alert(1)</script>"
+    assert "<script>alert" not in statement_pages.as_html(bundle)
+
+
+def test_splits_sum_to_one_million():
+    assert sum(split.ppm for split in SPLITS) == PPM
