@@ -1,0 +1,147 @@
+"""The documentation cannot rot: what it says of the program is compared with the program."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+
+import pytest
+
+import serving.api
+from serving import reference
+from serving.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def prose(page: Path) -> str:
+    """A page without its blocks of code and output."""
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def shell(page: Path) -> list[str]:
+    """The lines that a reader is told to type."""
+    blocks = [text for language, text in FENCE.findall(page.read_text(encoding="utf-8")) if language == "sh"]
+    return [line.strip() for block in blocks for line in block.splitlines()]
+
+
+def headings(page: Path) -> list[str]:
+    return re.findall(r"^#{1,6} +(.+?) *$", prose(page), re.MULTILINE)
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings(page)}
+
+
+def calls(path: Path, name: str) -> Iterator[ast.Call]:
+    """Every call of a function or class of that name in a module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name:
+            yield node
+
+
+def strings(node: ast.expr) -> set[str]:
+    return {each.value for each in ast.walk(node) if isinstance(each, ast.Constant) and isinstance(each.value, str)}
+
+
+@pytest.mark.parametrize("name", sorted(reference.pages()))
+def test_reference_pages_are_what_the_program_makes(name):
+    written = (reference.FOLDER / name).read_text(encoding="utf-8")
+    assert written == reference.pages()[name], "run `python -m serving.reference`"
+
+
+def test_every_setting_is_described_and_listed():
+    page = (reference.FOLDER / "settings.md").read_text(encoding="utf-8")
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert f"| `{reference.variable(name)}` |" in page
+
+
+def test_every_command_is_listed():
+    found = headings(reference.FOLDER / "cli.md")
+    assert [each for each in found if each.startswith("patronage ")] == reference.commands()
+
+
+def test_readme_names_the_ways_in():
+    typed = " ".join(shell(ROOT / "README.md"))
+    for target in ("make demo", "make serve", "make test", "make check", "make bench"):
+        assert target in typed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_resolve(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.is_relative_to(ROOT), target
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_that_a_reader_types_exist(page):
+    known = reference.commands()
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    for line in shell(page):
+        if line.startswith("make "):
+            assert line.split()[1] in targets, line
+        elif line.startswith("patronage "):
+            assert any(line == command or line.startswith(f"{command} ") for command in known), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_no_page_knows_the_machine_it_was_written_on(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"(?<![\w./~$-])/(?:work|root|home|Users)/", text)
+
+
+def test_every_audit_check_has_its_section_in_the_runbook():
+    checks = [name for call in calls(ROOT / "serving" / "audit.py", "Check") for name in strings(call.args[0])]
+    assert checks
+    assert set(checks) <= set(headings(DOCS / "operations.md"))
+
+
+def test_every_route_is_documented_and_every_documented_route_exists():
+    routes = set()
+    for module in iter_modules(serving.api.__path__):
+        router = getattr(import_module(f"serving.api.{module.name}"), "router", None)
+        for route in router.routes if router else ():
+            path = re.sub(r"{(\w+):\w+}", r"{\1}", route.path)
+            routes |= {f"`{method} {path}`" for method in route.methods - {"HEAD"}}
+    documented = [heading for heading in headings(DOCS / "api.md") if re.match(r"`[A-Z]+ /", heading)]
+    assert sorted(documented) == sorted(routes)
+
+
+def test_every_error_code_is_explained():
+    codes = set()
+    for path in (ROOT / "serving" / "api").glob("*.py"):
+        for call in calls(path, "ApiError"):
+            codes |= strings(call.args[1])
+    assert "insufficient_funds" in codes
+    listed = set(re.findall(r"^\| \d{3} \| `(\w+)` \|", (DOCS / "api.md").read_text(encoding="utf-8"), re.MULTILINE))
+    assert codes <= listed
+
+
+def test_decisions_are_numbered_without_gaps_and_indexed():
+    files = sorted((DOCS / "adr").glob("*.md"))
+    assert [path.name[:5] for path in files] == [f"{number:04d}-" for number in range(1, len(files) + 1)]
+    for path in files:
+        assert path.read_text(encoding="utf-8").startswith(f"# {path.name[:4]} "), path.name
+        assert headings(path)[1:] == ["Context", "Decision", "Consequences"], path.name
+    index = prose(files[0])
+    for path in files[1:]:
+        assert f"]({path.name})" in index
