@@ -209,7 +209,7 @@ class InputRoot:
         for (first, _), (second, _) in zip(self._leaves, self._leaves[1:], strict=False):
             if first == second:
                 raise RunError(f"record {first} is in the log twice")
-        return merkle.root([leaf for _, leaf in self._leaves]).hex()
+        return merkle.Tree([leaf for _, leaf in self._leaves]).root.hex()
 
 
 def run_id(manifest: dict[str, Any], canonical: bytes) -> str:

@@ -74,19 +74,17 @@ class Issue:
 
     def bundles(self, signer: Signer) -> tuple[str, list[dict[str, Any]]]:
         """The signed checkpoint, and for each statement the bundle that can be verified offline."""
-        leaves = [merkle.leaf_hash(canonical(statement)) for statement in self.statements]
+        tree = merkle.Tree([merkle.leaf_hash(canonical(statement)) for statement in self.statements])
         digest = hashlib.sha256(canonical(self.manifest)).hexdigest()
-        checkpoint = signer.sign(
-            Checkpoint(f"{signer.name}/statements", len(leaves), merkle.root(leaves), (f"manifest {digest}",))
-        )
+        checkpoint = signer.sign(Checkpoint(f"{signer.name}/statements", len(tree), tree.root, (f"manifest {digest}",)))
         bundles = [
             {
                 "statement": statement,
                 "run": self.manifest,
                 "proof": {
                     "index": index,
-                    "size": len(leaves),
-                    "path": [base64.b64encode(node).decode() for node in merkle.inclusion_proof(leaves, index)],
+                    "size": len(tree),
+                    "path": [base64.b64encode(node).decode() for node in tree.inclusion_proof(index)],
                 },
                 "checkpoint": checkpoint,
                 "public_key": signer.public_key,
@@ -140,7 +138,7 @@ def verify(bundle: Any, trusted_key: str | None = None) -> list[dict[str, Any]]:
         check("manifest", digest in checkpoint.extensions, "the run's manifest is the signed one")
         leaf = merkle.leaf_hash(canonical(statement))
         included = size == checkpoint.size and merkle.verify_inclusion(leaf, index, size, path, checkpoint.root)
-        check("inclusion", included, f"the statement is number {index} of {size} under the signed root")
+        check("inclusion", included, f"the statement is number {index + 1} of {size} under the signed root")
         named = run_id(manifest, canonical(manifest))
         same = statement["run_id"] == named and statement["period"] == manifest["period"]
         check("run", same, f"the statement belongs to {named}")

@@ -1,8 +1,8 @@
 """The drain: from the Redis streams to segments and the ledger, exactly once.
 
 For each shard: read the entries after the last registered one, write them as a segment, and in one SQL transaction
-register the segment, post its transfers and move the shard's mark on. Only then is the stream trimmed. A crash
-before the transaction repeats the same segment under the same name; a crash after it repeats only the trim. Two
+register the segment, post its transfers and move the shard's mark on. Only then is the stream trimmed. After a crash
+before the transaction the next drainer registers the file that is there; after one behind it, it repeats the trim. Two
 drainers cannot both register: the mark moves by compare-and-swap, and a stale fencing token is refused.
 """
 
@@ -10,25 +10,26 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.resources import files
+from contextlib import suppress
 from typing import Final
 
 import sqlalchemy as sa
-from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
 from metering import ledger, periods
 from metering.ledger import Transfer
 from metering.meter import MeterLost, MeterUnavailable
-from metering.records import UsageRecord, decode_record
-from metering.redis_meter import Client, deployment_key, shard_name, stream_entries, usage_stream
+from metering.records import RecordError, UsageRecord, decode_record
+from metering.redis_meter import Client, deployment_key, load_script, shard_name, stream_entries, usage_stream
 from metering.usage_log import Segment, UsageLog, stream_order
 
 LEASE_TTL_MS: Final = 10_000
 SEGMENT_RECORDS_MAX: Final = 5_000
+_QUERY_IDS: Final = 500
 
 
 class DrainBusy(Exception):
@@ -46,9 +47,9 @@ class Drain:
         self._deployment = deployment
         self._shards = shards
         self._owner = uuid.uuid4().hex
-        lua = files("metering.lua")
-        script = (lua / "_prelude.lua").read_text() + (lua / "lease.lua").read_text()
-        self._lease = AsyncScript(client, script)
+        self._lease = load_script(client, "lease")
+        self._release = load_script(client, "release")
+        self._requeue = load_script(client, "requeue")
 
     async def lag(self) -> int:
         """How many captured records are not registered yet."""
@@ -65,8 +66,10 @@ class Drain:
 
         Raises:
             MeterUnavailable: Redis does not answer.
+            OSError, SQLAlchemyError: a disk or the database refuses; the records stay in Redis.
         """
         moved = 0
+        failed: Exception | None = None
         for shard in range(self._shards):
             try:
                 moved += await self._drain_shard(shard)
@@ -74,14 +77,19 @@ class Drain:
                 continue
             except RedisError as error:
                 raise MeterUnavailable(f"Redis does not answer: {error}") from error
+            except (OSError, sa.exc.SQLAlchemyError, RecordError) as error:
+                failed = error  # one shard's trouble does not hold up the others
+        if failed is not None:
+            raise failed
         return moved
 
     async def settle(self, timeout_s: float = 30.0) -> None:
         """Drain until nothing captured before this call is left, also waiting for another drainer.
 
         Raises:
-            TimeoutError: another drainer owns a shard and does not finish it.
+            DrainBusy: another drainer owns a shard and does not finish it in time.
         """
+        deadline = time.monotonic() + timeout_s
         tails: dict[int, str] = {}
         try:
             for shard in range(self._shards):
@@ -90,42 +98,86 @@ class Drain:
                     tails[shard] = newest[0][0]
         except RedisError as error:
             raise MeterUnavailable(f"Redis does not answer: {error}") from error
-        async with asyncio.timeout(timeout_s):
-            while True:
-                await self.drain()
-                marks = {shard: await asyncio.to_thread(self._mark, shard) for shard in tails}
-                if all(stream_order(marks[shard]) >= stream_order(tail) for shard, tail in tails.items()):
-                    return
-                await asyncio.sleep(0.1)
+        while True:
+            await self.drain()
+            marks = {shard: (await asyncio.to_thread(self._mark, shard))[0] for shard in tails}
+            behind = [shard for shard, tail in tails.items() if stream_order(marks[shard]) < stream_order(tail)]
+            if not behind:
+                return
+            if time.monotonic() > deadline:
+                raise DrainBusy(
+                    f"captured records of shards {behind} are not in the ledger after {timeout_s:.0f} s: "
+                    "another process drains them, or cannot; its log says why"
+                )
+            await asyncio.sleep(0.1)
+
+    async def release(self) -> None:
+        """Give the leases back, so that the next process need not wait until they lapse."""
+        with suppress(RedisError):
+            for shard in range(self._shards):
+                keys = [deployment_key(shard), f"{{{shard_name(shard)}}}:drainer"]
+                await self._release(keys=keys, args=[self._deployment, self._owner])
 
     async def _drain_shard(self, shard: int) -> int:
         stream = usage_stream(shard)
+        mark, fence = await asyncio.to_thread(self._mark, shard)
+        moved = await self._adopt(shard, mark, fence)
+        if moved:
+            mark, fence = await asyncio.to_thread(self._mark, shard)
         if not await self._client.xlen(stream):
-            return 0
-        token = await self._take_lease(shard)
-        mark = await asyncio.to_thread(self._mark, shard)
-        # What a crashed drainer registered but did not trim goes first.
-        await self._client.xtrim(stream, minid=_after(mark), approximate=False)
-        moved = 0
+            return moved
+        await self._take_lease(shard, fence)
+        await self._clear(shard, mark)
         while True:
-            end = await asyncio.to_thread(self._log.unregistered, shard, mark) or "+"
-            batch = stream_entries(
-                await self._client.xrange(stream, min=f"({mark}", max=end, count=SEGMENT_RECORDS_MAX)
-            )
+            batch = stream_entries(await self._client.xrange(stream, min=f"({mark}", count=SEGMENT_RECORDS_MAX))
             if not batch:
                 return moved
             for part in _by_period(batch):
-                token = await self._take_lease(shard)
+                token = await self._take_lease(shard, fence)
                 await asyncio.to_thread(self._register, shard, mark, token, part)
-                mark = part[-1][0]
+                mark, fence = part[-1][0], token
                 moved += len(part)
             await self._client.xtrim(stream, minid=_after(mark), approximate=False)
 
-    async def _take_lease(self, shard: int) -> int:
+    async def _adopt(self, shard: int, mark: str, fence: int) -> int:
+        """Register the segments that a drainer wrote and did not live to register: even if Redis has lost them."""
+        moved = 0
+        for entries in await asyncio.to_thread(list, self._log.unregistered(shard, mark)):
+            token = await self._take_lease(shard, fence)
+            await asyncio.to_thread(self._register, shard, mark, token, entries)
+            mark, fence = entries[-1][0], token
+            moved += len(entries)
+        return moved
+
+    async def _clear(self, shard: int, mark: str) -> None:
+        """Trim what is registered; what only looks so, because its id is not after the mark, is moved to the end."""
+        stream = usage_stream(shard)
+        old = stream_entries(await self._client.xrange(stream, max=mark, count=SEGMENT_RECORDS_MAX))
+        while old:
+            lost = await asyncio.to_thread(self._not_registered, old)
+            if lost:
+                keys = [deployment_key(shard), stream]
+                after = stream_order(mark)[0] + 1
+                await self._requeue(keys=keys, args=[self._deployment, after, *lost])
+            await self._client.xtrim(stream, minid=_after(old[-1][0]), approximate=False)
+            old = stream_entries(await self._client.xrange(stream, max=mark, count=SEGMENT_RECORDS_MAX))
+
+    def _not_registered(self, entries: Sequence[tuple[str, bytes]]) -> list[str]:
+        ids = {decode_record(data).id: entry for entry, data in entries}
+        table = ledger.receipts
+        with self._engine.connect() as connection:
+            known: set[str] = set()
+            names = list(ids)
+            for i in range(0, len(names), _QUERY_IDS):
+                query = sa.select(table.c.id).where(table.c.id.in_(names[i : i + _QUERY_IDS]))
+                known |= set(connection.execute(query).scalars())
+        return [entry for name, entry in ids.items() if name not in known]
+
+    async def _take_lease(self, shard: int, fence: int) -> int:
         tag = f"{{{shard_name(shard)}}}"
         reply = await self._lease(
             keys=[deployment_key(shard), f"{tag}:drainer", f"{tag}:fence"],
-            args=[self._deployment, self._owner, LEASE_TTL_MS],
+            args=[self._deployment, self._owner, LEASE_TTL_MS, fence],
         )
         if reply[0] == b"lost":
             raise MeterLost("Redis does not hold this deployment's accounts (flushed, or another server)")
@@ -133,10 +185,12 @@ class Drain:
             raise DrainBusy(f"shard {shard} is being drained by another process")
         return int(reply[1])
 
-    def _mark(self, shard: int) -> str:
+    def _mark(self, shard: int) -> tuple[str, int]:
+        """The last registered stream id of a shard, and the fencing token of who registered it."""
         with self._engine.connect() as connection:
-            query = sa.select(ledger.shards.c.last).where(ledger.shards.c.shard == shard)
-            return str(connection.execute(query).scalar_one())
+            query = sa.select(ledger.shards.c.last, ledger.shards.c.fence).where(ledger.shards.c.shard == shard)
+            row = connection.execute(query).one()
+            return row.last, row.fence
 
     def _register(self, shard: int, mark: str, token: int, entries: Sequence[tuple[str, bytes]]) -> None:
         segment, batch = self._log.write(shard, entries)
@@ -149,7 +203,7 @@ class Drain:
             )
             if moved.rowcount != 1:
                 raise DrainBusy(f"shard {shard} was taken over by another drainer")
-            period = _open_period(connection, periods.of(batch[0].finished_ms))
+            period = first_open(connection, periods.of(batch[0].finished_ms))
             _insert(connection, segment, period, batch)
             ledger.post(connection, _transfers(segment, period, batch))
 
@@ -176,7 +230,7 @@ def close_period(connection: sa.Connection, period: str, now_ms: int) -> None:
     ledger.insert_new(connection, ledger.closed_periods, [{"period": period, "closed_ms": now_ms}])
 
 
-def _open_period(connection: sa.Connection, period: str) -> str:
+def first_open(connection: sa.Connection, period: str) -> str:
     """``period``, or the first one after it that is not closed: a closed period never changes."""
     closed = set(connection.execute(sa.select(ledger.closed_periods.c.period)).scalars())
     while period in closed:

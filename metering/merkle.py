@@ -25,37 +25,42 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(_NODE + left + right).digest()
 
 
-def root(leaves: Sequence[bytes]) -> bytes:
-    """The root over leaf hashes, in order.
+class Tree:
+    """A tree over leaf hashes, in order; every level is kept, so each proof costs its length.
 
     Pairing neighbours level by level and promoting an odd last node gives the tree of RFC 6962,
     section 2.1, whose left subtree is the largest power of two below n.
     """
-    if not leaves:
-        return EMPTY_ROOT
-    level = list(leaves)
-    while len(level) > 1:
-        level = _parents(level)
-    return level[0]
 
+    def __init__(self, leaves: Sequence[bytes]) -> None:
+        self._levels = [list(leaves)]
+        while len(self._levels[-1]) > 1:
+            self._levels.append(_parents(self._levels[-1]))
 
-def inclusion_proof(leaves: Sequence[bytes], index: int) -> list[bytes]:
-    """The audit path of leaf ``index``, from the leaf's sibling up to below the root.
+    def __len__(self) -> int:
+        """The number of leaves."""
+        return len(self._levels[0])
 
-    Raises:
-        IndexError: ``index`` is not in the tree.
-    """
-    if not 0 <= index < len(leaves):
-        raise IndexError(f"leaf {index} is not in a tree of {len(leaves)}")
-    path: list[bytes] = []
-    level = list(leaves)
-    while len(level) > 1:
-        sibling = index ^ 1
-        if sibling < len(level):
-            path.append(level[sibling])
-        level = _parents(level)
-        index >>= 1
-    return path
+    @property
+    def root(self) -> bytes:
+        """The root; the hash of nothing for an empty tree."""
+        return self._levels[-1][0] if self._levels[0] else EMPTY_ROOT
+
+    def inclusion_proof(self, index: int) -> list[bytes]:
+        """The audit path of leaf ``index``, from the leaf's sibling up to below the root.
+
+        Raises:
+            IndexError: ``index`` is not in the tree.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"leaf {index} is not in a tree of {len(self)}")
+        path: list[bytes] = []
+        for level in self._levels[:-1]:
+            sibling = index ^ 1
+            if sibling < len(level):
+                path.append(level[sibling])
+            index >>= 1
+        return path
 
 
 def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], expected_root: bytes) -> bool:

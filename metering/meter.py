@@ -167,6 +167,14 @@ class Meter(Protocol):
         """
         ...
 
+    async def check(self) -> None:
+        """Make sure that payments can be taken: the books are there, and can be written.
+
+        Raises:
+            MeterUnavailable: they cannot.
+        """
+        ...
+
     async def revoke(self, account: str, key: str) -> None:
         """Refuse the key from now on."""
         ...

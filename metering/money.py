@@ -86,6 +86,16 @@ class Currency:
             raise MoneyError(f"amount {amount[:40]!r} must be above zero")
         return units
 
+    def parse_amount(self, amount: str, currency: str | None) -> int:
+        """As :meth:`parse`, for an amount that may name its currency.
+
+        Raises:
+            MoneyError: as :meth:`parse`, or it is another currency.
+        """
+        if currency not in (None, self.code):
+            raise MoneyError(f"amounts are in {self.code}, not {currency[:10]!r}")
+        return self.parse(amount)
+
     def format(self, units: int) -> str:
         """The exact decimal string of ``units``, with at least ``MIN_PLACES`` places."""
         whole, fraction = divmod(abs(units), 10**self.scale)

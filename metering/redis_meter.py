@@ -38,7 +38,7 @@ Client = Redis | RedisCluster
 DONE_TTL_MS = 7 * 24 * 3600 * 1000
 """How long a capture is recognised when it is sent again (a replayed spool may be days old)."""
 
-_SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke")
+_SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check")
 
 
 def shard_name(shard: int) -> str:
@@ -59,6 +59,12 @@ def usage_stream(shard: int) -> str:
 def deployment_key(shard: int) -> str:
     """The key that holds the id of the deployment whose books a shard carries."""
     return f"{{{shard_name(shard)}}}:deployment"
+
+
+def load_script(client: Client, name: str) -> AsyncScript:
+    """A script of ``metering.lua``, behind the prelude that all of them share."""
+    lua = files("metering.lua")
+    return AsyncScript(client, (lua / "_prelude.lua").read_text() + (lua / f"{name}.lua").read_text())
 
 
 def stream_entries(reply: Any) -> list[tuple[str, bytes]]:
@@ -84,11 +90,7 @@ class RedisMeter:
         self._shards = shards
         self._hold_ttl_ms = hold_ttl_ms
         self._replay_ttl_ms = replay_ttl_ms
-        lua = files("metering.lua")
-        prelude = (lua / "_prelude.lua").read_text()
-        self._scripts: dict[str, AsyncScript] = {
-            name: AsyncScript(client, prelude + (lua / f"{name}.lua").read_text()) for name in _SCRIPTS
-        }
+        self._scripts = {name: load_script(client, name) for name in _SCRIPTS}
 
     async def claim(self, *, fresh: bool) -> None:
         """Check on every shard that the meter carries this deployment's books; with ``fresh``, begin them.
@@ -220,6 +222,11 @@ class RedisMeter:
         """See :meth:`Meter.revoke`."""
         tag, _ = self._place(account)
         await self._run("revoke", [f"{tag}:deployment", f"{tag}:key:{key}"], [self._deployment])
+
+    async def check(self) -> None:
+        """See :meth:`Meter.check`."""
+        for shard in range(self._shards):
+            await self._run("check", [deployment_key(shard), f"{{{shard_name(shard)}}}:probe"], [self._deployment])
 
     async def find_record(self, account: str, record: str) -> bytes | None:
         """The canonical bytes of a captured record that is still in its stream, or None."""

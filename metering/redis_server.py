@@ -102,7 +102,7 @@ class RedisServer:
                 time.sleep(0.01)
 
     def _start(self) -> None:
-        """Start the supervisor, which goes into the background by itself; the lock that it holds tells that it lives."""
+        """Start the supervisor, which goes into the background by itself; its lock tells that it lives."""
         binary = find_redis_server()
         if binary is None:
             raise RedisServerError(
@@ -139,7 +139,9 @@ def _answers(path: Path) -> bool:
             connection.settimeout(1)
             connection.connect(str(path))
             connection.sendall(b"PING\r\n")
-            return connection.recv(7).startswith(b"+PONG")
+            reply = connection.recv(64)
+            # An error is an answer too (a full disk, say), unless the server says that it is still reading its log.
+            return bool(reply) and not reply.startswith(b"-LOADING")
     except OSError:
         return False
 

@@ -14,13 +14,14 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from metering.merkle import leaf_hash
 from metering.records import UsageRecord, decode_record
 
 _SPLIT: Final = pa.struct([("contributor", pa.string()), ("role", pa.string()), ("ppm", pa.int64())])
@@ -45,6 +46,7 @@ RECORD_SCHEMA: Final = pa.schema(
 )
 """A record's columns, in the order of :class:`metering.records.UsageRecord`."""
 
+DAMAGED: Final = ".damaged"
 _LEAF: Final = pa.field("leaf", pa.binary(32))
 _STREAM_ID: Final = pa.field("stream_id", pa.string())
 
@@ -127,20 +129,39 @@ class UsageLog:
         """
         return next(records(self.read(name, sha256).slice(row, 1)))
 
-    def unregistered(self, shard: int, after: str) -> str | None:
-        """The last stream id of a segment after ``after`` that was written but not registered, or None.
+    def unregistered(self, shard: int, after: str) -> Iterator[list[tuple[str, bytes]]]:
+        """The entries of each segment after ``after``, in order: written, and not registered by a drainer that died.
 
-        A drainer that died in between left it; the next one repeats exactly that segment.
+        A damaged one is put aside under the suffix ``.damaged``, for the audit to name; Redis may still have its
+        records.
         """
         folder = self._folder / f"s{shard:02d}"
-        if not folder.is_dir():
-            return None
-        found = []
-        for path in folder.glob("*_*.parquet"):
-            first, _, last = path.stem.partition("_")
-            if stream_order(first) > stream_order(after):
-                found.append((stream_order(first), last))
-        return min(found)[1] if found else None
+        found = {path.stem.partition("_")[0]: path for path in folder.glob("*_*.parquet")} if folder.is_dir() else {}
+        for first in sorted(found, key=stream_order):
+            if stream_order(first) <= stream_order(after):
+                continue
+            entries = _entries(found[first])
+            if not entries:
+                found[first].rename(found[first].with_suffix(DAMAGED))
+                continue
+            after = entries[-1][0]
+            yield entries
+
+    def damaged(self) -> list[str]:
+        """The names of the segments that were damaged before they were registered."""
+        return sorted(str(path.relative_to(self._folder)) for path in self._folder.glob(f"*/*{DAMAGED}"))
+
+
+def _entries(path: Path) -> list[tuple[str, bytes]]:
+    """The entries of a segment file; none if it is damaged."""
+    try:
+        table = pq.read_table(path, use_threads=False)
+        found = [record.encode() for record in records(table)]
+        whole = [leaf_hash(data) for data in found] == table["leaf"].to_pylist()
+        ids = table["stream_id"].to_pylist()
+    except (OSError, pa.ArrowException, msgspec.ValidationError, KeyError):
+        return []
+    return list(zip(ids, found, strict=True)) if whole else []
 
 
 def records(table: pa.Table) -> Iterator[UsageRecord]:
@@ -172,9 +193,3 @@ def _write_durably(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def to_plain(record: UsageRecord) -> dict[str, Any]:
-    """The record as plain JSON values."""
-    plain: dict[str, Any] = msgspec.to_builtins(record)
-    return plain

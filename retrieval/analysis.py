@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import unicodedata
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
@@ -29,7 +30,8 @@ def stems(text: str) -> list[str]:
     stemmer: Stemmer.Stemmer | None = getattr(_STEMMERS, "english", None)
     if stemmer is None:
         stemmer = _STEMMERS.english = Stemmer.Stemmer("english")
-    words = [word[:_WORD_CHARS_MAX] for word in _WORD.findall(text.lower())]
+    composed = unicodedata.normalize("NFC", text)  # an accent may come as a character of its own
+    words = [word[:_WORD_CHARS_MAX] for word in _WORD.findall(composed.lower())]
     found: list[str] = stemmer.stemWords(words)
     return found
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from retrieval.analysis import stems, term_ids
 from retrieval.chunking import Span, passages
-from retrieval.documents import Document, DocumentError, Split, Terms
+from retrieval.documents import Document, DocumentConflict, DocumentError, Split, Terms
 from retrieval.embedding import Embedder
 
 METADATA = sa.MetaData()
@@ -110,6 +110,7 @@ class StoredPassage(PreparedPassage):
     document: int
     """The document's number."""
     version: str
+    embedder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,11 +281,6 @@ class Catalogue:
         """The passages of those ids that still exist."""
         yield from self._passages(passages_table.c.id, ids)
 
-    def embedders(self) -> set[str]:
-        """The names of the models that the stored passages were embedded with."""
-        with self._engine.connect() as connection:
-            return set(connection.execute(sa.select(passages_table.c.embedder).distinct()).scalars())
-
     def _select(
         self, column: sa.Column[str] | sa.Column[int], keys: Sequence[str] | Sequence[int]
     ) -> Iterator[StoredDocument]:
@@ -310,9 +306,9 @@ def _put(
     now: int,
 ) -> Outcome:
     if stored is not None and stored.contributor != document.contributor:
-        raise DocumentError(f"document id {document.id} is taken by another contributor")
+        raise DocumentConflict(f"document id {document.id} is taken by another contributor")
     if stored is not None and stored.withdrawn_ms is not None:
-        raise DocumentError(f"document {document.id} was withdrawn; bring it again under another id")
+        raise DocumentConflict(f"document {document.id} was withdrawn; bring it again under another id")
     row = _row(document)
     if stored is None:
         if prepared is None:
@@ -429,6 +425,7 @@ def _passage(row: sa.Row[tuple[object, ...]]) -> StoredPassage:
         id=row.id,
         document=row.document,
         version=row.version,
+        embedder=row.embedder,
     )
 
 

@@ -16,11 +16,16 @@ SPLITS_MAX: Final = 100
 PURPOSES_MAX: Final = 32
 
 _ID = re.compile(r"[^\s\x00-\x1f\x7f\"'<>\\]{1,200}")
+_URL = re.compile(r"https?://[^\s/]", re.IGNORECASE)
 _WORD = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
 
 
 class DocumentError(ValueError):
     """A document that cannot be taken, with the reason in words that its contributor understands."""
+
+
+class DocumentConflict(DocumentError):
+    """A document that cannot be taken because of what is there: another's, or withdrawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +73,18 @@ class Document:
 
 
 def check_id(kind: str, value: str) -> str:
-    """``value`` if it can be an id.
+    """``value`` if it can be an id of a ``document``, or of a person of some other kind.
 
     Raises:
-        DocumentError: it is empty, too long, or has white space, quotes or control characters.
+        DocumentError: it is empty, too long, or has characters that no id has. Only documents may have slashes.
     """
-    if _ID.fullmatch(value) is None:
+    if _ID.fullmatch(value) is None or value in (".", ".."):  # dot segments cannot be written in a URL
         raise DocumentError(
             f"{kind} id {value[:40]!r} must be 1 to {ID_CHARS_MAX} characters without spaces, quotes or <>\\"
         )
+    _check_characters(f"{kind} id", value)
+    if kind != "document" and "/" in value:
+        raise DocumentError(f"{kind} id {value[:40]!r} must not have slashes")
     return value
 
 
@@ -96,8 +104,8 @@ def check(document: Document) -> Document:
         raise DocumentError(f"the title has {len(document.title)} characters; the limit is {TITLE_CHARS_MAX}")
     for name, value in (("text", document.text), ("title", document.title), ("url", document.url or "")):
         _check_characters(name, value)
-    if document.url is not None and (len(document.url) > URL_CHARS_MAX or "://" not in document.url):
-        raise DocumentError("the url must be absolute, such as https://example.org/page")
+    if document.url is not None and (len(document.url) > URL_CHARS_MAX or _URL.match(document.url) is None):
+        raise DocumentError("the url must be absolute and of the web, such as https://example.org/page")
     _check_splits(document.splits)
     _check_terms(document.terms)
     return document

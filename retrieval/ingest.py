@@ -60,9 +60,13 @@ class Ingest:
         Raises:
             DocumentError: it was not taken.
         """
-        report = self.run([Found(document, "", None)])
-        if report.rejected:
-            raise DocumentError(report.rejected[0].reason)
+        self._know({document.contributor, *(split.contributor for split in check(document).splits)})
+        before = self._catalogue.get([document.id]).get(document.id)
+        same = before is not None and before.version == document.version
+        parts = None if same else prepare(document, self._embedder)
+        (outcome,) = self._catalogue.put([(document, parts)], self._embedder.name)
+        if isinstance(outcome, DocumentError):
+            raise outcome
         return self._catalogue.get([document.id])[document.id]
 
     def _checked(self, found: Iterable[Found | Rejection], seen: dict[str, str], report: Report) -> Iterator[Found]:
@@ -85,10 +89,7 @@ class Ingest:
     def _know(self, contributors: set[str]) -> None:
         for contributor in sorted(contributors - self._contributors):
             if not self._create:
-                raise DocumentError(
-                    f"unknown contributor {contributor}: add it with `patronage contributor add`, "
-                    "or pass --create-contributors"
-                )
+                raise DocumentError(f"unknown contributor {contributor}: it must be registered first")
             self._catalogue.add_contributor(contributor, contributor)
             self._contributors.add(contributor)
 

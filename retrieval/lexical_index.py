@@ -59,10 +59,13 @@ class LexicalView:
     def idf(self, terms: Sequence[int]) -> npt.NDArray[np.float64]:
         """Inverse document frequency of each term, as BM25 has it: ``ln(1 + (N - n + 0.5) / (n + 0.5))``."""
         total = self._searcher.num_docs
-        found = np.asarray([self._searcher.doc_freq("terms", str(term)) for term in terms], np.float64)
-        # doc_freq still counts deleted passages until their segment is merged.
-        found = np.minimum(found, total)
+        found = np.asarray([self._count(term) for term in terms], np.float64)
         return np.log1p((total - found + 0.5) / (found + 0.5))
+
+    def _count(self, term: int) -> int:
+        """In how many passages a term is; the index's own statistics count removed ones until a merge."""
+        query = tantivy.Query.term_query(self._schema, "terms", str(term))
+        return int(self._searcher.search(query, 1).count)  # type: ignore[attr-defined] # its stubs leave it out
 
 
 class LexicalIndex:

@@ -22,8 +22,8 @@ FILE_BYTES_MAX: Final = 100_000_000
 LINE_BYTES_MAX: Final = 40_000_000
 SUFFIXES: Final = (".txt", ".md", ".html", ".htm", ".pdf", ".jsonl")
 
-ParseAmount = Callable[[str], int]
-"""Turns a decimal string into units of the deployment's currency; raises ValueError."""
+ParseAmount = Callable[[str, str | None], int]
+"""Turns a decimal string, and its currency if it names one, into units of the deployment's; raises ValueError."""
 
 _HTML_NOISE: Final = "script, style, noscript, template, nav, header, footer, aside, iframe, svg, form"
 _HTML_BLOCKS: Final = (
@@ -50,8 +50,13 @@ class Found:
     line: int | None
 
 
+class MalformedError(DocumentError):
+    """Bytes that are no JSON at all."""
+
+
 class _Amount(msgspec.Struct):
     amount: str
+    currency: str
 
 
 class _SplitLine(msgspec.Struct):
@@ -88,9 +93,12 @@ class DocumentLine(msgspec.Struct):
         if not contributor:
             raise DocumentError("the document has no contributor: add the field, or pass --contributor")
         terms = self.terms or _TermsLine()
-        floor = terms.floor.amount if isinstance(terms.floor, _Amount) else terms.floor
+        floor = terms.floor
         try:
-            units = 0 if floor is None else parse_amount(floor)
+            if isinstance(floor, _Amount):
+                units = parse_amount(floor.amount, floor.currency)
+            else:
+                units = 0 if floor is None else parse_amount(floor, None)
         except ValueError as error:
             raise DocumentError(f"price floor: {error}") from error
         return Document(
@@ -114,13 +122,15 @@ def decode_line(data: bytes) -> DocumentLine:
         DocumentError: it is not JSON, or a field is missing or of the wrong type.
     """
     try:
-        return _LINES.decode(data)
+        return _LINES.decode(data.decode().removeprefix("\ufeff"))
     except msgspec.ValidationError as error:
         raise DocumentError(f"not a document: {error}") from error
     except msgspec.DecodeError as error:
-        raise DocumentError(f"not valid JSON: {error}") from error
+        raise MalformedError(f"not valid JSON: {error}") from error
     except UnicodeDecodeError as error:
-        raise DocumentError(_not_utf8(error)) from error
+        raise MalformedError(_not_utf8(error)) from error
+    except RecursionError as error:
+        raise MalformedError("not a document: the JSON is nested too deeply") from error
 
 
 def read(paths: Sequence[Path], contributor: str | None, parse_amount: ParseAmount) -> Iterator[Found | Rejection]:
@@ -184,8 +194,6 @@ def _read_jsonl(path: Path, contributor: str | None, parse_amount: ParseAmount) 
             if not line.strip():
                 continue
             try:
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
                 document = decode_line(line).document(contributor, parse_amount)
                 yield Found(document, str(path), number)
             except DocumentError as error:
@@ -198,8 +206,8 @@ def _plain(path: Path) -> tuple[str | None, str]:
 
 def _markdown(path: Path) -> tuple[str | None, str]:
     text = _decode(path.read_bytes())
-    heading = re.search(r"^#{1,2}\s+(.+?)\s*#*$", text, re.MULTILINE)
-    return (heading.group(1) if heading else None), text
+    heading = re.search(r"^#{1,2}[ \t]+(\S.*)$", text, re.MULTILINE)
+    return (heading.group(1).rstrip().rstrip("#").rstrip() if heading else None), text
 
 
 def _html(path: Path) -> tuple[str | None, str]:
@@ -218,7 +226,6 @@ def _html(path: Path) -> tuple[str | None, str]:
 
 def _pdf(path: Path) -> tuple[str | None, str]:
     from pypdf import PdfReader  # noqa: PLC0415 # a tenth of a second that only PDFs need
-    from pypdf.errors import PyPdfError  # noqa: PLC0415
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings are about the file, and reported by us
     try:
@@ -229,15 +236,7 @@ def _pdf(path: Path) -> tuple[str | None, str]:
         title = reader.metadata.title if reader.metadata else None
     except DocumentError:
         raise
-    except (
-        PyPdfError,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RecursionError,
-        OverflowError,
-    ) as error:
+    except Exception as error:  # a file can break the library in any way, and must not stop the others
         raise DocumentError(f"not a readable PDF: {error}") from error
     if not text.strip():
         raise DocumentError("the PDF has no text (is it a scan?)")
@@ -257,7 +256,7 @@ def _decode(data: bytes) -> str:
     if b"\x00" in data[:8192]:
         raise DocumentError("the file is binary, not text")
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise DocumentError(_not_utf8(error)) from error
     return text.replace("\r\n", "\n")

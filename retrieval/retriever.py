@@ -27,8 +27,11 @@ RERANKED_MIN: Final = 30
 PASSAGES_PER_DOCUMENT: Final = 3
 _CACHED_PASSAGES: Final = 4_096
 _CHUNK: Final = 512
-_DEAD_ROWS_MAX: Final = 1_024
-"""Beyond this, and when most rows are dead, the index is built anew."""
+_REBUILT_ROWS_MAX: Final = 2_048
+"""Up to this size the index is built anew whenever a passage is gone, beyond it when a tenth of them are.
+
+The lexical index counts a gone passage in its term statistics until then.
+"""
 
 # Weights of the standardised measures, found on data/squad-dev and kept round: a tenth more or less changes nothing.
 LEXICAL_WEIGHT: Final = 0.7
@@ -202,16 +205,13 @@ class Retriever:
         )
 
     def _updated(self, view: _View) -> _View:
-        dead = len(view.alive) - int(view.alive.sum())
-        if dead > _DEAD_ROWS_MAX and dead > len(view.alive) // 2:
+        clock, changed = self._catalogue.changes(view.clock)
+        gone = np.isin(view.document, [document.number for document in changed])
+        dead = len(view.alive) - int((view.alive & ~gone).sum())
+        if dead and (len(view.alive) <= _REBUILT_ROWS_MAX or dead > len(view.alive) // 10):
             self._lexical = LexicalIndex()
             view = self._empty()
-        clock, changed = self._catalogue.changes(view.clock)
-        if view.clock < 0 and (found := self._catalogue.embedders() - {self._embedder.name}):
-            raise EmbedderMismatch(
-                f"the documents were embedded with {', '.join(sorted(found))}, and the setting says "
-                f"{self._embedder.name}: set PATRONAGE_EMBEDDER back, or run `patronage reembed`"
-            )
+            clock, changed = self._catalogue.changes(view.clock)
         numbers = {document.number for document in changed}
         live = {document.number: document for document in changed if document.withdrawn_ms is None}
         documents = {number: each for number, each in view.documents.items() if number not in numbers} | live
@@ -221,6 +221,11 @@ class Retriever:
             for stored in self._catalogue.passages_of(list(live)[i : i + _CHUNK]):
                 if stored.version != live[stored.document].version:
                     continue  # replaced since the documents were read: the clock has moved, the next call sees it
+                if stored.embedder != self._embedder.name:
+                    raise EmbedderMismatch(
+                        f"the documents were embedded with {stored.embedder}, and the setting says "
+                        f"{self._embedder.name}: set PATRONAGE_EMBEDDER back, or run `patronage reembed`"
+                    )
                 terms = live[stored.document].terms
                 entries.append(LexicalEntry(row, stored.document, stored.terms, terms.purposes, terms.floor))
                 vectors.append(stored.vector)

@@ -42,14 +42,15 @@ class SentenceTransformersEmbedder:
     def embed_passage(self, text: str, sentences: Sequence[Span]) -> PassageVectors:
         """See :meth:`retrieval.embedding.Embedder.embed_passage`."""
         vectors = self._embed([text, *[text[start:end] for start, end in sentences]])
-        return PassageVectors(vectors[0], np.asarray(vectors[1:], np.float32))
+        return PassageVectors(vectors[0], np.asarray(vectors[1:], np.float32).reshape(-1, self.dimension))
 
     def count_tokens(self, text: str) -> int:
         """See :meth:`retrieval.embedding.Embedder.count_tokens`."""
-        return len(self._model.tokenizer(text, add_special_tokens=False)["input_ids"])
+        with self._lock:
+            return len(self._model.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _embed(self, texts: Sequence[str]) -> list[Vector]:
-        # One text a pass, as embedding.py explains; torch models are not promised to be thread-safe.
+        # One text a pass, as embedding.py explains. Models and their tokenizers are not thread-safe.
         with self._lock:
             return [
                 np.asarray(self._model.encode(text, normalize_embeddings=True, show_progress_bar=False), np.float32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from attribution.run import shares
 from attribution.values import counterfactual
 from metering import ledger
 from metering.meter import Hold, Meter, Replay, Request
+from metering.money import Currency
 from metering.pricing import ModelPrice, Usage
 from metering.records import SCORE_ONE, Split, UsageRecord, Use, fingerprint
 from retrieval.embedding import Embedder
@@ -35,10 +37,16 @@ from serving.vault import Vault
 TOP_K_DEFAULT: Final = 5
 TOP_K_MAX: Final = 50
 PURPOSE_DEFAULT: Final = "answer"
+_PURPOSE: Final = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
 
 
 class QueryError(ValueError):
     """A query that cannot be answered as it was asked; nothing was charged."""
+
+    def __init__(self, message: str, param: str = "question") -> None:
+        """``param`` names the part of the query that is wrong."""
+        super().__init__(message)
+        self.param = param
 
 
 class QuestionTooLong(QueryError):
@@ -48,10 +56,9 @@ class QuestionTooLong(QueryError):
 class MaxPriceExceeded(QueryError):
     """The query may cost more than its ``max_price``."""
 
-    def __init__(self, ceiling: int) -> None:
-        """``ceiling`` in units."""
-        super().__init__("the query may cost more than max_price")
-        self.ceiling = ceiling
+    def __init__(self, ceiling: str) -> None:
+        """``ceiling`` as an amount."""
+        super().__init__(f"the query may cost up to {ceiling}, which is more than max_price", "max_price")
 
 
 class Overloaded(RuntimeError):
@@ -80,6 +87,23 @@ class Query:
     idempotency_key: str = ""
     body_hash: str = ""
     """Fingerprint of the request, compared when the Idempotency-Key comes again."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no query.
+
+        Raises:
+            QueryError: with the part that is wrong.
+        """
+        if not self.question.strip():
+            raise QueryError("the question is blank")
+        try:
+            self.question.encode()
+        except UnicodeEncodeError:
+            raise QueryError("the question is not valid Unicode") from None
+        if _PURPOSE.fullmatch(self.purpose) is None:
+            raise QueryError("the purpose must be a word such as answer or research", "purpose")
+        if not 1 <= self.top_k <= TOP_K_MAX:
+            raise QueryError(f"top_k must be between 1 and {TOP_K_MAX}", "top_k")
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -136,6 +160,7 @@ class Answering:
         rulebook: Rulebook,
         engine: sa.Engine,
         vault: Vault,
+        currency: Currency,
         settings: Settings,
     ) -> None:
         """The parts are owned by the caller; :meth:`close` ends the worker threads."""
@@ -145,6 +170,7 @@ class Answering:
         self._rulebook = rulebook
         self._engine = engine
         self._vault = vault
+        self._currency = currency
         self._settings = settings
         self._running = 0
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="answer")
@@ -186,7 +212,7 @@ class Answering:
         tokens = self._embedder.count_tokens(query.question)
         ceiling = price.charge(Usage(tokens, extractive.ANSWER_TOKENS_MAX, query.top_k))
         if query.max_price is not None and ceiling > query.max_price:
-            raise MaxPriceExceeded(ceiling)
+            raise MaxPriceExceeded(self._currency.format(ceiling))
         request = Request(
             hold=f"{started // 1_000_000:012x}{secrets.token_hex(8)}",
             account=caller.id,

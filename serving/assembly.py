@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import sqlalchemy as sa
 from redis.asyncio import Redis
@@ -15,12 +16,13 @@ from redis.backoff import ExponentialBackoff
 from attribution.transparency import Signer
 from metering import ledger
 from metering.drain import Drain
+from metering.meter import Funding
 from metering.money import Currency
 from metering.redis_meter import RedisMeter
 from metering.redis_server import RedisServer
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
-from retrieval.embedding import PACKAGED, Embedder, MiniLMEmbedder
+from retrieval.embedding import PACKAGED, Embedder, EmbedderError, MiniLMEmbedder
 from retrieval.retriever import Retriever
 from serving import deployment
 from serving.answering import Answering
@@ -32,6 +34,10 @@ from serving.identity import Identities
 from serving.rulebook import Rulebook
 from serving.settings import Settings
 from serving.vault import Vault
+
+
+class AssemblyError(RuntimeError):
+    """The settings do not fit together; the message names the one that is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +71,11 @@ class Books:
         """
         if self.settings.embedder == PACKAGED:
             return MiniLMEmbedder(self.settings.model_cache or self.directory.models)
+        if find_spec("sentence_transformers") is None:
+            raise EmbedderError(
+                f"PATRONAGE_EMBEDDER={self.settings.embedder} needs the extra: "
+                "pip install 'patronage[sentence-transformers]'"
+            )
         from retrieval.sentence_transformers import SentenceTransformersEmbedder  # noqa: PLC0415 # an extra, with torch
 
         return SentenceTransformersEmbedder(self.settings.embedder)
@@ -74,8 +85,18 @@ class Books:
 class Metering:
     """The meter and its drain, on one Redis."""
 
+    books: Books
     meter: RedisMeter
     drain: Drain
+
+    async def catch_up(self) -> None:
+        """Bring every account of the meter up to the ledger: a crash between the two loses no payment."""
+        for customer in await asyncio.to_thread(self.books.identities.customers):
+            await self.meter.fund(await asyncio.to_thread(self._funding, customer))
+
+    def _funding(self, customer: str) -> Funding:
+        with self.books.engine.connect() as connection:
+            return ledger.funding(connection, customer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +126,14 @@ def open_books(settings: Settings) -> Iterator[Books]:
         if found is None:
             currency = Currency.of(settings.currency)
             rulebook.begin(currency)
-            found = deployment.begin(engine, currency, settings.shards)
+            found = deployment.begin(engine, currency, settings.shards, directory.id)
             directory.signer(found.origin)  # now, so that every copy of the directory signs alike
             directory.encryption_key()
+        elif found.directory != directory.id:
+            engine.dispose()
+            raise AssemblyError(
+                f"the database belongs to another data directory than {directory.path}: its log and keys are there"
+            )
     try:
         yield Books(
             settings=settings,
@@ -140,7 +166,10 @@ async def open_metering(books: Books) -> AsyncIterator[Metering]:
             url = (await asyncio.to_thread(stack.enter_context, server)).url
         # A query that cannot be paid must hear so soon: one retry, and no long waits.
         retry = Retry(ExponentialBackoff(cap=0.2, base=0.05), 1)
-        client = Redis.from_url(url, socket_timeout=3, socket_connect_timeout=2, retry=retry)
+        try:
+            client = Redis.from_url(url, socket_timeout=3, socket_connect_timeout=2, retry=retry)
+        except ValueError as error:
+            raise AssemblyError(f"PATRONAGE_REDIS_URL cannot be used: {error}") from error
         try:
             meter = RedisMeter(
                 client,
@@ -151,9 +180,13 @@ async def open_metering(books: Books) -> AsyncIterator[Metering]:
             )
             await meter.claim(fresh=not deployment.meter_begun(books.engine))
             deployment.begin_meter(books.engine)
-            await _catch_up(books, meter)
             drain = Drain(client, books.engine, books.log, deployment=found.id, shards=found.shards)
-            yield Metering(meter, drain)
+            metering = Metering(books, meter, drain)
+            await metering.catch_up()
+            try:
+                yield metering
+            finally:
+                await drain.release()
         finally:
             await client.aclose()
 
@@ -172,6 +205,7 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             rulebook=books.rulebook,
             engine=books.engine,
             vault=Vault(books.directory.encryption_key()),
+            currency=books.currency,
             settings=books.settings,
         )
         earnings = Earnings(books.engine, books.log)
@@ -179,11 +213,3 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             yield Service(books, metering, embedder, retriever, answering, earnings)
         finally:
             answering.close()
-
-
-async def _catch_up(books: Books, meter: RedisMeter) -> None:
-    """Bring every account of the meter up to the ledger: a crash between the two loses no payment."""
-    for customer in books.identities.customers():
-        with books.engine.connect() as connection:
-            funding = ledger.funding(connection, customer)
-        await meter.fund(funding)

@@ -124,6 +124,8 @@ def _segments(books: Books, intact: Check) -> Iterator[tuple[str, str, list[Usag
     with books.engine.connect() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.name)).all()
         marks = {row.shard: row.last for row in connection.execute(sa.select(ledger.shards))}
+    for path in books.log.damaged():
+        intact.fault(f"{path} was damaged before it was registered")
     last: dict[int, str] = {}
     for row in sorted(rows, key=lambda each: (each.shard, stream_order(each.first))):
         intact.compared += 1

@@ -23,10 +23,9 @@ import sqlalchemy as sa
 from attribution.run import Divided, InputRoot, Tally, divide
 from attribution.statements import Issue, canonical
 from metering import ledger, periods
-from metering.drain import close_period
+from metering.drain import close_period, first_open
 from metering.ledger import Transfer
 from metering.money import Currency
-from metering.periods import PeriodError
 from metering.usage_log import UsageLog, records
 from retrieval.catalogue import Catalogue
 from serving.assembly import Books
@@ -49,6 +48,11 @@ statements = sa.Table(
     sa.Column("contributor", sa.String(200), primary_key=True),
     sa.Column("bundle", sa.Text, nullable=False),
 )
+
+
+class ClosingError(RuntimeError):
+    """A period that cannot be closed now."""
+
 
 Progress = Callable[[int, int], None]
 """Called with the segments done and their total."""
@@ -135,9 +139,11 @@ def preview(books: Books, period: str, progress: Progress | None = None) -> Attr
     """What closing the period now would give, without closing it.
 
     Raises:
-        PeriodError: not a period, or a future one.
+        PeriodError: not a period.
+        ClosingError: a future one, unless it is open because the ones before it are closed.
     """
-    _check(period, early=True)
+    if periods.parse(period) != open_period(books.engine):
+        _check(period, early=True)
     return _attribute(books, period, progress)
 
 
@@ -145,13 +151,14 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
     """Close a period for ever. What was captured must be drained before.
 
     Raises:
-        PeriodError: not a period, a future one, one that is not over (without ``early``), or closed before.
+        PeriodError: not a period.
+        ClosingError: a future one, one that is not over (without ``early``), or one that is closed.
     """
     _check(period, early=early)
     with books.engine.connect() as connection:
         done = connection.execute(sa.select(runs.c.run_id).where(runs.c.period == period)).scalar_one_or_none()
     if done is not None:
-        raise PeriodError(f"period {period} is already closed by {done}; corrections go into the next period")
+        raise ClosingError(f"period {period} is already closed by {done}; corrections go into the next period")
     with books.engine.begin() as connection:
         close_period(connection, period, _now_ms())
     found = _attribute(books, period, progress)
@@ -191,6 +198,12 @@ def statement_periods(books: Books, contributor: str) -> list[str]:
         return list(connection.execute(query.order_by(statements.c.period)).scalars())
 
 
+def open_period(engine: sa.Engine) -> str:
+    """The period that what is captured now belongs to."""
+    with engine.connect() as connection:
+        return first_open(connection, periods.of(_now_ms()))
+
+
 def _attribute(books: Books, period: str, progress: Progress | None) -> Attribution:
     return attribute(
         books.log,
@@ -206,9 +219,9 @@ def _attribute(books: Books, period: str, progress: Progress | None) -> Attribut
 def _check(period: str, *, early: bool) -> None:
     current = periods.of(_now_ms())
     if periods.parse(period) > current:
-        raise PeriodError(f"period {period} is in the future; it is {current} now")
+        raise ClosingError(f"period {period} is in the future; it is {current} now")
     if period == current and not early:
-        raise PeriodError(f"period {period} is not over; to close it now all the same, pass --early")
+        raise ClosingError(f"period {period} is not over; it can only be closed early")
 
 
 def _rows(divided: Divided) -> Iterator[tuple[str, str, str, str, int]]:

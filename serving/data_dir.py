@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,9 +34,15 @@ class DataDir:
         self.path = path.resolve()
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._check_format()
+            with self._exclusive("open.lock"):
+                self._check_format()
         except OSError as error:
             raise DataDirError(f"data directory {path} cannot be used: {error.strerror or error}") from error
+
+    @property
+    def id(self) -> str:
+        """Made with the directory, and the same in every copy of it."""
+        return (self.path / "ID").read_text().strip()
 
     @property
     def database(self) -> Path:
@@ -114,6 +121,7 @@ class DataDir:
     def _check_format(self) -> None:
         marker = self.path / "FORMAT"
         if not marker.exists():
+            (self.path / "ID").write_text(f"{uuid.uuid4().hex}\n")
             marker.write_text(f"{FORMAT}\n")
             return
         written = marker.read_text().strip()

@@ -37,9 +37,9 @@ def open_database(url: str) -> sa.Engine:
         sa.event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
     try:
         _migrate(engine)
-    except sa.exc.OperationalError as error:
+    except sa.exc.DBAPIError as error:
         engine.dispose()
-        raise DatabaseError(f"the database does not answer: {error.orig}") from error
+        raise DatabaseError(f"the database cannot be used: {error.orig}") from error
     except DatabaseError:
         engine.dispose()
         raise
@@ -52,6 +52,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",
+        "recursive_triggers=ON",  # without it, INSERT OR REPLACE would slip by the triggers that refuse a DELETE
         f"busy_timeout={_BUSY_TIMEOUT_MS}",
     ):
         connection.execute(f"PRAGMA {pragma}")

@@ -17,7 +17,7 @@ _LANGUAGE: Final = "language-reference"
 _LIBRARY: Final[dict[str, tuple[str, ...]]] = {
     "data-formats": ("json/__init__", "json/decoder", "csv", "configparser", "tomllib/_parser", "zipfile", "base64"),
     "numbers-and-time": ("statistics", "fractions", "random", "_pydatetime", "datetime", "calendar"),
-    "system": ("pathlib", "pathlib/__init__", "shutil", "subprocess", "tempfile", "argparse", "logging/__init__", "glob"),
+    "system": ("pathlib", "pathlib/__init__", "shutil", "subprocess", "tempfile", "argparse", "logging/__init__"),
     "concurrency": ("threading", "queue", "asyncio/tasks", "asyncio/locks", "concurrent/futures/_base", "contextlib"),
 }  # fmt: skip
 _TOPIC_CHARS_MAX: Final = 12_000

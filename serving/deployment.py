@@ -27,6 +27,8 @@ class Deployment:
     id: str
     currency: Currency
     shards: int
+    directory: str
+    """The id of the data directory that holds the log and the keys."""
 
     @property
     def origin(self) -> str:
@@ -40,17 +42,19 @@ def load(engine: sa.Engine) -> Deployment | None:
         values = {row.name: row.value for row in connection.execute(sa.select(table))}
     if not values:
         return None
-    return Deployment(values["id"], Currency(values["currency"], int(values["scale"])), int(values["shards"]))
+    currency = Currency(values["currency"], int(values["scale"]))
+    return Deployment(values["id"], currency, int(values["shards"]), values["directory"])
 
 
-def begin(engine: sa.Engine, currency: Currency, shards: int) -> Deployment:
+def begin(engine: sa.Engine, currency: Currency, shards: int, directory: str) -> Deployment:
     """Decide what is decided once."""
-    deployment = Deployment(uuid.uuid4().hex, currency, shards)
+    deployment = Deployment(uuid.uuid4().hex, currency, shards, directory)
     values = {
         "id": deployment.id,
         "currency": currency.code,
         "scale": str(currency.scale),
         "shards": str(shards),
+        "directory": directory,
     }
     with engine.begin() as connection:
         connection.execute(sa.insert(table), [{"name": name, "value": value} for name, value in values.items()])

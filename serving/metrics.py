@@ -28,6 +28,9 @@ class Metrics:
         )
         self.queries_running = Gauge("patronage_queries_running", "Paid queries in progress.", registry=self.registry)
         self.passages = Gauge("patronage_passages", "Passages that can be retrieved.", registry=self.registry)
+        self.meter_up = Gauge(
+            "patronage_meter_up", "1 while payments can be taken, 0 while nothing is served.", registry=self.registry
+        )
         self.drain_lag = Gauge(
             "patronage_drain_lag_records",
             "Captured records that are not in the ledger yet.",

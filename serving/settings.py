@@ -69,6 +69,12 @@ class Settings(BaseSettings):
         ge=1,
         description="Queries in progress at once in one process; beyond it the answer is 503 `overloaded`.",
     )
+    shutdown_grace_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        le=300,
+        description="After SIGTERM, how long everything is still answered while readiness is already false.",
+    )
     question_chars: int = Field(default=8_000, ge=1, description="The longest question, in characters.")
     body_bytes: int = Field(default=16_000_000, ge=1_000, description="The largest request body, in bytes.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

@@ -48,10 +48,14 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server of the test session's own; the URL of its maintenance database."""
-    pgserver = pytest.importorskip("pgserver")
-    server = pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="delete")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL server of the test session's own; the URL of its maintenance database.
+
+    Its data lies outside pytest's folders, which another session that starts would close to PostgreSQL's user.
+    """
+    import pgserver  # noqa: PLC0415 # warns at import where the session has no runtime folder
+
+    server = pgserver.get_server(tempfile.mkdtemp(prefix="patronage-postgres-"), cleanup_mode="delete")
     yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
     server.cleanup()
 

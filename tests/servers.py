@@ -36,7 +36,7 @@ class Server:
 
     def __init__(self, data_dir: Path, env: dict[str, str] | None = None) -> None:
         self.data_dir = data_dir
-        self._env = {**os.environ, **(env or {})}
+        self._env = {**os.environ, "PATRONAGE_SHUTDOWN_GRACE_SECONDS": "0", **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
 

@@ -10,6 +10,7 @@
 --   {sNN}:idem:ID:HASH    hash    fingerprint, hold, state, response
 --   {sNN}:done:HOLD       string  stream id of the captured record
 --   {sNN}:usage           stream  r -> canonical bytes of a usage record
+--   {sNN}:probe           string  written by check
 --   {sNN}:drainer         hash    owner, token: the lease of the drainer that owns the shard
 --   {sNN}:fence           string  the last fencing token
 --

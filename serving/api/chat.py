@@ -16,7 +16,7 @@ from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, Answered, Query
 from serving.api import paid
 from serving.api.context import Customer, TheService, customer, json_response
 from serving.api.errors import ApiError
-from serving.api.query import TopK, question_of
+from serving.api.query import TopK
 
 router = APIRouter()
 
@@ -56,7 +56,7 @@ class ChatBody(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     top_k: TopK = TOP_K_DEFAULT
-    purpose: paid.Purpose = PURPOSE_DEFAULT
+    purpose: str = PURPOSE_DEFAULT
     max_price: paid.Price = None
 
 
@@ -118,9 +118,9 @@ def _question(messages: list[Message]) -> str:
     for message in reversed(messages):
         if message.role == "user":
             if isinstance(message.content, str):
-                return question_of(message.content)
+                return message.content
             texts = [part.text for part in message.content or () if part.type == "text" and part.text]
-            return question_of("\n".join(texts))
+            return "\n".join(texts)
     raise ApiError(422, "invalid", "messages: there is no user message to answer", param="messages")
 
 

@@ -38,7 +38,7 @@ def caller_of(request: Request, service: Annotated[Service, Depends(service_of)]
 def _of_role(role: Role) -> Callable[[Caller], Caller]:
     def checked(caller: Annotated[Caller, Depends(caller_of)]) -> Caller:
         if caller.role != role:
-            raise ApiError(403, "wrong_role", f"this needs the key of a {role}; yours is of a {caller.role}")
+            raise ApiError(403, "wrong_role", f"this needs a key of the role {role}; yours has {caller.role}")
         return caller
 
     return checked

@@ -8,7 +8,6 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from retrieval.catalogue import StoredDocument
-from retrieval.documents import DocumentError
 from retrieval.ingest import Ingest
 from retrieval.readers import DocumentLine, decode_line
 from serving import rendering
@@ -33,11 +32,7 @@ _PAGE_MAX = 1_000
 )
 async def put(request: Request, caller: Contributor, service: TheService) -> Response:
     """Add a document, or replace the one of the same id; it can be retrieved when this returns."""
-    try:
-        line = decode_line(await request.body())
-    except DocumentError as error:
-        malformed = "not valid JSON" in str(error) or "not UTF-8" in str(error)
-        raise ApiError(400 if malformed else 422, "malformed_json" if malformed else "invalid", str(error)) from error
+    line = decode_line(await request.body())
     if line.contributor not in (None, caller.id):
         raise ApiError(403, "wrong_contributor", "a document can be brought in your own name only", param="contributor")
     line.id = line.id or new_id(line.title or "document")
@@ -78,5 +73,5 @@ def _own(service: Service, contributor: str, document: str) -> StoredDocument:
 
 
 def _ingest(service: Service, line: DocumentLine, contributor: str) -> StoredDocument:
-    document = line.document(contributor, service.books.currency.parse)
+    document = line.document(contributor, service.books.currency.parse_amount)
     return Ingest(service.books.catalogue, service.embedder).add(document)

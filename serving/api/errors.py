@@ -25,26 +25,26 @@ from metering.meter import (
 from metering.money import MoneyError
 from metering.periods import PeriodError
 from metering.pricing import PriceError
-from retrieval.documents import DocumentError
+from retrieval.documents import DocumentConflict, DocumentError
+from retrieval.readers import MalformedError
 from serving.answering import AlreadyCharged, MaxPriceExceeded, Overloaded, QueryError, QuestionTooLong
-from serving.funding import FundingError
-from serving.identity import IdentityError
+from serving.closing import ClosingError
+from serving.funding import FundingError, ReferenceUsed, UnknownCustomer
+from serving.identity import IdentityError, InvalidName
 
+_SERVER_ERROR = 500
 _KINDS = {
-    400: "invalid_request_error",
     401: "authentication_error",
     402: "insufficient_funds",
     403: "permission_error",
     404: "not_found_error",
     409: "conflict_error",
-    413: "invalid_request_error",
-    422: "invalid_request_error",
     429: "rate_limit_error",
 }
 _RETRY_SECONDS = 1
 _TRANSLATED = (
-    AlreadyCharged, DocumentError, FundingError, IdentityError, MeterError, MoneyError, Overloaded, PeriodError,
-    PriceError, QueryError, sa.exc.DataError, sa.exc.OperationalError,
+    AlreadyCharged, ClosingError, DocumentError, FundingError, IdentityError, MeterError, MoneyError, Overloaded,
+    PeriodError, PriceError, QueryError, sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
 
 
@@ -79,7 +79,9 @@ def body_of(error: ApiError, instance: str) -> dict[str, Any]:
         "instance": instance,
         "error": {
             "message": error.detail,
-            "type": _KINDS.get(error.status, "server_error"),
+            "type": _KINDS.get(
+                error.status, "server_error" if error.status >= _SERVER_ERROR else "invalid_request_error"
+            ),
             "param": error.param,
             "code": error.code,
         },
@@ -132,6 +134,8 @@ def translate(error: Exception) -> ApiError:
             )
         case MaxPriceExceeded():
             return ApiError(422, "max_price_exceeded", str(error), param="max_price")
+        case QueryError() if not isinstance(error, QuestionTooLong):
+            return ApiError(422, "invalid", str(error), param=error.param)
         case RateLimited():
             wait = max(1, round(error.retry_after_s + 0.5))
             return ApiError(
@@ -161,12 +165,18 @@ def translate(error: Exception) -> ApiError:
             return ApiError(413, "question_too_long", str(error), param="question")
         case PriceError():
             return ApiError(404, "model_not_found", str(error), param="model")
-        case FundingError() | IdentityError():
-            return ApiError(409, "conflict", str(error))
-        case PeriodError():
+        case UnknownCustomer():
+            return ApiError(404, "not_found", str(error))
+        case ReferenceUsed():
+            return ApiError(409, "conflict", str(error), param="reference")
+        case IdentityError() if not isinstance(error, InvalidName):
+            return ApiError(409, "conflict", str(error), param="id")
+        case ClosingError():
             return ApiError(409, "period", str(error))
-        case DocumentError() if "taken by another" in str(error) or "withdrawn" in str(error):
+        case DocumentConflict():
             return ApiError(409, "document_conflict", str(error), param="id")
+        case MalformedError():
+            return ApiError(400, "malformed_json", str(error))
         case sa.exc.OperationalError():
             return ApiError(503, "storage_unavailable", "the database cannot be written now; retry", headers=soon)
         case sa.exc.DataError():

@@ -29,7 +29,7 @@ async def ready(request: Request, service: TheService) -> Response:
     """Queries can be answered and paid; false while the server is draining."""
     checks = {"serving": not request.app.state.draining}
     try:
-        await service.metering.drain.lag()
+        await service.metering.meter.check()
         checks["meter"] = True
     except MeterUnavailable:
         checks["meter"] = False

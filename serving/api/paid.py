@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Request
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
 
 from metering.money import Currency, MoneyError
 from metering.records import fingerprint
@@ -13,8 +13,6 @@ from serving.answering import Answered
 from serving.api.errors import ApiError
 
 _KEY_CHARS_MAX = 255
-
-Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.:-]{0,63}$")]
 
 
 class Money(BaseModel):
@@ -37,8 +35,7 @@ def units(price: Money | str | None, currency: Currency, param: str) -> int | No
         return None
     try:
         if isinstance(price, Money):
-            if price.currency != currency.code:
-                raise MoneyError(f"amounts are in {currency.code}, not {price.currency[:10]}")
+            currency.parse_amount(price.amount, price.currency)
             price = price.amount
         return currency.parse_positive(price)
     except MoneyError as error:

@@ -11,7 +11,6 @@ from serving import rendering
 from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.api import paid
 from serving.api.context import Customer, TheService, json_response
-from serving.api.errors import ApiError
 from serving.rulebook import EXTRACTIVE
 
 router = APIRouter()
@@ -24,9 +23,9 @@ class QueryBody(BaseModel):
 
     model_config = ConfigDict(extra="ignore")
 
-    question: str = Field(min_length=1)
+    question: str
     top_k: TopK = TOP_K_DEFAULT
-    purpose: paid.Purpose = PURPOSE_DEFAULT
+    purpose: str = PURPOSE_DEFAULT
     max_price: paid.Price = None
 
 
@@ -38,7 +37,7 @@ async def query(body: QueryBody, request: Request, caller: Customer, service: Th
     answered = await service.answering.answer(
         caller,
         Query(
-            question=question_of(body.question),
+            question=body.question,
             model=EXTRACTIVE,
             top_k=body.top_k,
             purpose=body.purpose,
@@ -48,18 +47,3 @@ async def query(body: QueryBody, request: Request, caller: Customer, service: Th
         ),
     )
     return json_response(rendering.answer(answered, currency), headers=paid.receipt_headers(answered, currency))
-
-
-def question_of(text: str) -> str:
-    """The question, without what no database can store.
-
-    Raises:
-        ApiError: 422, it is blank or not valid Unicode.
-    """
-    if not text.strip():
-        raise ApiError(422, "invalid", "the question is blank", param="question")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ApiError(422, "invalid", "the question has unpaired surrogates", param="question") from None
-    return text

@@ -55,7 +55,7 @@ def ingest(
                 done = report.documents + report.unchanged + len(report.rejected)
                 bar.update(task, completed=done, note=f"{report.passages} passages")
 
-            report = pipeline.run(read(paths, contributor, books.currency.parse), show)
+            report = pipeline.run(read(paths, contributor, books.currency.parse_amount), show)
     rejected = [{"path": each.path, "line": each.line, "reason": each.reason} for each in report.rejected]
     result = {
         "documents": report.documents,
@@ -120,8 +120,6 @@ def query(
         caller = books.identities.find(key)
         if caller is None or caller.role != "customer":
             raise CommandError("this is not a customer's API key: make one with `patronage customer add`")
-        if not question.strip():
-            raise CommandError("the question is blank")
 
         async def ask() -> Answered:
             async with open_service(books) as service:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from attribution.policy import PolicyError
 from attribution.run import RunError
+from metering.drain import DrainBusy
 from metering.meter import InsufficientFunds, MeterError, MeterLost
 from metering.money import MoneyError
 from metering.periods import PeriodError
@@ -24,9 +25,11 @@ from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__, logs
-from serving.answering import MaxPriceExceeded, Overloaded, QueryError
+from serving.answering import Overloaded, QueryError
+from serving.assembly import AssemblyError
 from serving.cli import checks, documents, money, people, server
 from serving.cli.console import CommandError, Options, choose
+from serving.closing import ClosingError
 from serving.data_dir import DataDirError
 from serving.database import DatabaseError
 from serving.funding import FundingError
@@ -47,9 +50,9 @@ for part in (server, people, documents, money, checks):
     part.register(app)
 
 _EXPECTED = (
-    CommandError, DataDirError, DatabaseError, DocumentError, EmbedderError, EmbedderMismatch, FundingError,
-    IdentityError, MoneyError, PeriodError, PolicyError, PriceError, QueryError, Overloaded, RedisServerError,
-    RunError, SegmentError, TimeoutError,
+    AssemblyError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
+    EmbedderError, EmbedderMismatch, FundingError, IdentityError, MoneyError, PeriodError, PolicyError,
+    PriceError, QueryError, Overloaded, RedisServerError, RunError, SegmentError,
 )  # fmt: skip
 
 
@@ -110,8 +113,6 @@ def _explain(error: Exception) -> str:
     match error:
         case InsufficientFunds():
             return "the account does not cover what this query may cost: add credit with `patronage customer credit`"
-        case MaxPriceExceeded():
-            return str(error)
         case MeterLost():
             return f"{error}; nothing is served until the books are where they belong: see docs/operations.md"
         case MeterError():
@@ -119,14 +120,14 @@ def _explain(error: Exception) -> str:
         case ValidationError():
             first = error.errors()[0]
             return f"setting PATRONAGE_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}"
-        case sa.exc.OperationalError():
+        case sa.exc.DBAPIError():
             return f"the database cannot be used: {error.orig}"
-        case OSError():
-            return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         case _ if isinstance(error, _EXPECTED):
             return str(error) or type(error).__name__
+        case OSError():
+            return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
         case _:
-            if Settings.model_construct().log_level == "debug":
+            if Settings().log_level == "debug":
                 traceback.print_exception(error)
             return f"this is a bug in Patronage: {type(error).__name__}: {error}"
 

@@ -11,7 +11,7 @@ from retrieval.documents import check_id
 from serving import funding
 from serving.assembly import Books, open_books, open_metering
 from serving.cli.console import CommandError, Out, current
-from serving.identity import ROLES, new_id
+from serving.identity import ROLES, check_name, new_id
 
 Id = Annotated[str | None, typer.Option("--id", help="An id of your choice. Default: made from the name.")]
 
@@ -45,7 +45,7 @@ def add_contributor(name: str, identifier: Id = None) -> None:
     settings, out = current()
     with open_books(settings) as books:
         contributor = check_id("contributor", identifier or new_id(name))
-        if not books.catalogue.add_contributor(contributor, name):
+        if not books.catalogue.add_contributor(contributor, check_name(name)):
             raise CommandError(
                 f"contributor id {contributor} is taken; for another key of theirs: "
                 f"patronage key add contributor {contributor}"
@@ -72,7 +72,7 @@ def add_customer(
     """Register a customer; the API key is shown once."""
     settings, out = current()
     with open_books(settings) as books:
-        customer = check_id("customer", identifier or new_id(name))
+        customer = check_id("customer", identifier or new_id(check_name(name)))
         units = None if credit is None else books.currency.parse_positive(credit)
         balance = asyncio.run(_open(books, customer, name, units))
         key = books.identities.issue_key("customer", customer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -11,8 +12,6 @@ import typer
 
 from serving.assembly import open_books
 from serving.cli.console import CommandError, current
-
-_DRAIN_SECONDS = 20
 
 
 def register(app: typer.Typer) -> None:
@@ -26,9 +25,9 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = 8080,
 ) -> None:
     """Run the server until it is told to stop."""
-    import uvicorn  # noqa: PLC0415 # no other command waits for the web framework
+    import uvloop  # noqa: PLC0415 # no other command waits for the web framework
 
-    from serving.api.app import create_app  # noqa: PLC0415
+    from serving import server  # noqa: PLC0415
 
     settings, out = current()
     with open_books(settings) as books, _listen(host, port) as listener:
@@ -36,19 +35,8 @@ def serve(
         url = f"http://{f'[{host}]' if ':' in host else host}:{address[1]}"
         with books.directory.serving({"pid": os.getpid(), "url": url}):
             out.aside.print(f"Patronage {url}  data {books.directory.path}", markup=False, soft_wrap=True)
-            config = uvicorn.Config(
-                create_app(books),
-                loop="uvloop",
-                http="httptools",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=_DRAIN_SECONDS,
-            )
-            server = uvicorn.Server(config)
-            server.run(sockets=[listener])
-            if not server.started:
-                raise CommandError("the server did not start; the log above says why")
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(server.serve(books, listener))
 
 
 def demo() -> None:

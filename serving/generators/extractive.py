@@ -23,7 +23,7 @@ DOCUMENTS_READ: Final = 12
 """Only the best documents are read for an answer; the others are retrieved and earn nothing."""
 SENTENCES_MAX: Final = 3
 ANSWER_TOKENS_MAX: Final = SENTENCES_MAX * SENTENCE_CHARS_MAX
-"""No answer has more tokens, since no token is shorter than a character: the ceiling that is held for a query."""
+"""What is held for an answer, and the most that is billed for one: a token a character."""
 CONFIDENCE: Final = 0.88
 NO_ANSWER_ABOVE: Final = 0.77
 
@@ -148,10 +148,14 @@ def _choose(sentences: list[_Sentence], probabilities: npt.NDArray[np.float64]) 
     answered = 1.0 - float(probabilities[-1])
     chosen: list[int] = []
     reached = 0.0
-    for i in order[:SENTENCES_MAX].tolist():
+    said: set[str] = set()
+    for i in order.tolist():
+        if sentences[i].text in said:
+            continue  # a copy of what was said adds nothing
+        said.add(sentences[i].text)
         chosen.append(i)
         reached += float(probabilities[i]) / answered
-        if reached >= CONFIDENCE:
+        if reached >= CONFIDENCE or len(chosen) == SENTENCES_MAX:
             break
     return chosen
 

@@ -56,4 +56,4 @@ def as_csv(bundle: dict[str, Any]) -> str:
 
 def _harmless(cell: Any) -> Any:
     """Text that a spreadsheet would run as a formula is quoted."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@\t\r" else cell
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell

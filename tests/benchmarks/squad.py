@@ -11,6 +11,7 @@ import json
 import random
 import re
 import statistics
+import sys
 import tempfile
 import time
 from decimal import Decimal
@@ -120,4 +121,4 @@ if __name__ == "__main__":
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
-    print(json.dumps(measure(chosen.folder, chosen.questions, chosen.seed), indent=2))
+    sys.stdout.write(json.dumps(measure(chosen.folder, chosen.questions, chosen.seed), indent=2) + "\n")

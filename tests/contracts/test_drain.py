@@ -31,7 +31,7 @@ class Rig:
     def __init__(self, engine: sa.Engine, url: str, folder: Path) -> None:
         self.engine = engine
         self.log = UsageLog(folder)
-        self.id = deployment.begin(engine, USD, SHARDS).id
+        self.id = deployment.begin(engine, USD, SHARDS, "directory").id
         self._url = url
 
     async def __aenter__(self) -> Self:
@@ -162,11 +162,11 @@ async def test_two_drainers_share_the_work_and_double_nothing(rig):
 async def test_a_stale_fencing_token_registers_nothing(rig):
     async with rig:
         await rig.capture(*numbered(1))
-        stale = await rig.drain._take_lease(0)
+        stale = await rig.drain._take_lease(0, 0)
         await rig.client.delete("{s00}:drainer")
         await rig.another().drain()
         entry = [("99999999999999-0", a_record(id="stale").encode())]
-        mark = rig.drain._mark(0)
+        mark, _ = rig.drain._mark(0)
         with rig.engine.begin() as connection:
             connection.execute(sa.update(ledger.shards).values(fence=stale + 1))
         with pytest.raises(DrainBusy):
@@ -177,7 +177,7 @@ async def test_a_stale_fencing_token_registers_nothing(rig):
 async def test_a_moved_mark_registers_nothing(rig):
     async with rig:
         await rig.capture(*numbered(2))
-        token = await rig.drain._take_lease(0)
+        token = await rig.drain._take_lease(0, 0)
         await rig.drain.drain()
         with pytest.raises(DrainBusy):
             rig.drain._register(0, "0-0", token, [("1-1", a_record(id="again").encode())])

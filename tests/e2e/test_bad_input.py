@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.e2e.world import Account, World, problem
+from tests.servers import cli
 
 _GOOD = {"question": "When was the Vellmar lighthouse built?"}
 _MODEL = "patronage-extractive"
@@ -463,5 +464,6 @@ def test_the_server_is_alive_and_well_after_all_that(world: World, payer: Accoun
 
     assert answer["sources"][0]["document_id"] == "mary/light"
     assert payer.balance == before - Decimal(answer["receipt"]["charge"]["amount"])
+    assert cli(world.data_dir, "audit", env=world.env)["balanced"] is True
     log = world.server.log.read_text(errors="replace")
     assert "request failed" not in log, log[log.index("request failed") - 500 :][:3_000]

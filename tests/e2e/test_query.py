@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -196,7 +195,7 @@ def test_the_receipt_can_be_fetched_at_once_and_stays_the_same(customer: Account
     assert [each["cited"] for each in receipt["sources"]] == [each["cited"] for each in answer["sources"]]
     parts = [Decimal(receipt[name]["amount"]) for name in ("cost", "platform", "pool")]
     assert sum(parts) == Decimal(receipt["charge"]["amount"])
-    _wait_for_usage(customer, 1)
+    customer.usage()
     assert customer.client.get(path).json() == receipt, "drained from Redis to the log, it reads the same"
 
 
@@ -228,7 +227,7 @@ def test_the_balance_decreases_by_the_charge_exactly(customer: Account):
 
 def test_usage_by_day_and_model_adds_up_to_the_charges(customer: Account):
     charges = [Decimal(customer.ask(question)["receipt"]["charge"]["amount"]) for question in _QUESTIONS[:3]]
-    rows = _wait_for_usage(customer, 3)
+    rows = customer.usage(3)
 
     assert sum(Decimal(row["charge"]["amount"]) for row in rows) == sum(charges)
     assert {row["model"] for row in rows} == {"patronage-extractive"}
@@ -258,6 +257,14 @@ def test_an_account_without_money_is_refused(world: World):
     assert reply.status_code == 402
     assert problem(reply)["error"]["code"] == "insufficient_funds"
     assert account.money() == (Decimal(0), Decimal(0))
+
+
+def test_money_that_another_process_books_can_be_spent_at_once(world: World):
+    account = world.customer(credit=None)
+    cli(world.data_dir, "customer", "credit", account.id, "0.50", "--reference", "bank-1", env=world.env)
+
+    answer = account.ask(_BUILT)
+    assert account.balance == Decimal("0.5") - Decimal(answer["receipt"]["charge"]["amount"])
 
 
 def test_queries_at_once_never_overspend_an_account(world: World):
@@ -326,14 +333,3 @@ def test_a_replaced_document_answers_with_its_new_text(customer: Account, brough
     for citation in after["citations"]:
         begin, end = citation["passage"]
         assert text[begin:end] == citation["quote"]
-
-
-def _wait_for_usage(account: Account, queries: int) -> list[dict[str, Any]]:
-    """The customer's usage, once the drain has counted so many queries."""
-    deadline = time.monotonic() + 15
-    while time.monotonic() < deadline:
-        rows: list[dict[str, Any]] = account.client.get("/v1/usage").json()["data"]
-        if sum(row["queries"] for row in rows) >= queries:
-            return rows
-        time.sleep(0.05)
-    raise AssertionError(f"usage does not show {queries} queries: {rows}")

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.world import Account, World, problem
+from tests.e2e.world import World, problem
 
 _QUESTION = {"question": "How much honey does a hive on Osk Island give?"}
 _CHAT = {"model": "patronage-extractive", "messages": [{"role": "user", "content": _QUESTION["question"]}]}
@@ -162,7 +162,7 @@ def test_one_customer_never_sees_anothers_receipt(world: World):
     assert (foreign.status_code, absent.status_code) == (404, 404)
     problem(foreign)
     assert foreign.text.replace(receipt, "X") == absent.text.replace("000000000000", "X"), "it does not say it exists"
-    _drained(owner)
+    owner.usage()
     assert other.client.get(f"/v1/receipts/{receipt}").status_code == 404, "also when it has moved to the log"
     assert other.client.get("/v1/usage").json()["data"] == []
 
@@ -173,7 +173,7 @@ def test_a_customer_sees_own_usage_only(world: World):
     other.ask(**_QUESTION)
     other.ask(**_QUESTION)
 
-    assert sum(row["queries"] for row in _drained(owner)) == 1
+    assert sum(row["queries"] for row in owner.usage()) == 1
     assert owner.client.get("/v1/account").json()["id"] == owner.id
 
 
@@ -226,7 +226,7 @@ def test_a_contributor_never_sees_who_asked_or_what(world: World):
     question = "How many kilograms of honey does a zanzibar hive on Osk Island give a year?"
     answer = account.ask(question)
     assert answer["sources"][0]["contributor"] == "bo"
-    _drained(account)
+    account.usage()
     bo = world.contributor("bo")
     deadline = time.monotonic() + 15
     while not (earned := bo.get("/v1/earnings").json())["documents"]:
@@ -238,12 +238,3 @@ def test_a_contributor_never_sees_who_asked_or_what(world: World):
     assert "bo/bees" in seen
     for secret in (account.id, account.id.title(), account.key.split("-")[2], "zanzibar", answer["id"]):
         assert secret not in seen
-
-
-def _drained(account: Account) -> list[dict[str, Any]]:
-    """The customer's usage, once there is any."""
-    deadline = time.monotonic() + 15
-    while not (rows := account.client.get("/v1/usage").json()["data"]):
-        assert time.monotonic() < deadline, "the record was not drained"
-        time.sleep(0.05)
-    return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -41,6 +42,16 @@ class Account:
         reply = self.client.post("/v1/query", json={"question": question, **more})
         assert reply.status_code == 200, reply.text
         return reply.json()
+
+    def usage(self, queries: int = 1) -> list[dict[str, Any]]:
+        """The rows of the usage, once the drain has counted so many queries."""
+        deadline = time.monotonic() + 20
+        while True:
+            rows: list[dict[str, Any]] = self.client.get("/v1/usage").json()["data"]
+            if sum(row["queries"] for row in rows) >= queries:
+                return rows
+            assert time.monotonic() < deadline, f"usage does not show {queries} queries: {rows}"
+            time.sleep(0.05)
 
 
 @dataclass

@@ -14,7 +14,6 @@ import sqlalchemy as sa
 from attribution.statements import verify
 from metering import ledger, periods
 from metering.meter import Funding, Hold, Request
-from metering.periods import PeriodError
 from metering.pricing import Usage
 from metering.records import VALUE_ONE, Split
 from metering.usage_log import records
@@ -187,7 +186,7 @@ def test_records_that_come_after_the_pin_are_not_in_the_run(used, monkeypatch):
 
 def test_a_closed_period_is_not_closed_again(used):
     closing.close(used, PERIOD, early=False)
-    with pytest.raises(PeriodError, match="already closed"):
+    with pytest.raises(closing.ClosingError, match="already closed"):
         closing.close(used, PERIOD, early=False)
 
 

@@ -31,24 +31,26 @@ leaves = st.lists(st.binary(max_size=8).map(merkle.leaf_hash), min_size=1, max_s
 
 @pytest.mark.parametrize("size", range(1, 9))
 def test_roots_are_those_of_the_rfc(size):
-    assert merkle.root([merkle.leaf_hash(each) for each in VECTORS[:size]]).hex() == ROOTS[size - 1]
+    assert merkle.Tree([merkle.leaf_hash(each) for each in VECTORS[:size]]).root.hex() == ROOTS[size - 1]
 
 
 def test_the_empty_tree_has_the_hash_of_nothing():
-    assert merkle.root([]) == hashlib.sha256(b"").digest()
+    assert merkle.Tree([]).root == hashlib.sha256(b"").digest()
 
 
 @given(leaves, st.data())
 def test_every_leaf_is_provable(hashes, data):
     index = data.draw(st.integers(0, len(hashes) - 1))
-    path = merkle.inclusion_proof(hashes, index)
-    assert merkle.verify_inclusion(hashes[index], index, len(hashes), path, merkle.root(hashes))
+    tree = merkle.Tree(hashes)
+    path = tree.inclusion_proof(index)
+    assert merkle.verify_inclusion(hashes[index], index, len(hashes), path, tree.root)
 
 
 @given(leaves, st.data())
 def test_a_proof_proves_nothing_else(hashes, data):
     index = data.draw(st.integers(0, len(hashes) - 1))
-    path, root = merkle.inclusion_proof(hashes, index), merkle.root(hashes)
+    tree = merkle.Tree(hashes)
+    path, root = tree.inclusion_proof(index), tree.root
     other = merkle.leaf_hash(b"not in the tree")
     assert not merkle.verify_inclusion(other, index, len(hashes), path, root)
     assert not merkle.verify_inclusion(hashes[index], index, len(hashes), [*path, other], root)
@@ -69,4 +71,4 @@ def test_the_root_is_that_of_the_recursive_definition(hashes):
         split = 1 << (len(part) - 1).bit_length() - 1
         return merkle.node_hash(recursive(part[:split]), recursive(part[split:]))
 
-    assert merkle.root(hashes) == recursive(hashes)
+    assert merkle.Tree(hashes).root == recursive(hashes)

@@ -66,6 +66,17 @@ def test_ids_with_spaces_quotes_or_control_characters_are_refused(value: str):
     assert "contributor id" in refused(contributor=value)
 
 
+@pytest.mark.parametrize("value", [".", ".."])
+def test_ids_that_a_url_cannot_hold_are_refused(value: str):
+    with pytest.raises(DocumentError, match="document id"):
+        check_id("document", value)
+
+
+def test_documents_may_have_slashes_in_their_ids_and_people_not():
+    assert check_id("document", "ana/notes/a.txt") == "ana/notes/a.txt"
+    assert "contributor id 'a/b' must not have slashes" in refused(contributor="a/b")
+
+
 def test_an_id_above_the_limit_is_refused_without_repeating_all_of_it():
     message = refused(id="x" * 201)
     assert "1 to 200 characters" in message

@@ -8,9 +8,10 @@ import pytest
 
 from retrieval.analysis import stems, subject_stems, term_ids
 from retrieval.catalogue import PreparedPassage, prepare
+from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.evidence import Question, weigh
-from tests.unit.retrieval.library import TEXTS, document
+from tests.unit.retrieval.library import document
 
 QUESTIONS = [
     "When was the lighthouse at Cape Hatteras built?",
@@ -23,8 +24,8 @@ MEAN_WORDS = 22.0
 
 
 @pytest.fixture(scope="module")
-def shelf(embedder: MiniLMEmbedder) -> list[PreparedPassage]:
-    return [passage for name in TEXTS for passage in prepare(document(name), embedder)]
+def shelf(prepared_shelf: list[tuple[Document, list[PreparedPassage]]]) -> list[PreparedPassage]:
+    return [passage for _, passages in prepared_shelf for passage in passages]
 
 
 def asked(embedder: MiniLMEmbedder, text: str, idf: Sequence[float] | None = None) -> Question:

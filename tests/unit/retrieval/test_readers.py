@@ -20,7 +20,7 @@ USD = Currency.of("USD")
 
 
 def everything(*paths: Path, contributor: str | None = "ana") -> list[Found | Rejection]:
-    return list(read(paths, contributor, USD.parse))
+    return list(read(paths, contributor, USD.parse_amount))
 
 
 def only(path: Path) -> Document:
@@ -211,6 +211,10 @@ def line(**fields: Any) -> bytes:
     return json.dumps({"id": "d", "text": "Some text.", "contributor": "bo"} | fields).encode() + b"\n"
 
 
+def amount(decimal: str, currency: str = "USD") -> dict[str, str]:
+    return {"amount": decimal, "currency": currency}
+
+
 class TestJsonLines:
     def test_every_field(self, tmp_path: Path):
         splits = [{"contributor": "bo", "role": "author", "share": 700_000}, {"contributor": "cy", "share": 300_000}]
@@ -231,7 +235,7 @@ class TestJsonLines:
             1,
         )
 
-    @pytest.mark.parametrize("floor", ["0.002", {"amount": "0.002"}, {"amount": "0.002", "currency": "USD"}])
+    @pytest.mark.parametrize("floor", ["0.002", amount("0.002")])
     def test_a_floor_is_a_string_or_an_amount(self, tmp_path: Path, floor: Any):
         assert only(written(tmp_path / "a.jsonl", line(terms={"floor": floor}))).terms == Terms(None, 2_000_000)
 
@@ -239,11 +243,11 @@ class TestJsonLines:
     def test_what_the_terms_leave_out_is_not_restricted(self, tmp_path: Path, terms: Any):
         assert only(written(tmp_path / "a.jsonl", line(terms=terms))).terms == Terms()
 
-    @pytest.mark.parametrize("floor", ["cheap", "", "1e-3", "0.0000000001", {"amount": "NaN"}])
+    @pytest.mark.parametrize("floor", ["cheap", "", "1e-3", "0.0000000001", amount("NaN"), amount("0.002", "EUR")])
     def test_a_floor_that_is_no_amount_is_refused(self, tmp_path: Path, floor: Any):
         assert refused(written(tmp_path / "a.jsonl", line(terms={"floor": floor}))).startswith("price floor: ")
 
-    @pytest.mark.parametrize("floor", [0.002, 1, True, {}, {"amount": 1}])
+    @pytest.mark.parametrize("floor", [0.002, 1, True, {}, {"amount": 1, "currency": "USD"}])
     def test_a_floor_of_another_type_is_refused(self, tmp_path: Path, floor: Any):
         """A number has been through a float before it gets here."""
         assert refused(written(tmp_path / "a.jsonl", line(terms={"floor": floor}))).startswith("not a document: ")

@@ -16,9 +16,11 @@ from retrieval.retriever import (
     Retrieval,
     Retriever,
 )
-from tests.unit.retrieval.library import TEXTS, bring, document, shelf
+from tests.unit.retrieval.library import TEXTS, bring, document
 
 BEES = "How do honey bees tell each other where flowers are?"
+NO_WORDS = "?"
+"""A question that only the dense index has candidates for."""
 QUESTIONS = {
     "lighthouse": "When was the lighthouse at Cape Hatteras built?",
     "bees": BEES,
@@ -55,16 +57,16 @@ def retriever(catalogue: Catalogue, embedder: MiniLMEmbedder) -> Retriever:
 
 
 @pytest.fixture
-def stocked(catalogue: Catalogue, embedder: MiniLMEmbedder) -> Retriever:
+def stocked(library: Catalogue, embedder: MiniLMEmbedder) -> Retriever:
     """A retriever of the whole library."""
-    bring(catalogue, embedder, *shelf())
-    return Retriever(catalogue, embedder)
+    return Retriever(library, embedder)
 
 
 class TestWhatIsFound:
-    @pytest.mark.parametrize("name", QUESTIONS)
-    def test_the_document_that_answers_comes_first(self, stocked: Retriever, name: str):
-        assert names(asked(stocked, QUESTIONS[name]))[0] == name
+    def test_the_document_that_answers_comes_first(self, stocked: Retriever):
+        assert {name: names(asked(stocked, question))[0] for name, question in QUESTIONS.items()} == {
+            name: name for name in QUESTIONS
+        }
 
     def test_scores_fall_and_the_passages_of_a_document_stand_best_first(
         self, stocked: Retriever, catalogue: Catalogue, embedder: MiniLMEmbedder
@@ -77,10 +79,10 @@ class TestWhatIsFound:
         assert len(both.passages) > 1
         assert "dance" in both.passages[0].text
 
-    @pytest.mark.parametrize("top_k", [1, 3, len(TEXTS) - 1, len(TEXTS), len(TEXTS) + 1, 50])
-    def test_top_k_counts_documents_and_takes_all_where_there_are_fewer(self, stocked: Retriever, top_k: int):
-        found = names(asked(stocked, top_k=top_k))
-        assert len(set(found)) == len(found) == min(top_k, len(TEXTS))
+    def test_top_k_counts_documents_and_takes_all_where_there_are_fewer(self, stocked: Retriever):
+        for top_k in (1, 3, len(TEXTS) - 1, len(TEXTS), len(TEXTS) + 1, 50):
+            found = names(asked(stocked, top_k=top_k))
+            assert len(set(found)) == len(found) == min(top_k, len(TEXTS))
 
     def test_a_smaller_top_k_gives_the_head_of_a_larger_one(self, stocked: Retriever):
         assert names(asked(stocked, top_k=8))[:3] == names(asked(stocked, top_k=3))
@@ -107,11 +109,20 @@ class TestWhatIsFound:
         huge = next(each for each in found.documents if each.document.id == "huge")
         assert len(huge.passages) <= PASSAGES_PER_DOCUMENT
 
-    @pytest.mark.parametrize("question", ["", " ", "?", "the of and", "zzzz qqqq", "\U0001f41d", "bee " * 5_000])
-    def test_any_question_is_taken(self, stocked: Retriever, question: str):
-        found = asked(stocked, question)
-        assert len(found.documents) == 5
-        assert all(np.isfinite(each.score) for each in found.documents)
+    def test_many_documents_of_many_good_passages_leave_room_for_top_k_documents(
+        self, catalogue: Catalogue, embedder: MiniLMEmbedder, stocked: Retriever
+    ):
+        """A closer look at the best passages alone would be a look at too few documents."""
+        like = [many_passages(embedder, f"like{i}", PASSAGES_PER_DOCUMENT) for i in range(12)]
+        catalogue.put(like, embedder.name)
+        for top_k in (12, 15, 20, 12 + len(TEXTS)):
+            assert len(set(names(asked(stocked, top_k=top_k)))) == top_k
+
+    def test_any_question_is_taken(self, stocked: Retriever):
+        for question in ("", " ", "?", "the of and", "zzzz qqqq", "\U0001f41d", "bee " * 5_000):
+            found = asked(stocked, question)
+            assert len(found.documents) == 5, question[:40]
+            assert all(np.isfinite(each.score) for each in found.documents), question[:40]
 
     def test_the_same_question_finds_the_same_again(self, stocked: Retriever):
         first, second = asked(stocked), asked(stocked)
@@ -119,12 +130,11 @@ class TestWhatIsFound:
         assert [each.score for each in first.documents] == [each.score for each in second.documents]
 
     def test_the_order_in_which_documents_came_does_not_matter(
-        self, catalogue: Catalogue, embedder: MiniLMEmbedder, retriever: Retriever
+        self, catalogue: Catalogue, embedder: MiniLMEmbedder, stocked: Retriever
     ):
-        bring(catalogue, embedder, *shelf())
-        fresh = asked(retriever, top_k=50)
+        fresh = asked(stocked, top_k=50)
         catalogue.withdraw(list(TEXTS))
-        assert names(asked(retriever)) == []
+        assert names(asked(stocked)) == []
         for name in reversed(TEXTS):
             bring(catalogue, embedder, document(f"again/{name}", TEXTS[name]))
         again = asked(Retriever(catalogue, embedder), top_k=50)
@@ -226,15 +236,17 @@ class TestChanges:
 
 
 class TestTerms:
+    @pytest.mark.parametrize("question", [BEES, NO_WORDS], ids=["by its words", "by its meaning alone"])
     def test_a_document_is_found_for_its_purposes_only(
-        self, stocked: Retriever, catalogue: Catalogue, embedder: MiniLMEmbedder
+        self, stocked: Retriever, catalogue: Catalogue, embedder: MiniLMEmbedder, question: str
     ):
         bring(catalogue, embedder, document("bees", terms=Terms(("research", "teaching"))))
         for purpose in ("research", "teaching"):
-            assert names(asked(stocked, purpose=purpose))[0] == "bees"
+            assert "bees" in names(asked(stocked, question, top_k=50, purpose=purpose))
         for purpose in ("answer", "training", "", "*"):
-            assert "bees" not in names(asked(stocked, top_k=50, purpose=purpose))
-            assert len(names(asked(stocked, top_k=50, purpose=purpose))) == len(TEXTS) - 1
+            found = names(asked(stocked, question, top_k=50, purpose=purpose))
+            assert "bees" not in found
+            assert len(found) == len(TEXTS) - 1
 
     def test_a_document_without_any_purpose_is_found_for_none(
         self, stocked: Retriever, catalogue: Catalogue, embedder: MiniLMEmbedder
@@ -243,12 +255,14 @@ class TestTerms:
         for purpose in ("answer", "research", "", "*"):
             assert "bees" not in names(asked(stocked, top_k=50, purpose=purpose))
 
+    @pytest.mark.parametrize("question", [BEES, NO_WORDS], ids=["by its words", "by its meaning alone"])
     def test_a_document_is_found_from_its_floor_on(
-        self, stocked: Retriever, catalogue: Catalogue, embedder: MiniLMEmbedder
+        self, stocked: Retriever, catalogue: Catalogue, embedder: MiniLMEmbedder, question: str
     ):
         bring(catalogue, embedder, document("bees", terms=Terms(None, 1_000)))
         prices = (0, 999, 1_000, 2**53 - 1)
-        assert [price for price in prices if "bees" in names(asked(stocked, price=price))] == [1_000, 2**53 - 1]
+        found = [price for price in prices if "bees" in names(asked(stocked, question, top_k=50, price=price))]
+        assert found == [1_000, 2**53 - 1]
 
     def test_both_terms_must_be_met(self, stocked: Retriever, catalogue: Catalogue, embedder: MiniLMEmbedder):
         bring(catalogue, embedder, document("bees", terms=Terms(("research",), 1_000)))
@@ -305,7 +319,7 @@ class TestCompaction:
             catalogue.put([(replace(huge, text=f"{huge.text} {edition}"), passages)], embedder.name)
             assert stocked.refresh() == len(TEXTS) + 400
             largest = max(largest, len(stocked._view.passage))
-        assert 4 * 400 < largest < 6 * 400
+        assert largest < 6 * 400
         assert names(asked(stocked, QUESTIONS["violin"]))[0] == "violin"
 
 
@@ -342,11 +356,10 @@ class TestEmbedderMismatch:
         embedded_anew(catalogue, embedder, "bees")
         assert names(asked(retriever)) == ["bees"]
 
-    def test_a_few_passages_of_another_model_are_enough(self, catalogue: Catalogue, embedder: MiniLMEmbedder):
-        bring(catalogue, embedder, *shelf())
-        bring(catalogue, RenamedEmbedder(embedder), document("more", "More about bees."))
+    def test_a_few_passages_of_another_model_are_enough(self, library: Catalogue, embedder: MiniLMEmbedder):
+        bring(library, RenamedEmbedder(embedder), document("more", "More about bees."))
         with pytest.raises(EmbedderMismatch):
-            asked(Retriever(catalogue, embedder))
+            asked(Retriever(library, embedder))
 
     def test_a_retriever_at_work_refuses_vectors_of_another_model_too(
         self, stocked: Retriever, catalogue: Catalogue, embedder: MiniLMEmbedder

@@ -1,4 +1,4 @@
-"""The retriever while others change the catalogue: what was acknowledged holds for every retrieval that begins after."""
+"""The retriever while others change the catalogue: what was acknowledged holds for what begins after it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.retriever import Retrieval, Retriever
-from tests.unit.retrieval.library import TEXTS, bring, document, shelf
+from tests.unit.retrieval.library import TEXTS, bring, document
 
 READERS = 4
 QUESTION = "How do honey bees tell each other where flowers are?"
@@ -74,10 +74,9 @@ def readers(look: Callable[[int], None]) -> Iterator[Turns]:
 
 
 @pytest.fixture
-def replicas(catalogue: Catalogue, embedder: MiniLMEmbedder) -> list[Retriever]:
+def replicas(library: Catalogue, embedder: MiniLMEmbedder) -> list[Retriever]:
     """Two retrievers of one catalogue that holds the library."""
-    bring(catalogue, embedder, *shelf())
-    return [Retriever(catalogue, embedder) for _ in range(2)]
+    return [Retriever(library, embedder) for _ in range(2)]
 
 
 def test_a_withdrawn_document_is_in_no_retrieval_that_began_after(replicas: list[Retriever], catalogue: Catalogue):
@@ -100,7 +99,7 @@ def test_a_withdrawn_document_is_in_no_retrieval_that_began_after(replicas: list
 def test_a_replaced_text_is_in_no_retrieval_that_began_after_and_none_is_mixed(
     replicas: list[Retriever], catalogue: Catalogue, embedder: MiniLMEmbedder
 ):
-    editions = [document("bees", f"Edition {i}. {TEXTS['bees']} It ends {i}.") for i in range(12)]
+    editions = [document("bees", f"Edition {i}. {TEXTS['bees']} It ends {i}.") for i in range(6)]
     number = {each.version: i for i, each in enumerate(editions)}
     current = [0]
     bring(catalogue, embedder, editions[0])
@@ -134,17 +133,16 @@ def test_documents_that_come_while_others_look_are_all_found_once(
         assert len(set(found)) == len(found)
 
     with readers(look) as turns:
-        for i in range(12):
+        for i in range(6):
             bring(catalogue, embedder, document(f"new{i}", f"New work number {i} on honey bees."))
             came.add(f"new{i}")
             turns.wait_for_every_reader()
     for replica in replicas:
-        assert replica.refresh() == len(TEXTS) + 12
+        assert replica.refresh() == len(TEXTS) + 6
 
 
-def test_threads_that_ask_at_once_build_one_index(catalogue: Catalogue, embedder: MiniLMEmbedder):
-    bring(catalogue, embedder, *shelf())
-    retriever = Retriever(catalogue, embedder)
+def test_threads_that_ask_at_once_build_one_index(library: Catalogue, embedder: MiniLMEmbedder):
+    retriever = Retriever(library, embedder)
     start = threading.Barrier(READERS)
 
     def look(_: int) -> list[tuple[str, float]]:

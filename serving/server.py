@@ -1,0 +1,110 @@
+"""The server: the application on a socket, the drain beside it, and an end in good order."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+import structlog
+import uvicorn
+
+from metering.meter import MeterUnavailable
+from serving.api.app import create_app
+from serving.assembly import Books, Service, open_service
+from serving.metrics import Metrics
+
+_log = structlog.get_logger()
+_FINISH_SECONDS: Final = 20
+_LAST_DRAIN_SECONDS: Final = 5.0
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its signal handlers: it would end the process before what is open is closed."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(books: Books, listener: socket.socket) -> None:
+    """Serve on a bound socket until the process is told to stop.
+
+    First readiness turns false while everything is still answered, then no new connections are taken and what
+    runs is finished, then what was captured is drained.
+    """
+    async with open_service(books) as service:
+        metrics = Metrics()
+        app = create_app(service, metrics)
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_FINISH_SECONDS,
+        )
+        server = _Server(config)
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            if app.state.draining:
+                server.force_exit = True
+            app.state.draining = True
+            _log.info("stopping")
+            loop.call_later(books.settings.shutdown_grace_seconds, setattr, server, "should_exit", True)
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        draining = asyncio.create_task(_drain(service, metrics))
+        _log.info("ready", passages=service.retriever.refresh())
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            draining.cancel()
+            with suppress(asyncio.CancelledError):
+                await draining
+            await _last_drain(service)
+    _log.info("stopped")
+
+
+async def _drain(service: Service, metrics: Metrics) -> None:
+    """Move captured records into the log and the ledger, for ever; a failure is logged and tried again."""
+    drain, pause = service.metering.drain, service.books.settings.drain_seconds
+    failing = False
+    while True:
+        began = time.monotonic()
+        try:
+            await service.metering.meter.check()
+            if failing:
+                # Whatever Redis may have lost meanwhile, its accounts are never behind the ledger.
+                await service.metering.catch_up()
+            metrics.drained.inc(await drain.drain())
+            metrics.drain_lag.set(await drain.lag())
+            metrics.passages.set(await asyncio.to_thread(service.retriever.refresh))
+            metrics.meter_up.set(1)
+            if failing:
+                _log.info("the meter and the drain work again")
+            failing = False
+        except Exception as error:  # noqa: BLE001 # nothing that is captured may be given up
+            metrics.drain_failures.inc()
+            if isinstance(error, MeterUnavailable):
+                metrics.meter_up.set(0)
+            if not failing:
+                _log.error("meter or drain failed; trying again", reason=f"{type(error).__name__}: {error}")
+            failing = True
+        await asyncio.sleep(max(0.0, pause - (time.monotonic() - began)))
+
+
+async def _last_drain(service: Service) -> None:
+    try:
+        async with asyncio.timeout(_LAST_DRAIN_SECONDS):
+            await service.metering.drain.drain()
+            await service.metering.drain.release()
+    except Exception as error:  # noqa: BLE001 # the records are safe in Redis; the next start drains them
+        _log.warning("records wait in Redis for the next start", reason=f"{type(error).__name__}: {error}")

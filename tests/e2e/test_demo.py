@@ -1,0 +1,30 @@
+"""``patronage demo``: the main job on real input holds from beginning to end."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+from tests.servers import run
+
+
+def test_the_demo_is_balanced_valid_and_leaves_its_pages(tmp_path: Path, e2e_env: dict[str, str]):
+    done = run(tmp_path / "demo", "demo", "--json", env=e2e_env)
+
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    told = json.loads(done.stdout)
+    assert told["balanced"] is True
+    assert told["valid"] is True
+    assert told["documents"] > 10
+    closed = told["period"]
+    assert closed["records"] == told["queries"] > 0
+    parts = sum(Decimal(closed[name]["amount"]) for name in ("cost", "platform", "credited", "residual"))
+    assert Decimal(closed["charged"]["amount"]) == parts > 0
+    earners = [each for each in closed["statements"] if Decimal(each["credited"]["amount"]) > 0]
+    assert len(earners) > 1, "several contributors earned"
+    assert len(told["pages"]) > len(earners)
+    for page in map(Path, told["pages"]):
+        assert page.is_relative_to(tmp_path)
+        assert page.read_text().lstrip().lower().startswith("<!doctype html>")
