@@ -54,6 +54,10 @@ class ClosingError(RuntimeError):
     """A period that cannot be closed now."""
 
 
+class NotOverError(ClosingError):
+    """A period that can only be closed early."""
+
+
 Progress = Callable[[int, int], None]
 """Called with the segments done and their total."""
 
@@ -221,7 +225,7 @@ def _check(period: str, *, early: bool) -> None:
     if periods.parse(period) > current:
         raise ClosingError(f"period {period} is in the future; it is {current} now")
     if period == current and not early:
-        raise ClosingError(f"period {period} is not over; it can only be closed early")
+        raise NotOverError(f"period {period} is not over; it can only be closed early")
 
 
 def _rows(divided: Divided) -> Iterator[tuple[str, str, str, str, int]]:

@@ -29,7 +29,7 @@ from serving.answering import Overloaded, QueryError
 from serving.assembly import AssemblyError
 from serving.cli import checks, documents, money, people, server
 from serving.cli.console import CommandError, Options, choose
-from serving.closing import ClosingError
+from serving.closing import ClosingError, NotOverError
 from serving.data_dir import DataDirError
 from serving.database import DatabaseError
 from serving.funding import FundingError
@@ -122,6 +122,8 @@ def _explain(error: Exception) -> str:
             return f"setting PATRONAGE_{'_'.join(map(str, first['loc'])).upper()}: {first['msg']}"
         case sa.exc.DBAPIError():
             return f"the database cannot be used: {error.orig}"
+        case NotOverError():
+            return f"{error}: pass --early"
         case _ if isinstance(error, _EXPECTED):
             return str(error) or type(error).__name__
         case OSError():

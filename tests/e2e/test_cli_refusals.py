@@ -115,7 +115,6 @@ _REFUSED: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         "statement of an open period": (("statement", "--contributor", "mary", "--period", "2020-01"), "2020-01"),
         "verifying what is not there": (("verify", "no-such-statement.json"), "no-such-statement.json"),
         "verifying a folder": (("verify", "/"), "/"),
-        "attributing what is not there": (("attribute", "no-such-cases.jsonl"), "no-such-cases.jsonl"),
     },
 }
 
