@@ -61,23 +61,25 @@ async def serve(books: Books, listener: socket.socket) -> None:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
-        draining = asyncio.create_task(_drain(service, metrics))
+        over = asyncio.Event()
+        draining = asyncio.create_task(_drain(service, metrics, over))
         _log.info("ready", passages=service.retriever.refresh())
         try:
             await server.serve(sockets=[listener])
         finally:
-            draining.cancel()
-            with suppress(asyncio.CancelledError):
-                await draining
+            over.set()
+            _, late = await asyncio.wait({draining}, timeout=_LAST_DRAIN_SECONDS)
+            if late:
+                draining.cancel()
             await _last_drain(service)
     _log.info("stopped")
 
 
-async def _drain(service: Service, metrics: Metrics) -> None:
-    """Move captured records into the log and the ledger, for ever; a failure is logged and tried again."""
+async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> None:
+    """Move captured records into the log and the ledger until it is over; a failure is logged and tried again."""
     drain, pause = service.metering.drain, service.books.settings.drain_seconds
     failing = False
-    while True:
+    while not over.is_set():
         began = time.monotonic()
         try:
             await service.metering.meter.check()
@@ -98,7 +100,8 @@ async def _drain(service: Service, metrics: Metrics) -> None:
             if not failing:
                 _log.error("meter or drain failed; trying again", reason=f"{type(error).__name__}: {error}")
             failing = True
-        await asyncio.sleep(max(0.0, pause - (time.monotonic() - began)))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), max(0.0, pause - (time.monotonic() - began)))
 
 
 async def _last_drain(service: Service) -> None:
