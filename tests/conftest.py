@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
+from redis import Redis
 
 from metering.redis_server import RedisServer
 from retrieval.embedding import MiniLMEmbedder
@@ -41,10 +42,18 @@ def embedder(model_cache: Path) -> MiniLMEmbedder:
 
 
 @pytest.fixture(scope="session")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An embedded Redis of the test session's own."""
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An embedded Redis of the test session's own; its URL."""
     with RedisServer(tmp_path_factory.mktemp("redis"), fsync="everysec") as server:
         yield server.url
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """The session's Redis, empty: the tests of one session are different deployments."""
+    with Redis.from_url(redis_server) as client:
+        client.flushall()
+    return redis_server
 
 
 @pytest.fixture(scope="session")

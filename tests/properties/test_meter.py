@@ -199,7 +199,6 @@ class MeterMachine(RuleBasedStateMachine):
         self.run(self.client.xtrim(stream, maxlen=0, approximate=False))
 
 
-@pytest.mark.usefixtures("redis_url")
 def test_the_meter_agrees_with_the_model_in_any_order(redis_url):
     MeterMachine.connect(redis_url)
     try:
