@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
@@ -31,6 +31,7 @@ class Report:
 
 
 Progress = Callable[[Report], None]
+_Batch = list[tuple[Found, Future[list[PreparedPassage] | None]]]
 
 
 class Ingest:
@@ -48,10 +49,12 @@ class Ingest:
         report = Report()
         seen: dict[str, str] = {}
         with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="embed") as pool:
-            for batch in _batches(self._checked(found, seen, report)):
-                self._store(batch, report, pool)
-                if progress:
-                    progress(report)
+            before: _Batch | None = None
+            for found_batch in _batches(self._checked(found, seen, report)):
+                batch = self._prepare(found_batch, pool)  # embeds while the batch before is stored
+                self._store(before, report, progress)
+                before = batch
+            self._store(before, report, progress)
         return report
 
     def add(self, document: Document) -> StoredDocument:
@@ -93,7 +96,7 @@ class Ingest:
             self._catalogue.add_contributor(contributor, contributor)
             self._contributors.add(contributor)
 
-    def _store(self, batch: list[Found], report: Report, pool: ThreadPoolExecutor) -> None:
+    def _prepare(self, batch: list[Found], pool: ThreadPoolExecutor) -> _Batch:
         stored = self._catalogue.get([each.document.id for each in batch])
 
         def prepared(each: Found) -> list[PreparedPassage] | None:
@@ -101,11 +104,16 @@ class Ingest:
             unchanged = before is not None and before.version == each.document.version
             return None if unchanged else prepare(each.document, self._embedder)
 
-        passages = list(pool.map(prepared, batch))
+        return [(each, pool.submit(prepared, each)) for each in batch]
+
+    def _store(self, batch: _Batch | None, report: Report, progress: Progress | None) -> None:
+        if batch is None:
+            return
+        passages = [prepared.result() for _, prepared in batch]
         outcomes: list[Outcome | DocumentError] = self._catalogue.put(
-            [(each.document, parts) for each, parts in zip(batch, passages, strict=True)], self._embedder.name
+            [(each.document, parts) for (each, _), parts in zip(batch, passages, strict=True)], self._embedder.name
         )
-        for each, parts, outcome in zip(batch, passages, outcomes, strict=True):
+        for (each, _), parts, outcome in zip(batch, passages, outcomes, strict=True):
             if isinstance(outcome, DocumentError):
                 report.rejected.append(Rejection(each.path, each.line, str(outcome)))
             elif outcome == "unchanged":
@@ -114,6 +122,8 @@ class Ingest:
                 report.documents += 1
                 report.replaced += outcome == "replaced"
                 report.passages += len(parts or ())
+        if progress:
+            progress(report)
 
 
 def _batches(found: Iterator[Found]) -> Iterator[list[Found]]:

@@ -24,8 +24,8 @@ DOCUMENTS_READ: Final = 12
 SENTENCES_MAX: Final = 3
 ANSWER_TOKENS_MAX: Final = SENTENCES_MAX * SENTENCE_CHARS_MAX
 """What is held for an answer, and the most that is billed for one: a token a character."""
-CONFIDENCE: Final = 0.88
-NO_ANSWER_ABOVE: Final = 0.77
+CONFIDENCE: Final = 0.89
+NO_ANSWER_ABOVE: Final = 0.8
 
 # Weights of a sentence's evidence in its log-odds, fitted by logistic regression (listwise) on half of the articles of
 # data/squad-dev, checked on the other half, and rounded.
