@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,8 +35,12 @@ def run(data_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> s
 class Server:
     """``patronage serve`` as a process, on a free port."""
 
-    def __init__(self, data_dir: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, data_dir: Path, env: dict[str, str] | None = None, module: Sequence[str] = ("serving.cli",)
+    ) -> None:
+        """``module`` is what Python runs, with its own first arguments; the command line by default."""
         self.data_dir = data_dir
+        self.module = module
         self._env = {**os.environ, "PATRONAGE_SHUTDOWN_GRACE_SECONDS": "0", **(env or {})}
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
@@ -52,7 +57,7 @@ class Server:
         return self.data_dir.with_name(self.data_dir.name + "-server.log")
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "serving.cli", "--data-dir", str(self.data_dir), "serve", "--port", "0"]
+        command = [sys.executable, "-m", *self.module, "--data-dir", str(self.data_dir), "serve", "--port", "0"]
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(command, stdout=sink, stderr=sink, env=self._env)
         deadline = time.monotonic() + READY_SECONDS

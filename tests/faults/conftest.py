@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,15 +24,16 @@ QUESTIONS = (
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def environment(model_cache: Path) -> dict[str, str]:
     return {"PATRONAGE_MODEL_CACHE": str(model_cache)}
 
 
-@pytest.fixture
-def data_dir(tmp_path: Path, environment: dict[str, str]) -> Path:
-    """A data directory with documents and one customer with money; the key is in ``key.json`` beside it."""
-    folder, corpus = tmp_path / "data", tmp_path / "corpus.jsonl"
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str]) -> Path:
+    """A data directory with documents and one customer with money, to be copied; the key is beside it."""
+    scratch = tmp_path_factory.mktemp("prepared")
+    folder, corpus = scratch / "data", scratch / "corpus.jsonl"
     corpus.write_text(
         "".join(
             json.dumps({"id": name, "title": name, "text": text, "contributor": f"c-{name}"}) + "\n"
@@ -40,13 +42,18 @@ def data_dir(tmp_path: Path, environment: dict[str, str]) -> Path:
     )
     cli(folder, "ingest", str(corpus), "--create-contributors", env=environment)
     customer = cli(folder, "customer", "add", "Acme", "--id", "acme", "--credit", "10", env=environment)
-    (tmp_path / "key.json").write_text(json.dumps(customer))
+    (scratch / "key.json").write_text(json.dumps(customer))
     return folder
 
 
 @pytest.fixture
-def key(data_dir: Path) -> str:
-    return json.loads((data_dir.parent / "key.json").read_text())["api_key"]
+def data_dir(prepared: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(prepared, tmp_path / "data")
+
+
+@pytest.fixture(scope="session")
+def key(prepared: Path) -> str:
+    return json.loads((prepared.parent / "key.json").read_text())["api_key"]
 
 
 @pytest.fixture

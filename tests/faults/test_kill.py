@@ -7,95 +7,14 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from decimal import Decimal
 
-import httpx
-import psutil
 import pytest
 
+from tests.faults.accident import redis_of
 from tests.faults.conftest import QUESTIONS
+from tests.faults.customers import answered, asking, assert_books_hold, finish, wait_for
 from tests.servers import cli, run
-
-
-class Customers(threading.Thread):
-    """Asks without pause until it is told to stop; remembers every answer that was acknowledged."""
-
-    def __init__(self, server, key, number):
-        super().__init__()
-        self.server, self.key, self.number = server, key, number
-        self.over = threading.Event()
-        self.receipts: dict[str, Decimal] = {}
-        self.statuses: set[int] = set()
-
-    def run(self):
-        i = self.number
-        while not self.over.is_set():
-            i += 1
-            try:
-                reply = httpx.post(
-                    f"{self.server.url}/v1/query",
-                    json={"question": QUESTIONS[i % len(QUESTIONS)]},
-                    headers={"authorization": f"Bearer {self.key}"},
-                    timeout=20,
-                )
-            except httpx.HTTPError:
-                time.sleep(0.05)
-                continue
-            self.statuses.add(reply.status_code)
-            if reply.status_code == 200:
-                charge = reply.json()["receipt"]["charge"]["amount"]
-                self.receipts[reply.json()["receipt"]["id"]] = Decimal(charge)
-
-
-def asking(server, key, count=4):
-    customers = [Customers(server, key, number) for number in range(count)]
-    for each in customers:
-        each.start()
-    return customers
-
-
-def finish(customers):
-    for each in customers:
-        each.over.set()
-    for each in customers:
-        each.join()
-    return {name: charge for each in customers for name, charge in each.receipts.items()}
-
-
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
-def answered(customers):
-    return sum(len(each.receipts) for each in customers)
-
-
-def redis_process(data_dir):
-    for process in psutil.process_iter(["name", "cmdline"]):
-        if process.info["name"] == "redis-server" and str(data_dir) in " ".join(process.info["cmdline"]):
-            return process
-    # redis-server rewrites its title to the socket it listens on
-    raise AssertionError("no redis-server runs in the data directory")
-
-
-def assert_books_hold(data_dir, environment, server, key, acknowledged):
-    """Every acknowledged receipt is there with its charge, and the audit is green."""
-    with server.client(key) as client:
-        for name, charge in acknowledged.items():
-            reply = client.get(f"/v1/receipts/{name}")
-            assert reply.status_code == 200, f"the acknowledged receipt {name} is lost"
-            assert Decimal(reply.json()["charge"]["amount"]) == charge
-        account = client.get("/v1/account").json()
-    spent = Decimal(10) - Decimal(account["balance"]["amount"])
-    assert spent >= sum(acknowledged.values())
-    server.stop()
-    audit = cli(data_dir, "audit", env=environment)
-    assert audit["balanced"], audit
 
 
 def test_the_server_killed_under_load_loses_and_doubles_nothing(server, data_dir, environment, key):
@@ -114,7 +33,7 @@ def test_redis_killed_under_load_is_back_by_itself_and_nothing_acknowledged_is_l
     for _ in range(2):
         before = answered(customers)
         wait_for(lambda before=before: answered(customers) > before + 30)
-        redis_process(data_dir).send_signal(signal.SIGKILL)
+        redis_of(data_dir).send_signal(signal.SIGKILL)
         wait_for(lambda: any(503 in each.statuses for each in customers))
         after = answered(customers)
         wait_for(lambda after=after: answered(customers) > after + 10)
@@ -124,7 +43,7 @@ def test_redis_killed_under_load_is_back_by_itself_and_nothing_acknowledged_is_l
 
 
 def test_without_redis_nothing_is_served_and_it_says_so(server, data_dir, key):
-    redis = redis_process(data_dir)
+    redis = redis_of(data_dir)
     redis.suspend()
     try:
         with server.client(key) as client:

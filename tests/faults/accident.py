@@ -1,0 +1,154 @@
+"""The command line of Patronage with one accident at a named point, in a process of its own.
+
+``python -m tests.faults.accident ACCIDENT ARGUMENT...``, where ACCIDENT is the JSON of :class:`Accident`. The function
+is wrapped where it is looked up; the accident happens before or after its n-th call, and leaves a marker behind, so
+that a test knows that it did happen.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import importlib
+import inspect
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+import sqlalchemy as sa
+
+Action = Literal["kill", "kill-redis", "stop-redis", "disk-full", "busy", "stop"]
+
+
+@dataclass(frozen=True, slots=True)
+class Accident:
+    """What happens, and where."""
+
+    target: str
+    """``module:name`` or ``module:Class.name``: where the function is looked up."""
+    when: Literal["before", "after"]
+    action: Action
+    nth: int = 1
+    within: str = ""
+    """Count only calls with a function of this name on the stack."""
+    times: int = 1
+    """How many calls in a row fail, for the errors."""
+    marker: str = ""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class _Hook:
+    def __init__(self, accident: Accident) -> None:
+        self._accident = accident
+        self._calls = 0
+        self._lock = threading.Lock()
+
+    def install(self) -> None:
+        module, _, path = self._accident.target.partition(":")
+        owner: Any = importlib.import_module(module)
+        *parents, name = path.split(".")
+        for parent in parents:
+            owner = getattr(owner, parent)
+        setattr(owner, name, self._wrapped(getattr(owner, name)))
+
+    def _wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if inspect.iscoroutinefunction(function):
+
+            @functools.wraps(function)
+            async def later(*args: Any, **kwargs: Any) -> Any:
+                due = self._due()
+                if due and self._accident.when == "before":
+                    self._happen()
+                result = await function(*args, **kwargs)
+                if due and self._accident.when == "after":
+                    self._happen()
+                return result
+
+            return later
+
+        @functools.wraps(function)
+        def now(*args: Any, **kwargs: Any) -> Any:
+            due = self._due()
+            if due and self._accident.when == "before":
+                self._happen()
+            result = function(*args, **kwargs)
+            if due and self._accident.when == "after":
+                self._happen()
+            return result
+
+        return now
+
+    def _due(self) -> bool:
+        accident = self._accident
+        if accident.within and not _on_stack(accident.within):
+            return False
+        with self._lock:
+            self._calls += 1
+            return accident.nth <= self._calls < accident.nth + accident.times
+
+    def _happen(self) -> None:
+        with Path(self._accident.marker).open("a") as marker:
+            marker.write("x")
+            marker.flush()
+            os.fsync(marker.fileno())
+        match self._accident.action:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
+            case "kill-redis":
+                _redis().kill()
+            case "stop-redis":
+                redis = _redis()
+                redis.suspend()
+                threading.Timer(5.0, redis.resume).start()
+            case "disk-full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            case "busy":
+                raise sa.exc.OperationalError("statement", {}, Exception("database is locked"))
+
+
+def _on_stack(name: str) -> bool:
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == name:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _redis() -> psutil.Process:
+    """The server to harm: named by its process id, or the embedded one, by the folder it serves."""
+    named = os.environ.get("PATRONAGE_TEST_REDIS_PID")
+    if named:
+        return psutil.Process(int(named))
+    return redis_of(Path(sys.argv[sys.argv.index("--data-dir") + 1]))
+
+
+def redis_of(data_dir: Path) -> psutil.Process:
+    """The embedded ``redis-server`` of a data directory: it names its socket in its title."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        for process in psutil.process_iter(["name", "cmdline"]):
+            if process.info["name"] == "redis-server" and str(data_dir) in " ".join(process.info["cmdline"] or ()):
+                return process
+        time.sleep(0.05)
+    raise AssertionError(f"no redis-server runs in {data_dir}")
+
+
+if __name__ == "__main__":
+    _Hook(Accident(**json.loads(sys.argv[1]))).install()
+    del sys.argv[1]
+    from serving.cli.entry import main
+
+    main()

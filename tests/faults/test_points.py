@@ -1,0 +1,109 @@
+"""Accidents at named points of the server's work: nothing acknowledged is lost, nothing is charged twice, audit green.
+
+Each point is met by a real server process under load, in each durability mode of the embedded Redis. A killed server is
+started again; after every other accident the same server must go on by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.accident import Accident
+from tests.faults.customers import answered, asking, assert_books_hold, finish, wait_for
+from tests.servers import Server
+
+METER = "metering.redis_meter:RedisMeter"
+DRAIN = "metering.drain:Drain"
+REDIS = "redis.asyncio.client:Redis"
+COMMIT = "sqlalchemy.engine.base:Connection._commit_impl"
+
+POINTS = {
+    # the way of a query
+    "before authorize": Accident(f"{METER}.authorize", "before", "kill", nth=9),
+    "after authorize": Accident(f"{METER}.authorize", "after", "kill", nth=9),
+    "before retrieval": Accident("retrieval.retriever:Retriever.retrieve", "before", "kill", nth=9),
+    "after retrieval": Accident("retrieval.retriever:Retriever.retrieve", "after", "kill", nth=9),
+    "after generation": Accident("serving.generators.extractive:answer", "after", "kill", nth=9),
+    "after valuing": Accident("serving.answering:counterfactual", "after", "kill", nth=9),
+    "before capture": Accident(f"{METER}.capture", "before", "kill", nth=9),
+    "after capture": Accident(f"{METER}.capture", "after", "kill", nth=9),
+    "before the response": Accident("serving.rendering:answer", "before", "kill", nth=9),
+    "after the response is made": Accident("serving.rendering:answer", "after", "kill", nth=9),
+    # an answer that fails, and its void
+    "retrieval fails": Accident("retrieval.retriever:Retriever.retrieve", "before", "busy", nth=9, times=3),
+    "retrieval finds the disk full": Accident(
+        "retrieval.catalogue:Catalogue.clock", "before", "disk-full", nth=9, times=3
+    ),
+    "valuing fails": Accident("serving.answering:counterfactual", "before", "busy", nth=9, times=3),
+    # Redis
+    "Redis dies before authorize": Accident(f"{METER}.authorize", "before", "kill-redis", nth=9),
+    "Redis dies after authorize": Accident(f"{METER}.authorize", "after", "kill-redis", nth=9),
+    "Redis dies before capture": Accident(f"{METER}.capture", "before", "kill-redis", nth=9),
+    "Redis dies after capture": Accident(f"{METER}.capture", "after", "kill-redis", nth=9),
+    "Redis dies before the lease": Accident(f"{DRAIN}._take_lease", "before", "kill-redis", nth=2),
+    "Redis dies after the lease": Accident(f"{DRAIN}._take_lease", "after", "kill-redis", nth=2),
+    "Redis dies before the trim": Accident(f"{REDIS}.xtrim", "before", "kill-redis", nth=2),
+    "Redis hangs before authorize": Accident(f"{METER}.authorize", "before", "stop-redis", nth=9),
+    "Redis hangs before capture": Accident(f"{METER}.capture", "before", "stop-redis", nth=9),
+    "Redis hangs before the trim": Accident(f"{REDIS}.xtrim", "before", "stop-redis", nth=2),
+    # the drain
+    "before the lease": Accident(f"{DRAIN}._take_lease", "before", "kill", nth=2),
+    "after the lease": Accident(f"{DRAIN}._take_lease", "after", "kill", nth=2),
+    "before the segment": Accident("metering.usage_log:UsageLog.write", "before", "kill", nth=2),
+    "before the segment's sync": Accident("os:fsync", "before", "kill", within="write"),
+    "before the segment's name": Accident("pathlib:Path.replace", "before", "kill", within="write"),
+    "after the segment's name": Accident("pathlib:Path.replace", "after", "kill", within="write"),
+    "after the segment": Accident("metering.usage_log:UsageLog.write", "after", "kill", nth=2),
+    "before the registration": Accident("metering.drain:_insert", "before", "kill", nth=2),
+    "within the registration": Accident("metering.drain:_insert", "after", "kill", nth=2),
+    "before the transfers": Accident("metering.ledger:post", "before", "kill", within="_register"),
+    "after the transfers": Accident("metering.ledger:post", "after", "kill", within="_register"),
+    "before the commit": Accident(COMMIT, "before", "kill", within="_register"),
+    "after the commit": Accident(COMMIT, "after", "kill", within="_register"),
+    "before the trim": Accident(f"{REDIS}.xtrim", "before", "kill", nth=2),
+    "after the trim": Accident(f"{DRAIN}.lag", "before", "kill", nth=3),
+    "the disk is full for a segment": Accident(
+        "metering.usage_log:UsageLog.write", "before", "disk-full", nth=2, times=5
+    ),
+    "the disk fills within a segment": Accident("os:fsync", "before", "disk-full", times=3, within="write"),
+    "the database is busy for the registration": Accident(
+        "metering.drain:_insert", "after", "busy", nth=2, times=5
+    ),
+    "the database is busy for the commit": Accident(COMMIT, "before", "busy", times=3, within="_register"),
+    # the end
+    "told to stop before capture": Accident(f"{METER}.capture", "before", "stop", nth=9),
+    "told to stop within the drain": Accident("metering.drain:_insert", "after", "stop", nth=2),
+    "killed after the last drain": Accident(f"{DRAIN}.release", "before", "kill"),
+}  # fmt: skip
+MODES = ("everysec", "always")
+
+
+@pytest.fixture(params=MODES)
+def mode(request, environment):
+    return {**environment, "PATRONAGE_REDIS_FSYNC": request.param, "PATRONAGE_DRAIN_SECONDS": "0.1"}
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_an_accident_costs_no_one_anything(name, mode, data_dir, key, tmp_path):
+    accident = replace(POINTS[name], marker=str(tmp_path / "happened"))
+    server = Server(data_dir, mode, module=("tests.faults.accident", accident.to_json()))
+    server.start()
+    customers = asking(server, key, 3)
+    try:
+        if name == "killed after the last drain":
+            wait_for(lambda: answered(customers) > 5)
+            server.process.terminate()
+        wait_for((tmp_path / "happened").exists)
+        server.module = ("serving.cli",)
+        ended = accident.action in ("kill", "stop")
+        if ended:
+            server.process.wait(60)
+            server.start()
+        before = answered(customers)
+        wait_for(lambda: answered(customers) > before + 5, 30)
+    finally:
+        acknowledged = finish(customers)
+    assert set().union(*[each.statuses for each in customers]) <= {200, 500, 503}
+    assert_books_hold(data_dir, mode, server, key, acknowledged)
