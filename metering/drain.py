@@ -50,6 +50,7 @@ class Drain:
         self._lease = load_script(client, "lease")
         self._release = load_script(client, "release")
         self._requeue = load_script(client, "requeue")
+        self._charged: set[str] = set()
 
     async def lag(self) -> int:
         """How many captured records are not registered yet."""
@@ -57,6 +58,12 @@ class Drain:
             return sum([int(await self._client.xlen(usage_stream(shard))) for shard in range(self._shards)])
         except RedisError as error:
             raise MeterUnavailable(f"Redis does not answer: {error}") from error
+
+    def take_charged(self) -> set[str]:
+        """The accounts whose records were registered since this was last called."""
+        taken = set(self._charged)
+        self._charged -= taken
+        return taken
 
     async def drain(self) -> int:
         """Register everything that was captured before this call, on every shard that no one else owns.
@@ -206,6 +213,7 @@ class Drain:
             period = first_open(connection, periods.of(batch[0].finished_ms))
             _insert(connection, segment, period, batch)
             ledger.post(connection, _transfers(segment, period, batch))
+        self._charged.update(record.account for record in batch)
 
 
 def _after(stream_id: str) -> str:
@@ -269,13 +277,13 @@ def _insert(connection: sa.Connection, segment: Segment, period: str, batch: Seq
 
 
 def _count_usage(connection: sa.Connection, batch: Sequence[UsageRecord]) -> None:
-    totals: dict[tuple[str, str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    totals: dict[tuple[str, str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
     for record in batch:
         total = totals[record.account, periods.day_of(record.finished_ms), record.model, record.key]
-        for i, amount in enumerate((1, record.input_tokens, record.output_tokens, record.charge)):
+        for i, amount in enumerate((1, record.input_tokens, record.output_tokens, record.charge, record.free)):
             total[i] += amount
     table = ledger.usage_daily
-    names = ("queries", "input_tokens", "output_tokens", "charge")
+    names = ("queries", "input_tokens", "output_tokens", "charge", "free")
     keys = ("account", "day", "model", "key")
     rows = [dict(zip(keys, key, strict=True)) for key in totals]
     ledger.insert_new(connection, table, [row | dict.fromkeys(names, 0) for row in rows])
@@ -292,23 +300,33 @@ def _count_usage(connection: sa.Connection, batch: Sequence[UsageRecord]) -> Non
 
 
 def _transfers(segment: Segment, period: str, batch: Sequence[UsageRecord]) -> list[Transfer]:
-    """One transfer per customer and destination for the whole segment; the log has the detail."""
+    """One transfer per payer and destination for the whole segment; the log has the detail.
+
+    What is free is paid by the operator: first its own part, then the computing, then the documents.
+    """
     sums: dict[tuple[str, str], int] = defaultdict(int)
     for record in batch:
-        sums[record.account, ledger.COMPUTE] += record.cost
-        sums[record.account, ledger.PLATFORM] += record.platform
-        sums[record.account, ledger.pool(period)] += record.royalty
+        payer, free = ledger.customer(record.account), record.free
+        for destination, amount in (
+            (ledger.PLATFORM, record.platform),
+            (ledger.COMPUTE, record.cost),
+            (ledger.pool(period), record.royalty),
+        ):
+            given = min(free, amount)
+            free -= given
+            sums[ledger.PROMOTIONS, destination] += given
+            sums[payer, destination] += amount - given
     at_ms = batch[-1].finished_ms
     return [
         Transfer(
-            id=f"{segment.name}/{account}/{destination}",
+            id=f"{segment.name}/{payer}/{destination}",
             at_ms=at_ms,
-            debit=ledger.customer(account),
+            debit=payer,
             credit=destination,
             amount=amount,
             kind=ledger.CHARGE,
             reference=segment.name,
         )
-        for (account, destination), amount in sums.items()
+        for (payer, destination), amount in sums.items()
         if amount
     ]

@@ -17,7 +17,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from metering.meter import Funding
+from metering.meter import Funding, KeySpending
 
 METADATA = sa.MetaData()
 
@@ -86,6 +86,16 @@ usage_daily = sa.Table(
     sa.Column("input_tokens", sa.BigInteger, nullable=False),
     sa.Column("output_tokens", sa.BigInteger, nullable=False),
     sa.Column("charge", sa.BigInteger, nullable=False),
+    sa.Column("free", sa.BigInteger, nullable=False, server_default="0"),
+)
+
+credit_limits = sa.Table(
+    "credit_limits",
+    METADATA,
+    sa.Column("account", _ID, primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
 )
 
 closed_periods = sa.Table(
@@ -98,6 +108,7 @@ closed_periods = sa.Table(
 BANK: Final = "bank"
 COMPUTE: Final = "operator:compute"
 PLATFORM: Final = "operator:platform"
+PROMOTIONS: Final = "operator:promotions"
 RESIDUAL: Final = "residual"
 
 FUNDING: Final = "funding"
@@ -171,12 +182,67 @@ def balances(connection: sa.Connection) -> dict[str, int]:
 def funding(connection: sa.Connection, account: str) -> Funding:
     """The ledger's view of a customer's account, for the meter to converge to."""
     name = customer(account)
+    limits = _credit_limits(connection, account)  # before what they count for: a view may be newer than its version
     count = connection.execute(
         sa.select(sa.func.count()).where(transfers.c.credit == name, transfers.c.kind == FUNDING)
     ).scalar_one()
     funded = _total(connection, sa.and_(transfers.c.credit == name, transfers.c.kind == FUNDING))
     spent = _total(connection, sa.and_(transfers.c.debit == name, transfers.c.kind == CHARGE))
-    return Funding(account, int(count), funded, spent)
+    month, free_used, keys = _used(connection, account)
+    return Funding(
+        account=account,
+        version=int(count) + len(limits),
+        funded=funded,
+        spent=spent,
+        credit_limit=limits[-1] if limits else 0,
+        month=month,
+        free_used=free_used,
+        keys=keys,
+    )
+
+
+def set_credit_limit(connection: sa.Connection, account: str, amount: int, at_ms: int) -> None:
+    """Let an account go ``amount`` units below zero from now on; setting the limit that it has changes nothing.
+
+    Raises:
+        LedgerError: it was changed by another at the same moment.
+    """
+    limits = _credit_limits(connection, account)
+    if amount == (limits[-1] if limits else 0):
+        return
+    row = {"account": account, "version": len(limits) + 1, "amount": amount, "at_ms": at_ms}
+    if not insert_new(connection, credit_limits, [row]):
+        raise LedgerError(f"the credit limit of {account} was changed at the same moment: look, and set it again")
+
+
+def credit_limit_max(connection: sa.Connection, account: str) -> int:
+    """The highest credit limit that an account ever had: how far below zero its balance may be."""
+    return max(_credit_limits(connection, account), default=0)
+
+
+def _credit_limits(connection: sa.Connection, account: str) -> list[int]:
+    query = sa.select(credit_limits.c.amount).where(credit_limits.c.account == account)
+    return [int(amount) for amount in connection.execute(query.order_by(credit_limits.c.version)).scalars()]
+
+
+def _used(connection: sa.Connection, account: str) -> tuple[str, int, tuple[KeySpending, ...]]:
+    """The last month in which an account was used, what was free in it, and what each of its keys spent in it."""
+    table = usage_daily
+    last = connection.execute(sa.select(sa.func.max(table.c.day)).where(table.c.account == account)).scalar_one()
+    if last is None:
+        return "", 0, ()
+    month = str(last)[: len("YYYY-MM")]
+    days = connection.execute(
+        sa.select(table.c.key, table.c.day, sa.func.sum(table.c.charge - table.c.free), sa.func.sum(table.c.free))
+        .where(table.c.account == account, table.c.day >= f"{month}-01")
+        .group_by(table.c.key, table.c.day)
+        .order_by(table.c.day)
+    ).all()
+    keys: dict[str, KeySpending] = {}
+    for key, day, paid, _ in days:
+        before = keys[key].month_spent if key in keys else 0
+        keys[key] = KeySpending(key, day, int(paid), before + int(paid))
+    return month, sum(int(free) for *_, free in days), tuple(keys.values())
 
 
 def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, object]]) -> int:

@@ -5,7 +5,9 @@ did cost and logs its usage record in the same step, or ``void`` releases the ho
 
     MeterError
     ├── InsufficientFunds      the account cannot cover the ceiling
-    ├── RateLimited            too many requests by this key; says when to come again
+    ├── SpendingCapReached     the key may not spend so much in this day or month
+    ├── RateLimited            too many requests or tokens by this key; says when to come again
+    ├── TooManyTokens          the query may use more tokens than the key may in a whole minute
     ├── KeyRevoked             the key may not be used any more
     ├── IdempotencyMismatch    the Idempotency-Key was used with another body
     ├── IdempotencyRunning     the first request with this Idempotency-Key is still being answered
@@ -16,8 +18,9 @@ did cost and logs its usage record in the same step, or ``void`` releases the ho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+import time
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 from metering.records import UsageRecord
 
@@ -36,13 +39,33 @@ class InsufficientFunds(MeterError):
         self.ceiling = ceiling
 
 
-class RateLimited(MeterError):
-    """The key has used up its requests of this minute."""
+class SpendingCapReached(MeterError):
+    """What the key has spent and holds, and this ceiling, are together above its cap."""
 
-    def __init__(self, retry_after_s: float) -> None:
-        """Seconds until the next request would be admitted."""
-        super().__init__(f"retry in {retry_after_s:.3f} s")
+    def __init__(self, span: Literal["day", "month"]) -> None:
+        """``span`` is whose cap it is; both are in UTC."""
+        super().__init__(f"the key has reached its spending cap of this {span} (UTC)")
+        self.span = span
+
+
+class RateLimited(MeterError):
+    """The key has used up what one of its limits lets through."""
+
+    def __init__(self, limit: Literal["requests", "tokens", "concurrent"], retry_after_s: float, quota: Quota) -> None:
+        """``retry_after_s``: until the same request would be admitted; of ``concurrent``, a guess."""
+        what = {"requests": "requests a minute", "tokens": "tokens a minute", "concurrent": "requests at once"}[limit]
+        super().__init__(f"too many {what} with this key")
+        self.limit = limit
         self.retry_after_s = retry_after_s
+        self.quota = quota
+
+
+class TooManyTokens(MeterError):
+    """The query may use more tokens than the key's limit of a whole minute: no waiting helps."""
+
+    def __init__(self, tokens: int, limit: int) -> None:
+        """What the query may use, and the limit."""
+        super().__init__(f"the query may use {tokens} tokens, and this key {limit} a minute")
 
 
 class KeyRevoked(MeterError):
@@ -70,6 +93,36 @@ class MeterLost(MeterUnavailable):
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What an API key may do; 0 is no limit."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    concurrent_requests: int = 0
+    day_cap: int = 0
+    """The most that the key may spend and hold in a day (UTC), in units."""
+    month_cap: int = 0
+    """The same of a month."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What the rate limits of a key leave after a request. Numbers of a limit that is none mean nothing."""
+
+    limits: Limits
+    requests_left: int
+    requests_reset_s: float
+    """Until all requests of a minute are there again."""
+    tokens_left: int
+    tokens_reset_s: float
+    concurrent_left: int
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What ``authorize`` needs to know of a query."""
 
@@ -79,8 +132,13 @@ class Request:
     key: str
     ceiling: int
     """The most the query may cost, in units."""
-    requests_per_minute: int = 0
-    """Rate limit of the key; 0 is none."""
+    tokens: int = 0
+    """The most tokens that the query may use: its weight under ``tokens_per_minute``."""
+    limits: Limits = Limits()
+    free_per_month: int = 0
+    """What the account may use for free in a month, in units."""
+    at_ms: int = field(default_factory=_now_ms)
+    """When it was asked, in milliseconds since the epoch: decides whose day's cap and whose month's free amount."""
     idempotency_key: str = ""
     fingerprint: str = ""
     """Hash of the request's body, compared when the Idempotency-Key comes again."""
@@ -91,6 +149,9 @@ class Hold:
     """An authorized query: ``ceiling`` units are set aside until capture, void or expiry."""
 
     request: Request
+    free: int = 0
+    """The part of the ceiling that is set aside from the month's free amount; the rest is from the account."""
+    quota: Quota | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +159,7 @@ class Replay:
     """The request was answered before under this Idempotency-Key: the stored response, uncharged."""
 
     response: bytes
+    quota: Quota | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,33 +169,61 @@ class Balance:
     funded: int
     spent: int
     held: int
+    credit_limit: int = 0
+    """How far below zero an invoiced account may go."""
+    free_month: str = ""
+    """The month that ``free_used`` was used in."""
+    free_used: int = 0
+    free_held: int = 0
 
     @property
     def available(self) -> int:
         """What new holds may still take."""
-        return self.funded - self.spent - self.held
+        return self.funded + self.credit_limit - self.spent - self.held
+
+    def free_left(self, month: str, free_per_month: int) -> int:
+        """What a month's free amount leaves for new holds."""
+        used = self.free_used if self.free_month == month else 0
+        return max(0, free_per_month - used - self.free_held)
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpending:
+    """What the ledger has posted of one key's spending: on its last day, and in the month of that day."""
+
+    key: str
+    day: str
+    day_spent: int
+    month_spent: int
 
 
 @dataclass(frozen=True, slots=True)
 class Funding:
     """The ledger's view of an account, which the meter converges to.
 
-    ``version`` counts the account's funding transfers and ``funded`` is their sum, so applying the same or an
-    older view again changes nothing. ``spent`` is what the ledger has posted: never more than the meter knows,
-    unless the meter lost its last writes.
+    ``version`` counts the account's funding transfers and the changes of its credit limit, so applying the same or an
+    older view again changes nothing. ``funded`` is the sum of the transfers. The rest is what the ledger has posted as
+    used: never more than the meter knows, unless the meter lost its last writes.
     """
 
     account: str
     version: int
     funded: int
     spent: int
+    credit_limit: int = 0
+    month: str = ""
+    """The last month in which the account was used."""
+    free_used: int = 0
+    """Of the free amount of ``month``."""
+    keys: tuple[KeySpending, ...] = ()
+    """The keys that were used in ``month``."""
 
 
 class Meter(Protocol):
     """What serving pays through. Every method raises ``MeterUnavailable`` if the meter cannot be reached."""
 
     async def authorize(self, request: Request) -> Hold | Replay:
-        """Check key, rate, idempotency and funds, and hold the ceiling: one atomic step.
+        """Check key, idempotency, limits and funds, and hold the ceiling: one atomic step.
 
         Raises:
             MeterError: the specific reason; nothing is held.
@@ -143,11 +233,13 @@ class Meter(Protocol):
     async def capture(self, hold: Hold, record: UsageRecord, response: bytes = b"") -> None:
         """Charge ``record.charge``, release the rest, and append the record to the log: one atomic step.
 
-        Repeating it is harmless. ``response`` is kept for replays where the hold has an Idempotency-Key.
+        The account pays the charge less ``record.free``. Repeating it is harmless. ``response`` is kept for replays
+        where the hold has an Idempotency-Key. A hold that has lapsed is charged all the same while the account's funds
+        last, also above a cap of its key: the answer was given.
 
         Raises:
             HoldExpired: nothing was charged and nothing logged.
-            ValueError: the charge is above the ceiling; nothing was charged.
+            ValueError: the charge, or its free part, is above what the hold set aside; nothing was charged.
         """
         ...
 

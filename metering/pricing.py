@@ -1,11 +1,12 @@
 """The price book: what a query costs the customer, and what of that the computing costs the operator.
 
-A book has a version and never changes; a new price is a new book. Charges round up and costs round down to
-whole units, and every cost is at most its price, so a charge always covers its cost.
+A book has a version and a date from which it counts, and never changes; a new price is a new book. Charges round up
+and costs round down to whole units, and every cost is at most its price, so a charge always covers its cost.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,7 +16,11 @@ _PER: Final = 1_000
 
 
 class PriceError(ValueError):
-    """A price book that cannot be used, or a model that it does not price."""
+    """A price book that cannot be used; the message says why."""
+
+
+class UnknownModel(PriceError):
+    """A model that the book does not price, so it cannot be sold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +72,37 @@ class PriceBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: int
     models: dict[str, ModelPrice]
+    effective_ms: int = 0
+    """From when it counts, in milliseconds since the epoch."""
+    free_per_month: int = 0
+    """What every account may use in a calendar month (UTC) at the operator's expense, in units."""
+
+    def __post_init__(self) -> None:
+        """Refuse a book that sells nothing, or gives less than nothing.
+
+        Raises:
+            PriceError: as said.
+        """
+        if not self.models:
+            raise PriceError("a price book needs the price of at least one model")
+        if self.free_per_month < 0:
+            raise PriceError("free_per_month must not be negative")
 
     def price(self, model: str) -> ModelPrice:
         """The price of ``model``.
 
         Raises:
-            PriceError: the book does not price it, so it cannot be sold.
+            UnknownModel: the book does not price it.
         """
         try:
             return self.models[model]
         except KeyError:
-            raise PriceError(f"price book {self.version} has no price for model {model!r}") from None
+            raise UnknownModel(f"price book {self.version} has no price for model {model!r}") from None
 
     def to_json(self) -> dict[str, Any]:
         """The book as plain JSON values, amounts in units."""
-        return {"version": self.version, "models": msgspec.to_builtins(self.models)}
+        plain: dict[str, Any] = msgspec.to_builtins(self)
+        return plain
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PriceBook:
@@ -94,3 +115,19 @@ class PriceBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return msgspec.convert(data, cls)
         except msgspec.ValidationError as error:
             raise PriceError(f"not a price book: {error}") from error
+
+
+def in_force(books: Iterable[PriceBook], at_ms: int) -> PriceBook:
+    """The book that counts at a moment: of those in effect, the one that took effect last, and the newest of equals.
+
+    Raises:
+        PriceError: none is in effect yet.
+    """
+    found = max(
+        (book for book in books if book.effective_ms <= at_ms),
+        key=lambda book: (book.effective_ms, book.version),
+        default=None,
+    )
+    if found is None:
+        raise PriceError("no price book is in effect yet")
+    return found

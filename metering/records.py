@@ -51,7 +51,8 @@ class Use(msgspec.Struct, frozen=True):
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One query: who paid what, what was retrieved, and what each coalition was worth.
 
-    ``charge == cost + platform + royalty`` always, in units of the deployment's currency. Bit ``i`` of an
+    ``charge == cost + platform + royalty`` always, in units of the deployment's currency; the account pays
+    ``charge - free``. Bit ``i`` of an
     index into ``values`` stands for ``uses[i]``; ``values`` has ``2 ** n`` entries for the first ``n`` uses,
     and uses beyond ``n`` are null players. Values are between 0 and ``VALUE_ONE``.
     """
@@ -77,6 +78,8 @@ class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):
     cost: int
     platform: int
     royalty: int
+    free: int = 0
+    """The part of the charge that the operator pays, because the price book gives the account a free amount."""
     value_function: str
     values: tuple[int, ...]
     uses: tuple[Use, ...]

@@ -16,6 +16,7 @@ from redis.asyncio.cluster import RedisCluster
 from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 
+from metering import periods
 from metering.meter import (
     Balance,
     Funding,
@@ -27,9 +28,12 @@ from metering.meter import (
     KeyRevoked,
     MeterLost,
     MeterUnavailable,
+    Quota,
     RateLimited,
     Replay,
     Request,
+    SpendingCapReached,
+    TooManyTokens,
 )
 from metering.records import UsageRecord, fingerprint
 
@@ -70,6 +74,11 @@ def load_script(client: Client, name: str) -> AsyncScript:
 def stream_entries(reply: Any) -> list[tuple[str, bytes]]:
     """The entries of a usage stream, as Redis answers them: stream ids and canonical record bytes."""
     return [(entry.decode(), fields[b"r"]) for entry, fields in reply]
+
+
+def _quota(request: Request, reply: Sequence[bytes]) -> Quota:
+    requests, requests_ms, tokens, tokens_ms, concurrent = map(int, reply)
+    return Quota(request.limits, requests, requests_ms / 1000, tokens, tokens_ms / 1000, concurrent)
 
 
 class RedisMeter:
@@ -115,6 +124,7 @@ class RedisMeter:
         """See :meth:`Meter.authorize`."""
         tag, account = self._place(request.account)
         idem = self._idempotency_key(request)
+        limits = request.limits
         reply = await self._run(
             "authorize",
             [
@@ -122,7 +132,7 @@ class RedisMeter:
                 account,
                 f"{tag}:expiry:{request.account}",
                 f"{tag}:holds:{request.account}",
-                f"{tag}:key:{request.key}",
+                f"{tag}:keys:{request.account}",
                 idem,
             ],
             [
@@ -130,20 +140,32 @@ class RedisMeter:
                 request.hold,
                 request.ceiling,
                 self._hold_ttl_ms,
-                request.requests_per_minute,
+                limits.requests_per_minute,
                 request.fingerprint if request.idempotency_key else "",
                 max(self._hold_ttl_ms * 2, self._replay_ttl_ms),
+                request.key,
+                request.tokens,
+                limits.tokens_per_minute,
+                limits.concurrent_requests,
+                limits.day_cap,
+                limits.month_cap,
+                periods.day_of(request.at_ms),
+                request.free_per_month,
             ],
         )
         match reply[0]:
             case b"ok":
-                return Hold(request)
+                return Hold(request, int(reply[1]), _quota(request, reply[2:]))
             case b"replay":
-                return Replay(reply[1])
+                return Replay(reply[1], _quota(request, reply[2:]))
             case b"funds":
                 raise InsufficientFunds(int(reply[1]), request.ceiling)
+            case b"cap":
+                raise SpendingCapReached(reply[1].decode())
             case b"rate":
-                raise RateLimited(int(reply[1]) / 1000)
+                raise RateLimited(reply[1].decode(), int(reply[2]) / 1000, _quota(request, reply[3:]))
+            case b"tokens":
+                raise TooManyTokens(request.tokens, limits.tokens_per_minute)
             case b"revoked":
                 raise KeyRevoked("the API key was revoked")
             case b"mismatch":
@@ -165,6 +187,7 @@ class RedisMeter:
                 f"{tag}:done:{request.hold}",
                 f"{tag}:usage",
                 self._idempotency_key(request),
+                f"{tag}:keys:{request.account}",
             ],
             [
                 self._deployment,
@@ -175,10 +198,14 @@ class RedisMeter:
                 "1" if request.idempotency_key else "0",
                 response,
                 self._replay_ttl_ms,
+                request.key,
+                record.free,
+                periods.day_of(record.finished_ms),
+                request.free_per_month,
             ],
         )
         if reply[0] == b"above":
-            raise ValueError(f"charge {record.charge} is above the ceiling {int(reply[1])}")
+            raise ValueError(f"charge {record.charge} (free {record.free}) is above the ceiling {int(reply[1])}")
         if reply[0] == b"expired":
             raise HoldExpired("the hold lapsed before the answer was complete, and the funds have been used since")
 
@@ -194,6 +221,7 @@ class RedisMeter:
                 f"{tag}:expiry:{request.account}",
                 f"{tag}:holds:{request.account}",
                 self._idempotency_key(request),
+                f"{tag}:keys:{request.account}",
             ],
             [self._deployment, request.hold, "1" if request.idempotency_key else "0"],
         )
@@ -203,8 +231,17 @@ class RedisMeter:
         tag, account = self._place(funding.account)
         await self._run(
             "fund",
-            [f"{tag}:deployment", account],
-            [self._deployment, funding.version, funding.funded, funding.spent],
+            [f"{tag}:deployment", account, f"{tag}:keys:{funding.account}"],
+            [
+                self._deployment,
+                funding.version,
+                funding.funded,
+                funding.spent,
+                funding.credit_limit,
+                funding.month,
+                funding.free_used,
+                *[value for each in funding.keys for value in (each.key, each.day, each.day_spent, each.month_spent)],
+            ],
         )
 
     async def balance(self, account: str) -> Balance:
@@ -212,16 +249,17 @@ class RedisMeter:
         tag, key = self._place(account)
         reply = await self._run(
             "balance",
-            [f"{tag}:deployment", key, f"{tag}:expiry:{account}", f"{tag}:holds:{account}"],
+            [f"{tag}:deployment", key, f"{tag}:expiry:{account}", f"{tag}:holds:{account}", f"{tag}:keys:{account}"],
             [self._deployment],
             missing=KeyError(account),
         )
-        return Balance(int(reply[1]), int(reply[2]), int(reply[3]))
+        funded, spent, held, credit_limit, free_used, free_held = map(int, reply[1:7])
+        return Balance(funded, spent, held, credit_limit, reply[7].decode(), free_used, free_held)
 
     async def revoke(self, account: str, key: str) -> None:
         """See :meth:`Meter.revoke`."""
         tag, _ = self._place(account)
-        await self._run("revoke", [f"{tag}:deployment", f"{tag}:key:{key}"], [self._deployment])
+        await self._run("revoke", [f"{tag}:deployment", f"{tag}:keys:{account}"], [self._deployment, key])
 
     async def check(self) -> None:
         """See :meth:`Meter.check`."""

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 from attribution.run import shares
 from attribution.values import counterfactual
 from metering import ledger
-from metering.meter import Hold, Meter, Replay, Request
+from metering.meter import Hold, Limits, Meter, Quota, Replay, Request
 from metering.money import Currency
 from metering.pricing import ModelPrice, Usage
 from metering.records import SCORE_ONE, Split, UsageRecord, Use, fingerprint
@@ -143,6 +143,10 @@ class Answered(msgspec.Struct, frozen=True):
     output_tokens: int
     price_version: int
     policy_version: int
+    free: int = 0
+    """The part of the charge that the operator pays."""
+    quota: Quota | None = None
+    """What the key's limits leave now: of this response, not of the stored one."""
 
 
 _ANSWERED = msgspec.msgpack.Decoder(Answered)
@@ -162,8 +166,9 @@ class Answering:
         vault: Vault,
         currency: Currency,
         settings: Settings,
+        limits: Limits,
     ) -> None:
-        """The parts are owned by the caller; :meth:`close` ends the worker threads."""
+        """The parts are owned by the caller; :meth:`close` ends the worker threads. ``limits``: of every key."""
         self._meter = meter
         self._retriever = retriever
         self._embedder = embedder
@@ -172,6 +177,7 @@ class Answering:
         self._vault = vault
         self._currency = currency
         self._settings = settings
+        self._limits = limits
         self._running = 0
         self._pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="answer")
 
@@ -207,7 +213,7 @@ class Answering:
 
     async def _authorized(self, caller: Caller, query: Query) -> Answered:
         started = time.time_ns()
-        prices = self._rulebook.prices
+        prices = self._rulebook.prices_at(started // 1_000_000)
         price = prices.price(query.model)
         tokens = self._embedder.count_tokens(query.question)
         ceiling = price.charge(Usage(tokens, extractive.ANSWER_TOKENS_MAX, query.top_k))
@@ -218,17 +224,21 @@ class Answering:
             account=caller.id,
             key=caller.key,
             ceiling=ceiling,
-            requests_per_minute=self._settings.requests_per_minute,
+            tokens=tokens + extractive.ANSWER_TOKENS_MAX,
+            limits=caller.limits.over(self._limits),
+            free_per_month=prices.free_per_month,
+            at_ms=started // 1_000_000,
             idempotency_key=query.idempotency_key,
             fingerprint=query.body_hash,
         )
         hold = await self._meter.authorize(request)
         if isinstance(hold, Replay):
-            return _ANSWERED.decode(self._vault.open(hold.response, caller.id))
+            stored = _ANSWERED.decode(self._vault.open(hold.response, caller.id))
+            return msgspec.structs.replace(stored, quota=hold.quota)
         try:
             if query.idempotency_key:
                 await asyncio.to_thread(self._refuse_charged, request)
-            work = _Work(query, price, tokens, prices.version, started)
+            work = _Work(query, price, tokens, prices.version, started, hold.free)
             answered, record = await asyncio.get_running_loop().run_in_executor(
                 self._pool, self._produce, work, request
             )
@@ -239,7 +249,7 @@ class Answering:
             await self._release(hold)
             raise
         await self._meter.capture(hold, record, response)
-        return answered
+        return msgspec.structs.replace(answered, quota=hold.quota)
 
     async def _release(self, hold: Hold) -> None:
         """Void, also when this task is being cancelled; if it fails, the hold lapses by itself."""
@@ -296,6 +306,7 @@ class Answering:
             cost=cost,
             platform=platform,
             royalty=royalty,
+            free=min(charge, work.free),
             value_function=policy.value_function,
             values=tuple(counterfactual(answer.worths, answer.slots).tolist()),
             uses=tuple(
@@ -320,6 +331,8 @@ class _Work:
     input_tokens: int
     price_version: int
     started_ns: int
+    free: int
+    """What the hold set aside of the month's free amount, in units."""
 
 
 def _answered(record: UsageRecord, retrieval: Retrieval, answer: extractive.Answer) -> Answered:
@@ -349,4 +362,5 @@ def _answered(record: UsageRecord, retrieval: Retrieval, answer: extractive.Answ
         output_tokens=record.output_tokens,
         price_version=record.price_version,
         policy_version=record.policy_version,
+        free=record.free,
     )

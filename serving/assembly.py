@@ -16,7 +16,7 @@ from redis.backoff import ExponentialBackoff
 from attribution.transparency import Signer
 from metering import ledger
 from metering.drain import Drain
-from metering.meter import Funding
+from metering.meter import Funding, Limits
 from metering.money import Currency
 from metering.redis_meter import RedisMeter
 from metering.redis_server import RedisServer
@@ -24,7 +24,7 @@ from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import PACKAGED, Embedder, EmbedderError, MiniLMEmbedder
 from retrieval.retriever import Retriever
-from serving import deployment
+from serving import deployment, limits
 from serving.answering import Answering
 from serving.data_dir import DataDir
 from serving.database import open_database, sqlite_url
@@ -52,6 +52,11 @@ class Books:
     identities: Identities
     rulebook: Rulebook
     log: UsageLog
+    vault: Vault
+    limits: Limits
+    """What the settings let every API key do."""
+    low_balance: int
+    """What is left on an account when its low balance is signalled, by the settings, in units; 0 is never."""
 
     @property
     def currency(self) -> Currency:
@@ -90,9 +95,11 @@ class Metering:
     drain: Drain
 
     async def catch_up(self) -> None:
-        """Bring every account of the meter up to the ledger: a crash between the two loses no payment."""
+        """Bring every account of the meter up to the ledger: a crash between the two loses no payment or revocation."""
         for customer in await asyncio.to_thread(self.books.identities.customers):
             await self.meter.fund(await asyncio.to_thread(self._funding, customer))
+        for key in await asyncio.to_thread(self.books.identities.revoked_keys):
+            await self.meter.revoke(key.owner, key.id)
 
     def _funding(self, customer: str) -> Funding:
         with self.books.engine.connect() as connection:
@@ -144,6 +151,9 @@ def open_books(settings: Settings) -> Iterator[Books]:
             identities=Identities(engine),
             rulebook=rulebook,
             log=UsageLog(directory.segments),
+            vault=Vault(directory.encryption_key()),
+            limits=limits.defaults(settings, found.currency),
+            low_balance=limits.parse_amount("PATRONAGE_LOW_BALANCE", settings.low_balance, found.currency) or 0,
         )
     finally:
         engine.dispose()
@@ -204,9 +214,10 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             embedder=embedder,
             rulebook=books.rulebook,
             engine=books.engine,
-            vault=Vault(books.directory.encryption_key()),
+            vault=books.vault,
             currency=books.currency,
             settings=books.settings,
+            limits=books.limits,
         )
         earnings = Earnings(books.engine, books.log)
         try:

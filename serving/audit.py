@@ -19,9 +19,9 @@ import sqlalchemy as sa
 from attribution.policy import Policy
 from attribution.run import RunError
 from attribution.statements import canonical, verify
-from metering import ledger
+from metering import ledger, periods
 from metering.drain import Drain
-from metering.pricing import PriceBook, Usage
+from metering.pricing import PriceBook, Usage, in_force
 from metering.records import PPM, UsageRecord
 from metering.redis_meter import RedisMeter
 from metering.usage_log import SegmentError, records, stream_order
@@ -62,6 +62,7 @@ class _Sums:
     """What the log says, added up on the way."""
 
     charged: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    """What each account paid: its charges less what was free."""
     pools: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     records: int = 0
 
@@ -97,16 +98,17 @@ def _log(books: Books) -> tuple[list[Check], _Sums]:
     conserved = Check("every record conserves its charge")
     priced = Check("every charge follows its price book and policy")
     withdrawn = Check("no record uses a document after its withdrawal")
+    given = _Free(Check("no account was given more than its free amount"))
     sums = _Sums()
     prices, policies, gone = _prices(books), _policies(books), _withdrawals(books)
     for name, period, found in _segments(books, intact):
         for record in found:
             sums.records += 1
-            sums.charged[record.account] += record.charge
+            sums.charged[record.account] += record.charge - record.free
             sums.pools[period] += record.royalty
             if (
                 record.charge != record.cost + record.platform + record.royalty
-                or min(record.cost, record.platform, record.royalty) < 0
+                or min(record.cost, record.platform, record.royalty, record.free, record.charge - record.free) < 0
             ):
                 conserved.fault(f"record {record.id} in {name}")
             if not _follows(record, prices, policies):
@@ -114,9 +116,30 @@ def _log(books: Books) -> tuple[list[Check], _Sums]:
             for use in record.uses:
                 if record.started_ms > gone.get(use.document, record.started_ms):
                     withdrawn.fault(f"record {record.id} uses {use.document}")
-    for check in (conserved, priced, withdrawn):
+            given.add(record, prices)
+    for check in (conserved, priced, withdrawn, given.check):
         check.compared = sums.records
-    return [intact, conserved, priced, withdrawn], sums
+    given.compare()
+    return [intact, conserved, priced, withdrawn, given.check], sums
+
+
+@dataclass(slots=True)
+class _Free:
+    """What was free, by account and month, and the most that a price book of its records allows."""
+
+    check: Check
+    months: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+
+    def add(self, record: UsageRecord, prices: dict[int, PriceBook]) -> None:
+        if record.free and record.price_version in prices:
+            month = record.account, periods.of(record.finished_ms)
+            used, allowed = self.months.get(month, (0, 0))
+            self.months[month] = used + record.free, max(allowed, prices[record.price_version].free_per_month)
+
+    def compare(self) -> None:
+        for (account, month), (used, allowed) in self.months.items():
+            if used > allowed:
+                self.check.fault(f"account {account} used {used} of {allowed} free units in {month}")
 
 
 def _segments(books: Books, intact: Check) -> Iterator[tuple[str, str, list[UsageRecord]]]:
@@ -152,6 +175,8 @@ def _follows(record: UsageRecord, prices: dict[int, PriceBook], policies: dict[i
     book, policy = prices.get(record.price_version), policies.get(record.policy_version)
     if book is None or policy is None or record.model not in book.models:
         return False
+    if in_force(prices.values(), record.started_ms) != book:
+        return False
     price = book.price(record.model)
     usage = Usage(record.input_tokens, record.output_tokens, record.passages)
     charge, cost = price.charge(usage), price.cost(usage)
@@ -169,16 +194,15 @@ async def _meter(books: Books, meter: RedisMeter, drain: Drain) -> Check:
         for attempt in range(_STABLE_TRIES):
             balance = await meter.balance(customer)
             view = await asyncio.to_thread(_funding, books, customer)
-            if (balance.funded, balance.spent) == (view.funded, view.spent):
+            seen, told = [(each.funded, each.credit_limit, each.spent) for each in (balance, view)]
+            if seen == told:
                 break
             await drain.settle()
             if attempt == _STABLE_TRIES - 1:
-                check.fault(
-                    f"account {customer}: the meter has funded {balance.funded} and spent {balance.spent}, "
-                    f"the ledger {view.funded} and {view.spent}"
-                )
-        if balance.available < 0 or balance.held < 0 or balance.spent > balance.funded:
-            check.fault(f"account {customer} is below zero")
+                check.fault(f"account {customer}: the meter has funded, lent and spent {seen}, the ledger {told}")
+        lent = await asyncio.to_thread(_credit_limit_max, books, customer)
+        if min(balance.held, balance.funded + lent - balance.spent - balance.held) < 0:
+            check.fault(f"account {customer} is below zero, or below its credit limit")
     return check
 
 
@@ -187,12 +211,14 @@ def _ledger(books: Books, sums: _Sums) -> Check:
     with books.engine.connect() as connection:
         balances = ledger.balances(connection)
         closed = set(connection.execute(sa.select(closing.runs.c.period)).scalars())
-        spent = {customer: ledger.funding(connection, customer).spent for customer in books.identities.customers()}
+        customers = books.identities.customers()
+        spent = {customer: ledger.funding(connection, customer).spent for customer in customers}
+        lent = {ledger.customer(each): ledger.credit_limit_max(connection, each) for each in customers}
     check.compared = len(balances)
     if sum(balances.values()):
         check.fault(f"debits and credits differ by {sum(balances.values())}")
     for account, balance in balances.items():
-        if balance < 0 and account != ledger.BANK:
+        if balance + lent.get(account, 0) < 0 and account not in (ledger.BANK, ledger.PROMOTIONS):
             check.fault(f"{account} is at {balance}")
     for customer, charged in sums.charged.items():
         if spent.get(customer) != charged:
@@ -215,7 +241,7 @@ def _receipts(books: Books, sums: _Sums) -> Check:
         daily = connection.execute(
             sa.select(
                 sa.func.coalesce(sa.func.sum(table.c.queries), 0),
-                sa.func.coalesce(sa.func.sum(table.c.charge), 0),
+                sa.func.coalesce(sa.func.sum(table.c.charge - table.c.free), 0),
             )
         ).one()
     if check.compared != sums.records:
@@ -346,6 +372,11 @@ def _withdrawals(books: Books) -> dict[str, int]:
     query = sa.select(table.c.id, table.c.withdrawn_ms).where(table.c.withdrawn_ms.is_not(None))
     with books.engine.connect() as connection:
         return {row.id: row.withdrawn_ms for row in connection.execute(query)}
+
+
+def _credit_limit_max(books: Books, customer: str) -> int:
+    with books.engine.connect() as connection:
+        return ledger.credit_limit_max(connection, customer)
 
 
 def _funding(books: Books, customer: str) -> Any:

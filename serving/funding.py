@@ -9,6 +9,7 @@ from urllib.parse import quote
 from metering import ledger
 from metering.ledger import LedgerError, Transfer
 from metering.meter import Balance, Meter
+from serving import alerts
 from serving.assembly import Books
 
 _REFERENCE_CHARS_MAX: Final = 200
@@ -55,6 +56,31 @@ async def credit(books: Books, meter: Meter, customer: str, units: int, referenc
             raise ReferenceUsed(f"reference {reference!r} was used for another amount") from None
         view = ledger.funding(connection, customer)
     await meter.fund(view)
+    await alerts.check(books, meter, [customer])
+    return await meter.balance(customer)
+
+
+async def set_credit_limit(books: Books, meter: Meter, customer: str, units: int) -> Balance:
+    """Let a customer's account go so far below zero, to be invoiced; 0 makes it prepaid. Gives the balance afterwards.
+
+    What is owed stays owed: a limit below it only lets nothing more be spent.
+
+    Raises:
+        FundingError: unknown customer, a negative limit, or one that was set by another at the same moment.
+        MeterError: the meter cannot be reached; the limit is stored, and reaches the meter when it is back.
+    """
+    if not books.identities.is_customer(customer):
+        raise UnknownCustomer(f"there is no customer {customer}")
+    if units < 0:
+        raise FundingError("a credit limit is zero or more")
+    with books.engine.begin() as connection:
+        try:
+            ledger.set_credit_limit(connection, customer, units, time.time_ns() // 1_000_000)
+        except LedgerError as error:
+            raise FundingError(str(error)) from None
+        view = ledger.funding(connection, customer)
+    await meter.fund(view)
+    await alerts.check(books, meter, [customer])
     return await meter.balance(customer)
 
 

@@ -37,6 +37,18 @@ class Metrics:
             registry=self.registry,
         )
         self.drained = Counter("patronage_drained_records", "Records moved into the ledger.", registry=self.registry)
+        self.accounts_low = Gauge(
+            "patronage_accounts_low", "Accounts that are below their low-balance threshold.", registry=self.registry
+        )
+        self.webhooks = Counter(
+            "patronage_webhook_deliveries",
+            "Calls of webhooks: delivered, failed and to be repeated, or abandoned.",
+            ("result",),
+            registry=self.registry,
+        )
+        self.webhooks_pending = Gauge(
+            "patronage_webhooks_pending", "Events that their webhook has not taken yet.", registry=self.registry
+        )
         self.drain_failures = Counter(
             "patronage_drain_failures", "Drains that failed and will be repeated.", registry=self.registry
         )

@@ -24,7 +24,7 @@ FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 """Where the pages lie in a checkout."""
 
 _MADE: Final = "<!-- Made by `python -m serving.reference`; change the program, not this page. -->"
-_TYPES: Final = {str: "text", int: "whole number", float: "number", Path: "path"}
+_TYPES: Final = {bool: "`true` or `false`", str: "text", int: "whole number", float: "number", Path: "path"}
 _BOUNDS: Final = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 

@@ -30,6 +30,7 @@ def receipt(answered: Answered, currency: Currency) -> dict[str, Any]:
     return {
         "id": answered.id,
         "charge": currency.amount(answered.charge),
+        "free": currency.amount(answered.free),
         "created": timestamp(answered.created_ms),
         "model": answered.model,
         "input_tokens": answered.input_tokens,

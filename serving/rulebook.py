@@ -12,7 +12,7 @@ from cachetools import TTLCache, cached
 
 from attribution.policy import Policy
 from metering.money import Currency
-from metering.pricing import ModelPrice, PriceBook
+from metering.pricing import ModelPrice, PriceBook, PriceError, in_force
 
 METADATA = sa.MetaData()
 
@@ -33,6 +33,8 @@ policies = sa.Table(
 )
 
 EXTRACTIVE: Final = "patronage-extractive"
+NOTICE_MS: Final = 5_000
+"""A price book takes effect this long after it is set, at the earliest: every server has read it by then."""
 _CACHE_SECONDS: Final = 1.0
 
 # What a new deployment begins with, in ten-thousandths of the currency: 0.002 and some a query, half of what is left
@@ -50,11 +52,12 @@ _STARTING_DATA_SHARE_PPM: Final = 500_000
 
 
 class Rulebook:
-    """The newest price book and policy, re-read every second."""
+    """The price books and the newest policy, re-read every second."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._read = cached(TTLCache(2, _CACHE_SECONDS), lock=threading.Lock())(self._newest)
+        self._read = cached(TTLCache(1, _CACHE_SECONDS), lock=threading.Lock())(self._newest)
+        self._books = cached(TTLCache(1, _CACHE_SECONDS), lock=threading.Lock())(self.price_books)
 
     def begin(self, currency: Currency) -> None:
         """Give a new deployment its first price book and policy."""
@@ -64,8 +67,42 @@ class Rulebook:
 
     @property
     def prices(self) -> PriceBook:
-        """The price book in force."""
-        return PriceBook.from_json(self._read(price_books))
+        """The price book in force now."""
+        return self.prices_at(_now_ms())
+
+    def prices_at(self, at_ms: int) -> PriceBook:
+        """The price book in force at a moment, in milliseconds since the epoch."""
+        return in_force(self._books(), at_ms)
+
+    def price_books(self) -> list[PriceBook]:
+        """Every price book, by version."""
+        with self._engine.connect() as connection:
+            rows = connection.execute(sa.select(price_books.c.body).order_by(price_books.c.version)).scalars()
+            return [PriceBook.from_json(json.loads(body)) for body in rows]
+
+    def set_prices(
+        self, models: dict[str, ModelPrice], free_per_month: int, effective_ms: int | None = None
+    ) -> PriceBook:
+        """Add a price book, for queries that begin at ``effective_ms`` or later; without it, as soon as can be.
+
+        Raises:
+            PriceError: it sells nothing, takes effect too soon, or another book was set at the same moment.
+        """
+        now = _now_ms()
+        if effective_ms is not None and effective_ms < now + NOTICE_MS:
+            raise PriceError(
+                f"a price book takes effect {NOTICE_MS // 1000} s from now at the earliest: queries before that "
+                "are sold by the books there are"
+            )
+        newest = self.price_books()[-1].version
+        book = PriceBook(newest + 1, models, effective_ms or now + NOTICE_MS, free_per_month)
+        row = {"version": book.version, "body": json.dumps(book.to_json()), "created_ms": now}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(price_books), row)
+        except sa.exc.IntegrityError:
+            raise PriceError("another price book was set at the same moment: look at it, and set yours again") from None
+        return book
 
     @property
     def policy(self) -> Policy:

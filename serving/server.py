@@ -17,6 +17,7 @@ from metering.meter import MeterUnavailable
 from serving.api.app import create_app
 from serving.assembly import Books, Service, open_service
 from serving.metrics import Metrics
+from serving.signals import Signals
 
 _log = structlog.get_logger()
 _FINISH_SECONDS: Final = 20
@@ -63,14 +64,15 @@ async def serve(books: Books, listener: socket.socket) -> None:
             loop.add_signal_handler(number, stop)
         over = asyncio.Event()
         draining = asyncio.create_task(_drain(service, metrics, over))
+        signalling = asyncio.create_task(Signals(books, service.metering, metrics).run(over))
         _log.info("ready", passages=service.retriever.refresh())
         try:
             await server.serve(sockets=[listener])
         finally:
             over.set()
-            _, late = await asyncio.wait({draining}, timeout=_LAST_DRAIN_SECONDS)
-            if late:
-                draining.cancel()
+            _, late = await asyncio.wait({draining, signalling}, timeout=_LAST_DRAIN_SECONDS)
+            for task in late:
+                task.cancel()
             await _last_drain(service)
     _log.info("stopped")
 

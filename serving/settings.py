@@ -64,6 +64,28 @@ class Settings(BaseSettings):
     requests_per_minute: int = Field(
         default=0, ge=0, le=1_000_000, description="Rate limit of each API key on paid requests; 0 is none."
     )
+    tokens_per_minute: int = Field(
+        default=0,
+        ge=0,
+        le=1_000_000_000,
+        description="Rate limit of each API key on the tokens that its paid requests may use; 0 is none.",
+    )
+    concurrent_requests: int = Field(
+        default=0, ge=0, le=1_000_000, description="Paid requests of each API key in progress at once; 0 is no limit."
+    )
+    day_cap: str | None = Field(
+        default=None, description="The most that each API key may spend in a day (UTC), such as `5.00`."
+    )
+    month_cap: str | None = Field(
+        default=None, description="The most that each API key may spend in a calendar month (UTC), such as `50.00`."
+    )
+    low_balance: str | None = Field(
+        default=None, description="What is left on an account when its low balance is signalled, such as `5.00`."
+    )
+    webhook_private_hosts: bool = Field(
+        default=False,
+        description="Whether webhooks may go to loopback, private and other addresses that are not public.",
+    )
     concurrent_queries: int = Field(
         default=256,
         ge=1,

@@ -3,16 +3,22 @@
 -- Key layout. Everything that one script touches carries the account's shard as hash tag, so the same scripts
 -- run on a Redis Cluster:
 --   {sNN}:deployment      string  id of the deployment that these books belong to
---   {sNN}:account:ID      hash    funded, version, spent, held   (units)
---   {sNN}:expiry:ID       zset    hold id -> when it lapses      (ms)
---   {sNN}:holds:ID        hash    hold id -> ceiling             (units)
---   {sNN}:key:ID          hash    revoked, tat                   (rate limit: theoretical arrival time, ms)
+--   {sNN}:account:ID      hash    funded, credit, version, spent, held   (units; credit is the credit limit)
+--                                 free_month, free_used, free_held       (the free amount of a month; units)
+--   {sNN}:expiry:ID       zset    hold id -> when it lapses              (ms)
+--   {sNN}:holds:ID        hash    hold id -> what it reserved: "paid free key" (units, units, id of the key)
+--   {sNN}:keys:ID         hash    state of the account's API keys, KEY:field ->
+--                                 revoked; requests, tokens (rate limits: theoretical arrival times, ms);
+--                                 running, held (its holds: how many, units); day, day_spent, month_spent (units)
 --   {sNN}:idem:ID:HASH    hash    fingerprint, hold, state, response
 --   {sNN}:done:HOLD       string  stream id of the captured record
 --   {sNN}:usage           stream  r -> canonical bytes of a usage record
 --   {sNN}:probe           string  written by check
 --   {sNN}:drainer         hash    owner, token: the lease of the drainer that owns the shard
 --   {sNN}:fence           string  the last fencing token
+--
+-- The keys of an account share one hash, because the holds that lapse in a script may be of any of them, and a script
+-- declares every Redis key that it touches.
 --
 -- Amounts are integers below 2^53, exact in Lua's doubles. They go back to Redis through this format, because
 -- Lua's own conversion would turn large ones into scientific notation.
@@ -23,18 +29,42 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- Releases the lapsed holds of one account. Bounded, so that no script runs long; the next call goes on.
-local function release_expired(account, expiry, holds, now)
-  local lapsed = redis.call('ZRANGEBYSCORE', expiry, '-inf', now, 'LIMIT', 0, 128)
-  for _, hold in ipairs(lapsed) do
-    local ceiling = redis.call('HGET', holds, hold)
-    if ceiling then redis.call('HINCRBY', account, 'held', '-' .. ceiling) end
+-- What a hold has reserved: units to be paid, units of the free amount, and the id of its key; nothing if it is gone.
+local function reserved(holds, hold)
+  local value = redis.call('HGET', holds, hold)
+  if value then return string.match(value, '^(%d+) (%d+) (.*)$') end
+end
+
+-- Gives back all that a hold has reserved. Harmless if it is gone.
+local function release(account, expiry, holds, keys, hold)
+  local paid, free, key = reserved(holds, hold)
+  if paid then
+    redis.call('HINCRBY', account, 'held', int(0 - tonumber(paid)))
+    redis.call('HINCRBY', account, 'free_held', int(0 - tonumber(free)))
+    redis.call('HINCRBY', keys, key .. ':held', int(0 - tonumber(paid)))
+    redis.call('HINCRBY', keys, key .. ':running', '-1')
     redis.call('HDEL', holds, hold)
-    redis.call('ZREM', expiry, hold)
+  end
+  redis.call('ZREM', expiry, hold)
+end
+
+-- Releases the lapsed holds of one account. Bounded, so that no script runs long; the next call goes on.
+local function release_expired(account, expiry, holds, keys, now)
+  for _, hold in ipairs(redis.call('ZRANGEBYSCORE', expiry, '-inf', now, 'LIMIT', 0, 128)) do
+    release(account, expiry, holds, keys, hold)
   end
 end
 
 local function available(account)
-  local a = redis.call('HMGET', account, 'funded', 'spent', 'held')
-  return tonumber(a[1]) - tonumber(a[2]) - tonumber(a[3])
+  local a = redis.call('HMGET', account, 'funded', 'credit', 'spent', 'held')
+  return tonumber(a[1]) + tonumber(a[2] or '0') - tonumber(a[3]) - tonumber(a[4])
+end
+
+-- Days are YYYY-MM-DD and months YYYY-MM, so text order is time order. In a new month nothing is used yet, but what is
+-- held counts, because it may be captured in any. A month that is over has nothing left.
+local function free_left(account, month, grant)
+  local a = redis.call('HMGET', account, 'free_month', 'free_used', 'free_held')
+  local counted = a[1] or ''
+  if counted > month then return 0 end
+  return math.max(0, grant - (counted == month and tonumber(a[2]) or 0) - tonumber(a[3] or '0'))
 end

@@ -1,50 +1,94 @@
--- Admit one query: key state, idempotency, rate and funds are checked and the ceiling is held, or nothing changes.
--- KEYS  1 deployment  2 account  3 expiry  4 holds  5 key  6 idem
--- ARGV  1 deployment  2 hold  3 ceiling  4 hold ttl (ms)  5 requests a minute (0: no limit)
+-- Admit one query: key state, idempotency, limits and funds are checked and the ceiling is held, or nothing changes.
+-- KEYS  1 deployment  2 account  3 expiry  4 holds  5 keys  6 idem
+-- ARGV  1 deployment  2 hold  3 ceiling  4 hold ttl (ms)  5 requests a minute
 --       6 fingerprint ('': no Idempotency-Key)  7 ttl of a running idem entry (ms)
+--       8 key  9 tokens that the query may use  10 tokens a minute  11 requests at once
+--       12 the key's cap of a day  13 of a month  14 the day  15 free amount of a month
+-- A limit or cap of 0 is none. Answers with what the rates leave: requests, until all are back (ms), tokens, until all
+-- are back (ms), requests at once.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
 if redis.call('EXISTS', KEYS[2]) == 0 then return {'account'} end
-if redis.call('HEXISTS', KEYS[4], ARGV[2]) == 1 then return {'ok'} end -- sent twice over a broken connection
-local key = redis.call('HMGET', KEYS[5], 'revoked', 'tat')
-if key[1] then return {'revoked'} end
 
 local now = now_ms()
-release_expired(KEYS[2], KEYS[3], KEYS[4], now)
+release_expired(KEYS[2], KEYS[3], KEYS[4], KEYS[5], now)
+local key = ARGV[8]
+local state = redis.call('HMGET', KEYS[5], key .. ':revoked', key .. ':requests', key .. ':tokens', key .. ':running',
+  key .. ':held', key .. ':day', key .. ':day_spent', key .. ':month_spent')
+local limits = {requests = tonumber(ARGV[5]), tokens = tonumber(ARGV[10]), running = tonumber(ARGV[11])}
+local used = {
+  requests = math.max(tonumber(state[2] or '0') - now, 0),
+  tokens = math.max(tonumber(state[3] or '0') - now, 0),
+  running = tonumber(state[4] or '0'),
+}
+
+-- Generic cell rate algorithm with a burst of one minute. A limit of n a minute lets one more through every 60000 / n
+-- ms; `used` is how many ms the arrivals so far are ahead of that, and never more than a minute.
+local MINUTE = 60000
+local function after(rate, weight)
+  if limits[rate] == 0 then return used[rate] end
+  return used[rate] + weight * MINUTE / limits[rate]
+end
+local function wait(rate, weight)
+  local ms = after(rate, weight) - MINUTE
+  return ms > 0.5 and limits[rate] > 0 and math.ceil(ms) or 0 -- half a ms for what adding up fractions leaves
+end
+local function left(rate)
+  local units = math.floor((MINUTE - used[rate]) * limits[rate] / MINUTE + 0.01)
+  return int(math.max(units, 0)), int(math.ceil(used[rate]))
+end
+local function quota()
+  local requests, requests_ms = left('requests')
+  local tokens, tokens_ms = left('tokens')
+  return requests, requests_ms, tokens, tokens_ms, int(math.max(limits.running - used.running, 0))
+end
+
+local _, again = reserved(KEYS[4], ARGV[2])
+if again then return {'ok', again, quota()} end -- sent twice over a broken connection
+if state[1] then return {'revoked'} end
 
 if ARGV[6] ~= '' then
   local first = redis.call('HMGET', KEYS[6], 'fingerprint', 'state', 'response', 'hold')
   if first[1] then
     if first[1] ~= ARGV[6] then return {'mismatch'} end
-    if first[2] == 'done' then return {'replay', first[3]} end
+    if first[2] == 'done' then return {'replay', first[3], quota()} end
     -- A running request whose hold has lapsed died on the way; this one takes its place.
     if redis.call('HEXISTS', KEYS[4], first[4]) == 1 then return {'running'} end
   end
 end
 
--- Generic cell rate algorithm with a burst of one minute's requests.
-local rpm = tonumber(ARGV[5])
-local tat
-if rpm > 0 then
-  local interval = 60000 / rpm
-  tat = math.max(tonumber(key[2] or '0'), now)
-  local wait = tat - now - (rpm - 1) * interval
-  if wait > 0 then return {'rate', int(math.ceil(wait))} end
-  tat = tat + interval
-end
+local tokens = tonumber(ARGV[9])
+if limits.tokens > 0 and tokens > limits.tokens then return {'tokens'} end
+local ms = math.max(wait('requests', 1), wait('tokens', tokens))
+if ms > 0 then return {'rate', wait('requests', 1) >= ms and 'requests' or 'tokens', int(ms), quota()} end
+if limits.running > 0 and used.running >= limits.running then return {'rate', 'concurrent', '1000', quota()} end
 
-local ceiling = tonumber(ARGV[3])
-local free = available(KEYS[2])
-if free < ceiling then return {'funds', int(free)} end
-
-if tat then
-  redis.call('HSET', KEYS[5], 'tat', string.format('%.3f', tat))
-  redis.call('PEXPIRE', KEYS[5], 120000)
+-- The free amount of the month is used first; what it leaves must be within the key's caps and the account's funds.
+local ceiling, day = tonumber(ARGV[3]), ARGV[14]
+local month = string.sub(day, 1, 7)
+local free = math.min(ceiling, free_left(KEYS[2], month, tonumber(ARGV[15])))
+local paid = ceiling - free
+local last = state[6] or ''
+local function capped(cap, spent)
+  return cap > 0 and cap - spent - tonumber(state[5] or '0') < paid
 end
-redis.call('HINCRBY', KEYS[2], 'held', ARGV[3])
-redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])
+if capped(tonumber(ARGV[12]), last >= day and tonumber(state[7]) or 0) then return {'cap', 'day'} end
+if capped(tonumber(ARGV[13]), string.sub(last, 1, 7) >= month and tonumber(state[8]) or 0) then
+  return {'cap', 'month'}
+end
+local funds = available(KEYS[2])
+if funds < paid then return {'funds', int(funds)} end
+
+used.requests, used.tokens, used.running = after('requests', 1), after('tokens', tokens), used.running + 1
+redis.call('HSET', KEYS[5], key .. ':requests', string.format('%.3f', now + used.requests),
+  key .. ':tokens', string.format('%.3f', now + used.tokens))
+redis.call('HINCRBY', KEYS[5], key .. ':running', '1')
+redis.call('HINCRBY', KEYS[5], key .. ':held', int(paid))
+redis.call('HINCRBY', KEYS[2], 'held', int(paid))
+redis.call('HINCRBY', KEYS[2], 'free_held', int(free))
+redis.call('HSET', KEYS[4], ARGV[2], int(paid) .. ' ' .. int(free) .. ' ' .. key)
 redis.call('ZADD', KEYS[3], int(now + tonumber(ARGV[4])), ARGV[2])
 if ARGV[6] ~= '' then
   redis.call('HSET', KEYS[6], 'fingerprint', ARGV[6], 'state', 'running', 'hold', ARGV[2])
   redis.call('PEXPIRE', KEYS[6], ARGV[7])
 end
-return {'ok'}
+return {'ok', int(free), quota()}

@@ -4,40 +4,61 @@ from __future__ import annotations
 
 import asyncio
 from datetime import date
-from typing import Any
+from typing import Annotated, Any, Final
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
 from metering import ledger
 from metering.records import SCORE_ONE, UsageRecord, decode_record
-from serving import rendering
+from serving import alerts, customers, rendering
+from serving.api.alerts import AlertBody, change_alert
 from serving.api.context import Customer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.assembly import Books
 
 router = APIRouter()
 
+_GROUPS: Final = ("day", "model", "key")
+_COUNTS: Final = ("queries", "input_tokens", "output_tokens")
+_AMOUNTS: Final = ("charge", "free")
+
 
 @router.get("/v1/account")
 async def account(caller: Customer, service: TheService) -> Response:
     """What the customer has left."""
     found = await service.metering.meter.balance(caller.id)
-    currency = service.books.currency
-    return json_response(
-        {
-            "id": caller.id,
-            "balance": currency.amount(found.funded - found.spent),
-            "held": currency.amount(found.held),
-            "available": currency.amount(found.available),
-        }
-    )
+    return json_response({"id": caller.id, **customers.money(found, service.books)})
+
+
+@router.get("/v1/account/alert")
+async def alert(caller: Customer, service: TheService) -> Response:
+    """When the customer's low balance is signalled, and where."""
+    found = await asyncio.to_thread(alerts.of, service.books, caller.id)
+    return json_response(alerts.render(found, service.books))
+
+
+@router.put("/v1/account/alert")
+async def set_alert(body: AlertBody, caller: Customer, service: TheService) -> Response:
+    """Choose when and where; the secret of a new webhook is shown once."""
+    return json_response(await change_alert(service, caller.id, body))
 
 
 @router.get("/v1/usage")
-async def usage(caller: Customer, service: TheService, start: date | None = None, end: date | None = None) -> Response:
-    """Usage by day, model and key; days from ``start`` to ``end``, both included."""
-    rows = await asyncio.to_thread(_usage, service.books, caller.id, start, end)
+async def usage(
+    caller: Customer,
+    service: TheService,
+    group_by: str = "day,model,key",
+    first: Annotated[date | None, Query(alias="from")] = None,
+    last: Annotated[date | None, Query(alias="to")] = None,
+    start: date | None = None,
+    end: date | None = None,
+) -> Response:
+    """Usage by any of day, model and key; days ``from`` to ``to`` (or ``start`` to ``end``), both included."""
+    groups = list(dict.fromkeys(each.strip() for each in group_by.split(",") if each.strip()))
+    if not set(groups) <= set(_GROUPS):
+        raise ApiError(422, "invalid", f"group_by: choose from {', '.join(_GROUPS)}", param="group_by")
+    rows = await asyncio.to_thread(_usage, service.books, caller.id, groups, first or start, last or end)
     return json_response({"data": rows})
 
 
@@ -53,26 +74,27 @@ async def receipt(receipt: str, caller: Customer, service: TheService) -> Respon
     return json_response(_render(record, service.books))
 
 
-def _usage(books: Books, account: str, start: date | None, end: date | None) -> list[dict[str, Any]]:
+def _usage(
+    books: Books, account: str, groups: list[str], first: date | None, last: date | None
+) -> list[dict[str, Any]]:
+    """One row for each group that was used; none for a customer who has used nothing."""
     table = ledger.usage_daily
-    query = sa.select(table).where(table.c.account == account).order_by(table.c.day, table.c.model, table.c.key)
-    if start:
-        query = query.where(table.c.day >= start.isoformat())
-    if end:
-        query = query.where(table.c.day <= end.isoformat())
+    by = [table.c[name] for name in groups]
+    sums = [sa.func.sum(table.c[name]).label(name) for name in (*_COUNTS, *_AMOUNTS)]
+    query = sa.select(*by, *sums).where(table.c.account == account).group_by(*by).order_by(*by)
+    if first:
+        query = query.where(table.c.day >= first.isoformat())
+    if last:
+        query = query.where(table.c.day <= last.isoformat())
     with books.engine.connect() as connection:
-        return [
-            {
-                "day": row.day,
-                "model": row.model,
-                "key": row.key,
-                "queries": row.queries,
-                "input_tokens": row.input_tokens,
-                "output_tokens": row.output_tokens,
-                "charge": books.currency.amount(row.charge),
-            }
-            for row in connection.execute(query)
-        ]
+        rows = connection.execute(query).mappings().all()
+    return [
+        {name: row[name] for name in groups}
+        | {name: int(row[name]) for name in _COUNTS}
+        | {name: books.currency.amount(int(row[name])) for name in _AMOUNTS}
+        for row in rows
+        if row["queries"] is not None
+    ]
 
 
 def _logged(books: Books, account: str, receipt: str) -> UsageRecord | None:
@@ -95,6 +117,7 @@ def _render(record: UsageRecord, books: Books) -> dict[str, Any]:
         "model": record.model,
         "purpose": record.purpose,
         "charge": amount(record.charge),
+        "free": amount(record.free),
         "cost": amount(record.cost),
         "platform": amount(record.platform),
         "pool": amount(record.royalty),

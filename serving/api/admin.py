@@ -7,12 +7,14 @@ import asyncio
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
-from metering.money import MoneyError
+from metering.money import Currency, MoneyError
 from retrieval.documents import check_id
 from serving import closing, funding
 from serving.api import paid
+from serving.api.alerts import AlertBody, change_alert
 from serving.api.context import TheService, json_response, operator
 from serving.api.errors import ApiError
+from serving.customers import money, show
 from serving.identity import IdentityError, check_name, new_id
 
 router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
@@ -23,6 +25,18 @@ class Person(BaseModel):
 
     name: str
     id: str | None = None
+
+
+class NewCustomer(Person):
+    """A customer to register; with a credit limit, an invoiced one."""
+
+    credit_limit: paid.Money | str | None = None
+
+
+class CreditLimit(BaseModel):
+    """How far below zero an account may go."""
+
+    amount: paid.Money | str
 
 
 class Credit(BaseModel):
@@ -56,17 +70,21 @@ async def customers(service: TheService) -> Response:
 
 
 @router.post("/customers")
-async def add_customer(body: Person, service: TheService) -> Response:
+async def add_customer(body: NewCustomer, service: TheService) -> Response:
     """Register a customer; the key is shown once."""
+    books, meter = service.books, service.metering.meter
     customer = check_id("customer", body.id or new_id(body.name))
-    service.books.identities.add_customer(customer, body.name)
-    balance = await funding.open_account(service.books, service.metering.meter, customer)
+    limit = None if body.credit_limit is None else _credit_limit(body.credit_limit, books.currency)
+    books.identities.add_customer(customer, body.name)
+    balance = await funding.open_account(books, meter, customer)
+    if limit is not None:
+        balance = await funding.set_credit_limit(books, meter, customer, limit)
     return json_response(
         {
             "id": customer,
             "name": body.name,
             "api_key": service.books.identities.issue_key("customer", customer),
-            "balance": service.books.currency.amount(balance.available),
+            "balance": service.books.currency.amount(balance.funded - balance.spent),
         },
         201,
     )
@@ -80,6 +98,28 @@ async def credit(customer: str, body: Credit, service: TheService) -> Response:
         raise MoneyError("an amount is needed")
     balance = await funding.credit(service.books, service.metering.meter, customer, units, body.reference)
     return json_response({"balance": service.books.currency.amount(balance.funded - balance.spent)})
+
+
+@router.get("/customers/{customer}")
+async def show_customer(customer: str, service: TheService) -> Response:
+    """One customer: money, alert and keys."""
+    return json_response(await show(service.books, service.metering.meter, customer))
+
+
+@router.put("/customers/{customer}/credit-limit")
+async def limit(customer: str, body: CreditLimit, service: TheService) -> Response:
+    """Change how far below zero an account may go; 0 makes it prepaid."""
+    units = _credit_limit(body.amount, service.books.currency)
+    balance = await funding.set_credit_limit(service.books, service.metering.meter, customer, units)
+    return json_response({"id": customer, **money(balance, service.books)})
+
+
+@router.put("/customers/{customer}/alert")
+async def alert(customer: str, body: AlertBody, service: TheService) -> Response:
+    """Choose when a low balance is signalled, and where; the secret of a new webhook is shown once."""
+    if not service.books.identities.is_customer(customer):
+        raise funding.UnknownCustomer(f"there is no customer {customer}")
+    return json_response(await change_alert(service, customer, body))
 
 
 @router.get("/contributors")
@@ -129,3 +169,11 @@ async def close(period: str, service: TheService, body: CloseBody | None = None)
     except OSError as error:
         raise ApiError(503, "storage", f"the run could not be stored: {error.strerror}; close it again") from error
     return json_response(found.summary(service.books.currency))
+
+
+def _credit_limit(amount: paid.Money | str, currency: Currency) -> int:
+    text, code = (amount, None) if isinstance(amount, str) else (amount.amount, amount.currency)
+    units = currency.parse_amount(text, code)
+    if units < 0:
+        raise MoneyError("a credit limit is zero or more")
+    return units

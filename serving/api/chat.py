@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from serving import rendering
 from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, Answered, Query
 from serving.api import paid
-from serving.api.context import Customer, TheService, customer, json_response
+from serving.api.context import Payer, TheService, customer, json_response
 from serving.api.errors import ApiError
 from serving.api.query import TopK
 
@@ -61,7 +61,7 @@ class ChatBody(BaseModel):
 
 
 @router.post("/v1/chat/completions")
-async def complete(body: ChatBody, request: Request, caller: Customer, service: TheService) -> Response:
+async def complete(body: ChatBody, request: Request, caller: Payer, service: TheService) -> Response:
     """Answer the last user message from the documents."""
     currency = service.books.currency
     if body.n not in (None, 1):

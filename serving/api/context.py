@@ -25,23 +25,45 @@ def caller_of(request: Request, service: Annotated[Service, Depends(service_of)]
     Raises:
         ApiError: 401, there is no key, or not one of ours.
     """
+    return _known(request, service.books.identities.find)
+
+
+def payer_of(request: Request, service: Annotated[Service, Depends(service_of)]) -> Caller:
+    """As :func:`caller_of`, for paid calls: not looked up every time, because the meter has the last word on a key.
+
+    Raises:
+        ApiError: 401, there is no key, or not one of ours.
+    """
+    return _known(request, service.books.identities.find_payer)
+
+
+def _known(request: Request, find: Callable[[str], Caller | None]) -> Caller:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     challenge = {"www-authenticate": "Bearer"}
     if scheme.lower() != "bearer" or not key.strip():
         raise ApiError(401, "missing_key", "send the API key as `Authorization: Bearer KEY`", headers=challenge)
-    caller = service.books.identities.find(key.strip())
+    caller = find(key.strip())
     if caller is None:
         raise ApiError(401, "invalid_api_key", "the API key is not known", headers=challenge)
     return caller
 
 
+def _checked(caller: Caller, role: Role) -> Caller:
+    if caller.role != role:
+        raise ApiError(403, "wrong_role", f"this needs a key of the role {role}; yours has {caller.role}")
+    return caller
+
+
 def _of_role(role: Role) -> Callable[[Caller], Caller]:
     def checked(caller: Annotated[Caller, Depends(caller_of)]) -> Caller:
-        if caller.role != role:
-            raise ApiError(403, "wrong_role", f"this needs a key of the role {role}; yours has {caller.role}")
-        return caller
+        return _checked(caller, role)
 
     return checked
+
+
+def payer(caller: Annotated[Caller, Depends(payer_of)]) -> Caller:
+    """The customer that pays for the call."""
+    return _checked(caller, "customer")
 
 
 TheService = Annotated[Service, Depends(service_of)]
@@ -49,6 +71,7 @@ customer = _of_role("customer")
 contributor = _of_role("contributor")
 operator = _of_role("operator")
 Customer = Annotated[Caller, Depends(customer)]
+Payer = Annotated[Caller, Depends(payer)]
 Contributor = Annotated[Caller, Depends(contributor)]
 
 

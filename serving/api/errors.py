@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -21,16 +22,22 @@ from metering.meter import (
     MeterError,
     MeterUnavailable,
     RateLimited,
+    SpendingCapReached,
+    TooManyTokens,
 )
 from metering.money import MoneyError
 from metering.periods import PeriodError
-from metering.pricing import PriceError
+from metering.pricing import PriceError, UnknownModel
 from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
 from serving.answering import AlreadyCharged, MaxPriceExceeded, Overloaded, QueryError, QuestionTooLong
+from serving.api.quotas import quota_headers
 from serving.closing import ClosingError
 from serving.funding import FundingError, ReferenceUsed, UnknownCustomer
-from serving.identity import IdentityError, InvalidName
+from serving.identity import IdentityError, InvalidName, UnknownKey
+from serving.keys import UnknownOwner
+from serving.limits import LimitError
+from serving.webhooks import WebhookError
 
 _SERVER_ERROR = 500
 _KINDS = {
@@ -43,8 +50,8 @@ _KINDS = {
 }
 _RETRY_SECONDS = 1
 _TRANSLATED = (
-    AlreadyCharged, ClosingError, DocumentError, FundingError, IdentityError, MeterError, MoneyError, Overloaded,
-    PeriodError, PriceError, QueryError, sa.exc.DataError, sa.exc.OperationalError,
+    AlreadyCharged, ClosingError, DocumentError, FundingError, IdentityError, LimitError, MeterError, MoneyError,
+    Overloaded, PeriodError, PriceError, QueryError, WebhookError, sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
 
 
@@ -136,12 +143,14 @@ def translate(error: Exception) -> ApiError:
             return ApiError(422, "max_price_exceeded", str(error), param="max_price")
         case QueryError() if not isinstance(error, QuestionTooLong):
             return ApiError(422, "invalid", str(error), param=error.param)
+        case SpendingCapReached():
+            return ApiError(402, "spending_cap", str(error), headers={"x-should-retry": "false"})
         case RateLimited():
-            wait = max(1, round(error.retry_after_s + 0.5))
-            return ApiError(
-                429, "rate_limited", f"too many requests with this key; retry in {wait} s",
-                headers={"retry-after": str(wait)},
-            )  # fmt: skip
+            wait = max(1, math.ceil(error.retry_after_s))
+            headers = {"retry-after": str(wait), **quota_headers(error.quota)}
+            return ApiError(429, "rate_limited", f"{error}; retry in {wait} s", headers=headers)
+        case TooManyTokens():
+            return ApiError(413, "too_many_tokens", str(error))
         case KeyRevoked():
             return ApiError(401, "key_revoked", str(error))
         case IdempotencyMismatch():
@@ -163,9 +172,9 @@ def translate(error: Exception) -> ApiError:
             return ApiError(503, "overloaded", f"{error}; retry", headers=soon)
         case QuestionTooLong():
             return ApiError(413, "question_too_long", str(error), param="question")
-        case PriceError():
+        case UnknownModel():
             return ApiError(404, "model_not_found", str(error), param="model")
-        case UnknownCustomer():
+        case UnknownCustomer() | UnknownKey() | UnknownOwner():
             return ApiError(404, "not_found", str(error))
         case ReferenceUsed():
             return ApiError(409, "conflict", str(error), param="reference")

@@ -11,6 +11,7 @@ from metering.money import Currency, MoneyError
 from metering.records import fingerprint
 from serving.answering import Answered
 from serving.api.errors import ApiError
+from serving.api.quotas import quota_headers
 
 _KEY_CHARS_MAX = 255
 
@@ -59,4 +60,6 @@ def receipt_headers(answered: Answered, currency: Currency) -> dict[str, str]:
     return {
         "x-patronage-receipt": answered.id,
         "x-patronage-charge": currency.format(answered.charge),
+        **({"x-patronage-free": currency.format(answered.free)} if answered.free else {}),
+        **quota_headers(answered.quota),
     }

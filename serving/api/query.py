@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serving import rendering
 from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.api import paid
-from serving.api.context import Customer, TheService, json_response
+from serving.api.context import Payer, TheService, json_response
 from serving.rulebook import EXTRACTIVE
 
 router = APIRouter()
@@ -30,7 +30,7 @@ class QueryBody(BaseModel):
 
 
 @router.post("/v1/query")
-async def query(body: QueryBody, request: Request, caller: Customer, service: TheService) -> Response:
+async def query(body: QueryBody, request: Request, caller: Payer, service: TheService) -> Response:
     """Answer a question from the documents, with citations and a receipt."""
     currency = service.books.currency
     key, body_hash = await paid.idempotency(request)

@@ -9,7 +9,7 @@ from alembic.migration import MigrationContext
 
 from metering import ledger
 from retrieval import catalogue
-from serving import closing, deployment, identity, rulebook
+from serving import alerts, closing, deployment, identity, rulebook
 from serving.database import open_database
 
 PARTS = (
@@ -19,8 +19,19 @@ PARTS = (
     rulebook.METADATA,
     closing.METADATA,
     deployment.METADATA,
+    alerts.METADATA,
 )
-APPEND_ONLY = ("transfers", "segments", "receipts", "runs", "statements", "price_books", "policies", "versions")
+APPEND_ONLY = (
+    "transfers",
+    "segments",
+    "receipts",
+    "runs",
+    "statements",
+    "price_books",
+    "policies",
+    "versions",
+    "credit_limits",
+)
 
 
 def declared() -> sa.MetaData:

@@ -9,37 +9,42 @@ import asyncio
 import itertools
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 from redis.asyncio import Redis
 
-from metering.meter import (
-    Funding,
-    Hold,
-    HoldExpired,
-    IdempotencyMismatch,
-    IdempotencyRunning,
-    InsufficientFunds,
-    Replay,
-    Request,
-)
+from metering import periods
+from metering.meter import Funding, Hold, HoldExpired, KeySpending, Limits, Replay, Request
+from metering.records import UsageRecord
 from metering.redis_meter import RedisMeter, shard_of, usage_stream
-from tests.records import a_record
+from tests.properties.meter_model import Model
+from tests.records import MOMENT_MS, a_record
 
 SHARDS = 4
 DEPLOYMENT = "state-machine"
+DAY_MS = 24 * 3600 * 1000
+FIRST_MS = MOMENT_MS + 15 * DAY_MS
+"""The day before the last of a month."""
+KEYS = ("red", "blue")
 units = st.integers(1, 1_000)
+maybe = st.sampled_from([0, 0, 1])
+limits = st.builds(
+    lambda requests, tokens, concurrent, day, month, on: Limits(*(a * b for a, b in zip(on, (
+        requests, tokens * 100, concurrent, day, month), strict=True))),
+    st.integers(1, 5), st.integers(1, 8), st.integers(1, 3), st.integers(1, 2_000), st.integers(1, 3_000),
+    st.tuples(maybe, maybe, maybe, maybe, maybe),
+)  # fmt: skip
 
 
 class MeterMachine(RuleBasedStateMachine):
     """Compares every answer and every balance with the model."""
 
-    url = ""
     numbers: Iterator[int] = itertools.count()
-    holds: Bundle[tuple[Hold, bool]] = Bundle("holds")
-    captured: Bundle[tuple[Hold, int]] = Bundle("captured")
+    holds: Bundle[Hold] = Bundle("holds")
+    captured: Bundle[tuple[Hold, UsageRecord]] = Bundle("captured")
 
     @classmethod
     def connect(cls, url: str) -> None:
@@ -59,143 +64,161 @@ class MeterMachine(RuleBasedStateMachine):
     def run(cls, coroutine):
         return cls.loop.run_until_complete(coroutine)
 
-    @initialize(funded=st.integers(0, 3_000))
-    def open(self, funded):
+    @initialize(funded=st.integers(0, 3_000), grant=st.sampled_from([0, 0, 500, 1_500]), red=limits, blue=limits)
+    def open(self, funded, grant, red, blue):
         self.account = f"account-{next(self.numbers)}"
-        self.funded, self.version, self.spent = funded, 1, 0
-        self.live: dict[str, int] = {}
-        self.doomed: dict[str, int] = {}
-        self.keys: dict[str, tuple[str, str, str]] = {}
+        self.model = Model(funded)
+        self.version, self.grant, self.now_ms = 1, grant, FIRST_MS
+        self.limits = {"red": red, "blue": blue}
+        self.late_days: set[tuple[str, str]] = set()
         self.run(self.meter.fund(Funding(self.account, 1, funded, 0)))
-
-    @property
-    def available(self) -> int:
-        return self.funded - self.spent - sum(self.live.values()) - sum(self.doomed.values())
-
-    def sweep(self) -> None:
-        self.doomed.clear()
 
     @rule(
         target=holds,
         ceiling=units,
+        tokens=st.integers(0, 4),
+        key=st.sampled_from(KEYS),
         fleeting=st.booleans(),
-        key=st.sampled_from(["", "", "k1", "k2"]),
+        idempotency=st.sampled_from(["", "", "k1", "k2"]),
         body=st.sampled_from("ab"),
     )
-    def authorize(self, ceiling, fleeting, key, body):
-        name = f"hold-{next(self.numbers)}"
-        request = Request(name, self.account, "key", ceiling, idempotency_key=key, fingerprint=body)
+    def authorize(self, ceiling, tokens, key, fleeting, idempotency, body):
+        request = Request(
+            f"hold-{next(self.numbers)}",
+            self.account,
+            key,
+            ceiling,
+            tokens=tokens * 100,
+            limits=self.limits[key],
+            free_per_month=self.grant,
+            at_ms=self.now_ms,
+            idempotency_key=idempotency,
+            fingerprint=body,
+        )
         meter = self.fleeting if fleeting else self.meter
-        self.sweep()
-        expected = self.verdict(key, body, ceiling)
-        if expected is not None:
+        expected = self.model.authorize(request, lapsing=fleeting)
+        if not isinstance(expected, str):
             with pytest.raises(expected):
                 self.run(meter.authorize(request))
             return multiple()
         found = self.run(meter.authorize(request))
-        state = self.keys.get(key)
-        if key and state and state[1] == "done":
-            assert found == Replay(b"answer to " + state[2].encode())
+        self.check_quota(key, found.quota)
+        if expected == "replay":
+            assert found == Replay(b"answer to " + self.model.idempotency[idempotency][2].encode())
             return multiple()
-        assert found == Hold(request)
-        (self.doomed if fleeting else self.live)[name] = ceiling
-        if key:
-            self.keys[key] = (body, "running", name)
-        return found, fleeting
+        assert found == Hold(request, self.model.holds[request.hold].free)
+        return found
 
-    def verdict(self, key, body, ceiling):
-        """Which error the model expects of an authorize, or None."""
-        state = self.keys.get(key) if key else None
-        if state:
-            if state[0] != body:
-                return IdempotencyMismatch
-            if state[1] == "done":
-                return None
-            if state[2] in self.live:
-                return IdempotencyRunning
-        return InsufficientFunds if self.available < ceiling else None
+    def check_quota(self, key, quota):
+        own, admitted = self.limits[key], self.model.admitted.get(key, [])
+        if own.requests_per_minute:
+            assert quota.requests_left == own.requests_per_minute - len(admitted)
+        if own.tokens_per_minute:
+            assert quota.tokens_left // 100 * 100 == own.tokens_per_minute - sum(admitted)
+        if own.concurrent_requests:
+            assert quota.concurrent_left == own.concurrent_requests - len(self.model.of_key(key))
 
-    @rule(target=captured, held=consumes(holds), part=st.floats(0, 1))
-    def capture(self, held, part):
-        hold, _ = held
-        name, charge = hold.request.hold, int(hold.request.ceiling * part)
-        known = name in self.live or name in self.doomed
-        record = a_record(id=name, account=self.account, charge=charge)
-        response = b"answer to " + name.encode()
-        if not known and self.available < charge:
+    @rule(target=captured, hold=consumes(holds), part=st.floats(0, 1), ago=st.integers(0, 2))
+    def capture(self, hold, part, ago):
+        """The record may be days old: its capture waited for Redis, or for the server to come back."""
+        request = hold.request
+        charge = int(request.ceiling * part)
+        finished_ms = max(request.at_ms, self.now_ms - ago * DAY_MS)
+        free = min(charge, hold.free)
+        record = a_record(
+            id=request.hold, account=self.account, key=request.key, charge=charge, free=free, finished_ms=finished_ms
+        )
+        response = b"answer to " + request.hold.encode()
+        day = periods.day_of(finished_ms)
+        lapsed = request.hold not in self.model.holds
+        if not self.model.capture(request, day, charge, free):
             with pytest.raises(HoldExpired):
                 self.run(self.meter.capture(hold, record, response))
             return multiple()
+        if lapsed:
+            self.late_days.add((request.key, day))
         self.run(self.meter.capture(hold, record, response))
-        self.live.pop(name, None)
-        self.doomed.pop(name, None)
-        self.spent += charge
-        if hold.request.idempotency_key:
-            body = hold.request.fingerprint
-            self.keys[hold.request.idempotency_key] = (body, "done", name)
-        return hold, charge
+        return hold, record
 
-    @rule(held=holds)
-    def capture_too_much(self, held):
-        hold, _ = held
-        name = hold.request.hold
-        if name in self.live or name in self.doomed:
-            record = a_record(id=name, account=self.account, charge=hold.request.ceiling + 1)
+    @rule(hold=holds, more=st.sampled_from([(1, 0), (0, 1)]))
+    def capture_too_much(self, hold, more):
+        """Neither the charge nor its free part may be above what was set aside."""
+        if hold.request.hold in self.model.holds:
+            charge, free = hold.request.ceiling + more[0], hold.free + more[1]
+            record = a_record(id=hold.request.hold, account=self.account, charge=charge, free=free)
             with pytest.raises(ValueError, match="above the ceiling"):
                 self.run(self.meter.capture(hold, record))
 
     @rule(done=captured)
     def capture_again(self, done):
         """A capture that is sent again, after a broken connection, changes nothing."""
-        hold, charge = done
-        record = a_record(id=hold.request.hold, account=self.account, charge=charge)
+        hold, record = done
         self.run(self.meter.capture(hold, record, b"something else"))
 
-    @rule(held=holds)
-    def authorize_again(self, held):
+    @rule(hold=holds)
+    def authorize_again(self, hold):
         """An authorize that is sent again holds nothing twice."""
-        hold, _ = held
-        if hold.request.hold in self.live:
-            assert self.run(self.meter.authorize(hold.request)) == hold
+        if hold.request.hold in self.model.holds:
+            self.model.sweep()
+            if hold.request.hold in self.model.holds:
+                assert self.run(self.meter.authorize(hold.request)) == hold
 
-    @rule(held=consumes(holds))
-    def void(self, held):
-        hold, _ = held
+    @rule(hold=consumes(holds))
+    def void(self, hold):
         for _ in range(2):
             self.run(self.meter.void(hold))
-        self.live.pop(hold.request.hold, None)
-        self.doomed.pop(hold.request.hold, None)
-        state = self.keys.get(hold.request.idempotency_key)
-        if state and state[1:] == ("running", hold.request.hold):
-            del self.keys[hold.request.idempotency_key]
+        self.model.void(hold.request)
 
-    @rule(amount=units)
-    def fund(self, amount):
-        self.funded += amount
+    @rule(amount=st.integers(0, 1_000), credit_limit=st.sampled_from([None, 0, 700]))
+    def fund(self, amount, credit_limit):
+        """Views of the ledger that come twice, or late, change nothing; neither does what the meter knows better."""
+        self.model.funded += amount
+        if credit_limit is not None:
+            self.model.credit_limit = credit_limit
         self.version += 1
-        view = Funding(self.account, self.version, self.funded, 0)
+        posted = (KeySpending("red", "2026-01-01", 0, 0), KeySpending("blue", periods.day_of(FIRST_MS), 0, 0))
+        view = Funding(
+            self.account, self.version, self.model.funded, 0, self.model.credit_limit, "2026-01", 0, posted
+        )  # fmt: skip
         for _ in range(2):
             self.run(self.meter.fund(view))
         self.run(self.meter.fund(Funding(self.account, self.version - 1, 0, 0)))
+
+    @rule()
+    def revoke(self):
+        self.run(self.meter.revoke(self.account, "blue"))
+        self.model.revoked.add("blue")
+
+    @rule()
+    def next_day(self):
+        self.now_ms += DAY_MS
 
     @invariant()
     def balance_is_the_models(self):
         if not hasattr(self, "account"):
             return
-        self.sweep()
+        self.model.sweep()
         found = self.run(self.meter.balance(self.account))
-        assert (found.funded, found.spent) == (self.funded, self.spent)
-        assert found.held == sum(self.live.values())
-        assert found.available >= 0
+        assert (found.funded, found.credit_limit) == (self.model.funded, self.model.credit_limit)
+        assert (found.spent, found.held) == (self.model.spent, self.model.held)
+        assert found.spent + found.held <= found.funded + 700, "never below the highest credit limit"
+        month = periods.of(self.now_ms)
+        assert found.free_left(month, self.grant) == self.model.free_left(month, self.grant)
 
     def teardown(self):
         if not hasattr(self, "account"):
             return
         stream = usage_stream(shard_of(self.account, SHARDS))
         entries = self.run(self.client.xrange(stream))
-        mine = [fields[b"r"] for _, fields in entries if f'"account":"{self.account}"'.encode() in fields[b"r"]]
-        charges = [int(each.split(b'"charge":')[1].split(b",")[0]) for each in mine]
-        assert sum(charges) == self.spent, "charged if and only if the record is in the log"
+        decoder = msgspec.json.Decoder(UsageRecord)
+        mine = [record for _, fields in entries if (record := decoder.decode(fields[b"r"])).account == self.account]
+        assert sum(record.charge - record.free for record in mine) == self.model.spent, "charged if and only if logged"
+        for month in {periods.of(record.finished_ms) for record in mine}:
+            assert sum(record.free for record in mine if periods.of(record.finished_ms) == month) <= self.grant
+        for key, own in self.limits.items():
+            for day in {periods.day_of(record.finished_ms) for record in mine}:
+                spent = sum(r.charge - r.free for r in mine if (r.key, periods.day_of(r.finished_ms)) == (key, day))
+                assert not own.day_cap or spent <= own.day_cap or (key, day) in self.late_days
         self.run(self.client.xtrim(stream, maxlen=0, approximate=False))
 
 

@@ -1,0 +1,120 @@
+"""Webhooks: signed as Standard Webhooks says (https://www.standardwebhooks.com), and never a way into the network.
+
+A URL comes from outside, so it is called with care: http and https only, no credentials in it, no redirects followed,
+nothing read of the response but its status. Unless a setting allows it, every address that its host resolves to must be
+public, and the call goes to the address that was looked at, not to what a second look-up would say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import hmac
+import ipaddress
+import secrets
+import socket
+import time
+from typing import Any, Final
+
+import httpx
+
+URL_CHARS_MAX: Final = 2_000
+_PREFIX: Final = "whsec_"
+_SECRET_BYTES: Final = 32
+_TIMEOUT_S: Final = 10
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+
+class WebhookError(ValueError):
+    """A URL that may not be called, or a call that failed; the message says why."""
+
+
+def check_url(url: object, *, private: bool) -> str:
+    """``url`` if it may be a webhook; what its host resolves to is looked at when it is called.
+
+    Raises:
+        WebhookError: it may not.
+    """
+    try:
+        parsed = httpx.URL(url) if isinstance(url, str) and len(url) <= URL_CHARS_MAX else None
+    except httpx.InvalidURL:
+        parsed = None
+    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
+        raise WebhookError(
+            f"webhook: {str(url)[:80]!r} is not an http or https URL of at most {URL_CHARS_MAX} characters"
+        )
+    if parsed.userinfo:
+        raise WebhookError("webhook: a URL with a user or password is not called; the signature says who sends")
+    try:
+        _check_address(parsed.host, private=private)
+    except ValueError:
+        if parsed.host == "localhost" and not private:
+            raise WebhookError(_refused("localhost")) from None
+    return str(parsed)
+
+
+def new_secret() -> str:
+    """A secret to sign with, in the form that verifying libraries take."""
+    return _PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
+
+
+def headers(secret: str, identifier: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers that sign a call: HMAC-SHA256 over id, seconds since the epoch and body, joined by dots."""
+    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    digest = hmac.digest(key, f"{identifier}.{timestamp}.".encode() + body, hashlib.sha256)
+    return {
+        "webhook-id": identifier,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }
+
+
+async def call(client: httpx.AsyncClient, url: str, secret: str, identifier: str, body: str, *, private: bool) -> None:
+    """Send one event.
+
+    Raises:
+        WebhookError: the URL may not be called, or nothing answered with 2xx in time.
+    """
+    data = body.encode()
+    signed = headers(secret, identifier, int(time.time()), data)
+    try:
+        async with asyncio.timeout(_TIMEOUT_S):
+            target = httpx.URL(url)
+            address = await _resolve(target, private=private)
+            request = client.build_request(
+                "POST",
+                target.copy_with(host=address),
+                content=data,
+                headers={"host": target.netloc.decode(), "content-type": "application/json", **signed},
+                extensions={"sni_hostname": target.host},
+            )
+            response = await client.send(request, stream=True)
+            await response.aclose()
+    except (httpx.HTTPError, OSError, TimeoutError) as error:
+        raise WebhookError(f"{type(error).__name__}: {error}"[:200]) from error
+    if not response.is_success:
+        raise WebhookError(f"status {response.status_code}")
+
+
+async def _resolve(target: httpx.URL, *, private: bool) -> str:
+    port = target.port or (443 if target.scheme == "https" else 80)
+    found: list[Any] = await asyncio.get_running_loop().getaddrinfo(target.host, port, type=socket.SOCK_STREAM)
+    addresses = [str(each[4][0]) for each in found]
+    for address in addresses:
+        _check_address(address, private=private)
+    return addresses[0]
+
+
+def _check_address(text: str, *, private: bool) -> None:
+    """Refuse what is not public, also behind an IPv6 address that carries an IPv4 one."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    public = address.is_global and not address.is_multicast
+    if isinstance(address, ipaddress.IPv6Address):
+        public = public and not (address.ipv4_mapped or address.sixtofour or address.teredo or address in _NAT64)
+    if not public and not private:
+        raise WebhookError(_refused(text))
+
+
+def _refused(host: str) -> str:
+    return f"webhook: {host} is not a public address; PATRONAGE_WEBHOOK_PRIVATE_HOSTS=true allows such hosts"
