@@ -24,13 +24,14 @@ from metering.meter import Funding
 
 METADATA = sa.MetaData()
 
+TRANSFER_ID_CHARS_MAX: Final = 700
 _ID = sa.String(200)
 _ACCOUNT = sa.String(220)
 
 transfers = sa.Table(
     "transfers",
     METADATA,
-    sa.Column("id", sa.String(700), primary_key=True),
+    sa.Column("id", sa.String(TRANSFER_ID_CHARS_MAX), primary_key=True),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
     sa.Column("debit", _ACCOUNT, nullable=False),
     sa.Column("credit", _ACCOUNT, nullable=False),
@@ -38,12 +39,18 @@ transfers = sa.Table(
     sa.Column("kind", sa.String(40), nullable=False),
     sa.Column("reference", sa.String(400), nullable=False),
     sa.Column("reason", sa.String(500), nullable=True),
-    sa.Column("corrects", sa.String(700), nullable=True),
+    sa.Column("corrects", sa.String(TRANSFER_ID_CHARS_MAX), nullable=True),
     sa.CheckConstraint("amount > 0", name="transfers_amount_positive"),
     sa.CheckConstraint("debit <> credit", name="transfers_two_accounts"),
     sa.Index("transfers_at", "at_ms", "id"),
     sa.Index("transfers_debit_at", "debit", "at_ms"),
     sa.Index("transfers_credit_at", "credit", "at_ms"),
+    sa.Index(
+        "transfers_corrects",
+        "corrects",
+        sqlite_where=sa.text("corrects IS NOT NULL"),
+        postgresql_where=sa.text("corrects IS NOT NULL"),
+    ),
 )
 
 running = sa.Table(
@@ -187,6 +194,16 @@ class Overdrawn(LedgerError):
         self.short = short
 
 
+class Overcorrected(LedgerError):
+    """Corrections would take back more than a transfer has moved. Their transaction has to be rolled back."""
+
+    def __init__(self, transfer: str, left: int) -> None:
+        """``left`` is what earlier corrections have left of it, in units."""
+        super().__init__(f"corrections have left {left} units of transfer {transfer}")
+        self.transfer = transfer
+        self.left = left
+
+
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """One movement of money, in units. ``at_ms`` is when it happened, not when it was posted."""
@@ -201,7 +218,12 @@ class Transfer:
     reason: str | None = None
     """Why a person moved it."""
     corrects: str | None = None
-    """The id of the transfer that this one takes back, in whole or in part."""
+    """The id of the transfer that this one takes back, in whole or in part: between the same accounts."""
+
+    def same_as(self, other: Transfer) -> bool:
+        """Whether the other is the same movement, said again."""
+        mine, others = ((each.debit, each.credit, each.amount, each.kind, each.corrects) for each in (self, other))
+        return mine == others
 
 
 def post(connection: sa.Connection, batch: Sequence[Transfer], *, covered: Collection[str] = ()) -> int:
@@ -215,6 +237,7 @@ def post(connection: sa.Connection, batch: Sequence[Transfer], *, covered: Colle
 
     Raises:
         Overdrawn: an account of ``covered`` would end below zero.
+        Overcorrected: more of a transfer would be taken back than it moved.
         LedgerError: an id is already posted with other contents.
     """
     if not batch:
@@ -222,14 +245,16 @@ def post(connection: sa.Connection, batch: Sequence[Transfer], *, covered: Colle
     posted = {row.id for row in insert_new(connection, transfers, [asdict(transfer) for transfer in batch])}
     if len(posted) < len(batch):
         _check_same(connection, batch)
-    by_id = {transfer.id: transfer for transfer in batch}
-    _move(connection, [by_id[name] for name in posted])
-    if posted:
-        for account in covered:
-            left = balance(connection, account)
-            if left < 0:
-                raise Overdrawn(account, -left)
-    return len(posted)
+    new = [transfer for transfer in {each.id: each for each in batch}.values() if transfer.id in posted]
+    _move(connection, new)
+    for account in covered if new else ():
+        left = balance(connection, account)
+        if left < 0:
+            raise Overdrawn(account, -left)
+    for transfer in new:
+        if transfer.corrects is not None:
+            _check_correction(connection, transfer.corrects, transfer.amount)
+    return len(new)
 
 
 def find(connection: sa.Connection, transfer: str) -> Transfer | None:
@@ -378,9 +403,14 @@ def _entries() -> sa.Subquery:
 def _check_same(connection: sa.Connection, batch: Iterable[Transfer]) -> None:
     for transfer in batch:
         stored = find(connection, transfer.id)
-        if stored is None or _contents(stored) != _contents(transfer):
+        if stored is None or not stored.same_as(transfer):
             raise LedgerError(f"transfer {transfer.id} is already posted with other contents")
 
 
-def _contents(transfer: Transfer) -> tuple[object, ...]:
-    return transfer.debit, transfer.credit, transfer.amount, transfer.kind, transfer.corrects
+def _check_correction(connection: sa.Connection, corrected: str, amount: int) -> None:
+    """The two accounts are locked by now, so no other correction of the transfer is under way."""
+    moved = sa.select(transfers.c.amount).where(transfers.c.id == corrected)
+    taken = sa.select(sa.func.sum(transfers.c.amount)).where(transfers.c.corrects == corrected)
+    left = int(connection.execute(moved).scalar_one()) - int(connection.execute(taken).scalar_one())
+    if left < 0:
+        raise Overcorrected(corrected, left + amount)

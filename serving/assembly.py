@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from attribution.transparency import Signer
-from metering import ledger
+from metering import ledger, withdrawals
 from metering.drain import Drain
 from metering.meter import Funding
 from metering.money import Currency
@@ -91,6 +91,7 @@ class Metering:
 
     async def catch_up(self) -> None:
         """Bring every account of the meter up to the ledger: a crash between the two loses no payment."""
+        await withdrawals.recover(self.books.engine, self.meter)
         for customer in await asyncio.to_thread(self.books.identities.customers):
             await self.meter.fund(await asyncio.to_thread(self._funding, customer))
 

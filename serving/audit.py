@@ -26,7 +26,7 @@ from metering.records import PPM, UsageRecord
 from metering.redis_meter import RedisMeter
 from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
-from serving import closing, rulebook
+from serving import closing, payouts, rulebook
 from serving.assembly import Books, Metering
 
 _EXAMPLES: Final = 3
@@ -184,16 +184,21 @@ async def _meter(books: Books, meter: RedisMeter, drain: Drain) -> Check:
 
 def _ledger(books: Books, sums: _Sums) -> Check:
     check = Check("the ledger balances, and agrees with the log", unit="accounts")
-    with books.engine.connect() as connection:
+    with ledger.snapshot(books.engine) as connection:
         balances = ledger.balances(connection)
+        for account in ledger.drifted(connection):
+            check.fault(f"{account}: its balance is not the sum of its transfers")
+        in_transit = payouts.in_transit(connection)
         closed = set(connection.execute(sa.select(closing.runs.c.period)).scalars())
         spent = {customer: ledger.funding(connection, customer).spent for customer in books.identities.customers()}
     check.compared = len(balances)
     if sum(balances.values()):
         check.fault(f"debits and credits differ by {sum(balances.values())}")
     for account, balance in balances.items():
-        if balance < 0 and account != ledger.BANK:
+        if balance < 0 and not ledger.may_be_negative(account):
             check.fault(f"{account} is at {balance}")
+    if balances.get(ledger.IN_TRANSIT, 0) != in_transit:
+        check.fault(f"{balances.get(ledger.IN_TRANSIT, 0)} is in transit, the payouts under way are of {in_transit}")
     for customer, charged in sums.charged.items():
         if spent.get(customer) != charged:
             check.fault(f"customer {customer}: the log charged {charged}, the ledger {spent.get(customer)}")

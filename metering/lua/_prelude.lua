@@ -6,6 +6,7 @@
 --   {sNN}:account:ID      hash    funded, version, spent, held   (units)
 --   {sNN}:expiry:ID       zset    hold id -> when it lapses      (ms)
 --   {sNN}:holds:ID        hash    hold id -> ceiling             (units)
+--   {sNN}:aside          hash    withdrawal -> units and account, part of the account's held
 --   {sNN}:key:ID          hash    revoked, tat                   (rate limit: theoretical arrival time, ms)
 --   {sNN}:idem:ID:HASH    hash    fingerprint, hold, state, response
 --   {sNN}:done:HOLD       string  stream id of the captured record

@@ -28,8 +28,8 @@ from metering.pricing import PriceError
 from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
 from serving.answering import AlreadyCharged, MaxPriceExceeded, Overloaded, QueryError, QuestionTooLong
+from serving.booking import BookingError, Conflict, ReferenceUsed, Unknown
 from serving.closing import ClosingError
-from serving.funding import FundingError, ReferenceUsed, UnknownCustomer
 from serving.identity import IdentityError, InvalidName
 
 _SERVER_ERROR = 500
@@ -43,7 +43,7 @@ _KINDS = {
 }
 _RETRY_SECONDS = 1
 _TRANSLATED = (
-    AlreadyCharged, ClosingError, DocumentError, FundingError, IdentityError, MeterError, MoneyError, Overloaded,
+    AlreadyCharged, BookingError, ClosingError, DocumentError, IdentityError, MeterError, MoneyError, Overloaded,
     PeriodError, PriceError, QueryError, sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
 
@@ -165,10 +165,12 @@ def translate(error: Exception) -> ApiError:
             return ApiError(413, "question_too_long", str(error), param="question")
         case PriceError():
             return ApiError(404, "model_not_found", str(error), param="model")
-        case UnknownCustomer():
+        case Unknown():
             return ApiError(404, "not_found", str(error))
-        case ReferenceUsed():
-            return ApiError(409, "conflict", str(error), param="reference")
+        case Conflict():
+            return ApiError(
+                409, "conflict", str(error), param="reference" if isinstance(error, ReferenceUsed) else None
+            )
         case IdentityError() if not isinstance(error, InvalidName):
             return ApiError(409, "conflict", str(error), param="id")
         case ClosingError():

@@ -104,6 +104,32 @@ def credit_customer(
         out.print(f"balance of {customer}: {balance['amount']} {balance['currency']}")
 
 
+@_customer.command(
+    "refund",
+    context_settings={"ignore_unknown_options": True},
+    epilog="Example: patronage customer refund acme 5.00 --reference refund-3 --reason 'left the service'",
+)
+def refund_customer(
+    customer: str,
+    amount: str,
+    reference: Annotated[str, typer.Option(help="Names the refund; the same reference counts once.")],
+    reason: Annotated[str, typer.Option(help="Why; it is kept for ever.")],
+) -> None:
+    """Pay a customer back what is neither spent nor held by queries in progress."""
+    settings, out = current()
+    with open_books(settings) as books:
+        units = books.currency.parse_positive(amount)
+
+        async def book() -> int:
+            async with open_metering(books) as metering:
+                found = await funding.refund(books, metering.meter, customer, units, reference, reason)
+                return found.funded - found.spent
+
+        balance = books.currency.amount(asyncio.run(book()))
+    if not out.result({"balance": balance}):
+        out.print(f"balance of {customer}: {balance['amount']} {balance['currency']}")
+
+
 @_customer.command("list")
 def list_customers() -> None:
     """Every customer with the balance."""

@@ -45,6 +45,8 @@ def _columns() -> None:
         op.drop_index(f"ix_transfers_{column}", "transfers")
         op.create_index(f"transfers_{column}_at", "transfers", [column, "at_ms"])
     op.create_index("transfers_at", "transfers", ["at_ms", "id"])
+    some = sa.text("corrects IS NOT NULL")
+    op.create_index("transfers_corrects", "transfers", ["corrects"], sqlite_where=some, postgresql_where=some)
 
 
 def _sums() -> None:
