@@ -3,7 +3,7 @@
 The meter alone knows what is not spent and not held, the ledger alone may say what is owed, and the process may die
 between the two. So the money is set aside in the meter first, where no query can have it and it does not lapse; then
 the transfer is posted; then the meter hears the ledger's new view, and only then is the money no longer set aside.
-At no moment does the meter let more be spent than both will agree on.
+At no moment does the meter let more be spent than both will agree on; between the last two steps it lets less.
 
 Whoever finds money set aside by a process that is gone deletes the withdrawal's row in SQL, and then goes through the
 last two steps. The row is the permission to post: its owner deletes it in the transaction of the transfer, so a
