@@ -4,15 +4,18 @@ A transfer moves an amount from one account (debit) to another (credit). Transfe
 the database itself refuses that, and a transfer id is posted at most once, for ever. Balances are credit minus
 debit: money that is owed to customers, contributors or the operator is positive.
 
-Beside it stand the tables that the drain writes in the same transaction: which segments are registered,
-where each record is, and usage by day.
+Beside the transfers stand their sums, by account and by account and day, moved on in the same transaction: no
+balance costs more when there are more transfers. And the tables that the drain writes in the same transaction:
+which segments are registered, where each record is, and usage by day.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -21,21 +24,64 @@ from metering.meter import Funding, KeySpending
 
 METADATA = sa.MetaData()
 
+TRANSFER_ID_CHARS_MAX: Final = 700
 _ID = sa.String(200)
+_ACCOUNT = sa.String(220)
 
 transfers = sa.Table(
     "transfers",
     METADATA,
-    sa.Column("id", sa.String(700), primary_key=True),
+    sa.Column("id", sa.String(TRANSFER_ID_CHARS_MAX), primary_key=True),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
-    sa.Column("debit", sa.String(220), nullable=False, index=True),
-    sa.Column("credit", sa.String(220), nullable=False, index=True),
+    sa.Column("debit", _ACCOUNT, nullable=False),
+    sa.Column("credit", _ACCOUNT, nullable=False),
     sa.Column("amount", sa.BigInteger, nullable=False),
     sa.Column("kind", sa.String(40), nullable=False),
     sa.Column("reference", sa.String(400), nullable=False),
+    sa.Column("reason", sa.String(500), nullable=True),
+    sa.Column("corrects", sa.String(TRANSFER_ID_CHARS_MAX), nullable=True),
     sa.CheckConstraint("amount > 0", name="transfers_amount_positive"),
     sa.CheckConstraint("debit <> credit", name="transfers_two_accounts"),
+    sa.Index("transfers_at", "at_ms", "id"),
+    sa.Index("transfers_debit_at", "debit", "at_ms"),
+    sa.Index("transfers_credit_at", "credit", "at_ms"),
+    sa.Index(
+        "transfers_corrects",
+        "corrects",
+        sqlite_where=sa.text("corrects IS NOT NULL"),
+        postgresql_where=sa.text("corrects IS NOT NULL"),
+    ),
 )
+
+running = sa.Table(
+    "balances",
+    METADATA,
+    sa.Column("account", _ACCOUNT, primary_key=True),
+    sa.Column("debits", sa.BigInteger, nullable=False),
+    sa.Column("credits", sa.BigInteger, nullable=False),
+    sa.Column("charged", sa.BigInteger, nullable=False),
+    sa.Column("moves", sa.BigInteger, nullable=False),
+)
+"""The sums of an account's transfers. ``charged`` is the part of the debits that are charges, ``moves`` counts the
+transfers that are not: between charges, a customer's funds have changed so many times."""
+
+turnover = sa.Table(
+    "turnover",
+    METADATA,
+    sa.Column("account", _ACCOUNT, primary_key=True),
+    sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("debits", sa.BigInteger, nullable=False),
+    sa.Column("credits", sa.BigInteger, nullable=False),
+)
+"""The sums of an account's transfers of one day, counted since 1970-01-01 UTC."""
+
+withdrawals = sa.Table(
+    "withdrawals",
+    METADATA,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("started_ms", sa.BigInteger, nullable=False),
+)
+"""The withdrawals in progress, see :mod:`metering.withdrawals`: only one whose row is there may be posted."""
 
 segments = sa.Table(
     "segments",
@@ -110,10 +156,19 @@ COMPUTE: Final = "operator:compute"
 PLATFORM: Final = "operator:platform"
 PROMOTIONS: Final = "operator:promotions"
 RESIDUAL: Final = "residual"
+IN_TRANSIT: Final = "payouts"
 
 FUNDING: Final = "funding"
 CHARGE: Final = "charge"
 ROYALTY: Final = "royalty"
+REFUND: Final = "refund"
+CORRECTION: Final = "correction"
+PAYOUT: Final = "payout"
+SETTLEMENT: Final = "settlement"
+CANCELLATION: Final = "cancellation"
+
+DAY_MS: Final = 86_400_000
+_ROWS: Final = 1_000
 
 
 def customer(account: str) -> str:
@@ -131,13 +186,38 @@ def pool(period: str) -> str:
     return f"pool:{period}"
 
 
+def may_be_negative(account: str) -> bool:
+    """Whether the balance of an account may be below zero: what came in from outside, or was given away, is a debit."""
+    return account in (BANK, PROMOTIONS)
+
+
 class LedgerError(Exception):
     """The ledger refused a transfer."""
 
 
+class Overdrawn(LedgerError):
+    """A transfer takes more than there is. Its transaction has to be rolled back."""
+
+    def __init__(self, account: str, short: int) -> None:
+        """``short`` is how far below zero the account would be, in units."""
+        super().__init__(f"{account} would be {short} units below zero")
+        self.account = account
+        self.short = short
+
+
+class Overcorrected(LedgerError):
+    """Corrections would take back more than a transfer has moved. Their transaction has to be rolled back."""
+
+    def __init__(self, transfer: str, left: int) -> None:
+        """``left`` is what earlier corrections have left of it, in units."""
+        super().__init__(f"corrections have left {left} units of transfer {transfer}")
+        self.transfer = transfer
+        self.left = left
+
+
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One movement of money, in units."""
+    """One movement of money, in units. ``at_ms`` is when it happened, not when it was posted."""
 
     id: str
     at_ms: int
@@ -146,54 +226,92 @@ class Transfer:
     amount: int
     kind: str
     reference: str
+    reason: str | None = None
+    """Why a person moved it."""
+    corrects: str | None = None
+    """The id of the transfer that this one takes back, in whole or in part: between the same accounts."""
+
+    def same_as(self, other: Transfer) -> bool:
+        """Whether the other is the same movement, said again."""
+        mine, others = ((each.debit, each.credit, each.amount, each.kind, each.corrects) for each in (self, other))
+        return mine == others
 
 
-def post(connection: sa.Connection, batch: Sequence[Transfer]) -> int:
-    """Post transfers that are not posted yet.
+def post(connection: sa.Connection, batch: Sequence[Transfer], *, covered: Collection[str] = ()) -> int:
+    """Post transfers that are not posted yet, and move the balances on.
+
+    Accounts are locked in the order of their names, so that two transactions wait for each other and never both.
+    ``covered`` names the accounts that may not end below zero.
 
     Returns:
         How many were new.
 
     Raises:
+        Overdrawn: an account of ``covered`` would end below zero.
+        Overcorrected: more of a transfer would be taken back than it moved.
         LedgerError: an id is already posted with other contents.
     """
     if not batch:
         return 0
-    new = insert_new(connection, transfers, [asdict(transfer) for transfer in batch])
-    if new < len(batch):
+    posted = {row.id for row in insert_new(connection, transfers, [asdict(transfer) for transfer in batch])}
+    if len(posted) < len(batch):
         _check_same(connection, batch)
-    return new
+    new = [transfer for transfer in {each.id: each for each in batch}.values() if transfer.id in posted]
+    _move(connection, new)
+    for account in covered if new else ():
+        left = balance(connection, account)
+        if left < 0:
+            raise Overdrawn(account, -left)
+    for transfer in new:
+        if transfer.corrects is not None:
+            _check_correction(connection, transfer.corrects, transfer.amount)
+    return len(new)
 
 
-def balance(connection: sa.Connection, account: str) -> int:
-    """Credit minus debit of one account, in units."""
-    return _total(connection, transfers.c.credit == account) - _total(connection, transfers.c.debit == account)
+def find(connection: sa.Connection, transfer: str) -> Transfer | None:
+    """The transfer of an id, or None."""
+    row = connection.execute(sa.select(transfers).where(transfers.c.id == transfer)).mappings().one_or_none()
+    return None if row is None else Transfer(**row)
 
 
-def balances(connection: sa.Connection) -> dict[str, int]:
-    """Credit minus debit of every account that ever moved."""
-    found: dict[str, int] = {}
+def balance(connection: sa.Connection, account: str, at_ms: int | None = None) -> int:
+    """Credit minus debit of one account, in units: now, or of all that had happened by a moment."""
+    return balances(connection, at_ms, account).get(account, 0)
+
+
+def balances(connection: sa.Connection, at_ms: int | None = None, account: str | None = None) -> dict[str, int]:
+    """Credit minus debit of every account that ever moved, or of one: now, or of all that had happened by a moment."""
+    if at_ms is None:
+        now = sa.select(running.c.account, running.c.credits - running.c.debits)
+        if account is not None:
+            now = now.where(running.c.account == account)
+        return {row[0]: int(row[1]) for row in connection.execute(now)}
+    day = at_ms // DAY_MS
+    net = sa.func.sum(turnover.c.credits - turnover.c.debits)
+    days = sa.select(turnover.c.account, net).where(turnover.c.day < day).group_by(turnover.c.account)
+    if account is not None:
+        days = days.where(turnover.c.account == account)
+    found = {row[0]: int(row[1]) for row in connection.execute(days)}
     for column, sign in ((transfers.c.credit, 1), (transfers.c.debit, -1)):
-        for account, amount in connection.execute(sa.select(column, sa.func.sum(transfers.c.amount)).group_by(column)):
-            found[account] = found.get(account, 0) + sign * int(amount)
+        rest = sa.select(column, sa.func.sum(transfers.c.amount)).group_by(column)
+        rest = rest.where(transfers.c.at_ms.between(day * DAY_MS, at_ms))
+        if account is not None:
+            rest = rest.where(column == account)
+        for name, amount in connection.execute(rest):
+            found[name] = found.get(name, 0) + sign * int(amount)
     return found
 
 
 def funding(connection: sa.Connection, account: str) -> Funding:
     """The ledger's view of a customer's account, for the meter to converge to."""
-    name = customer(account)
     limits = _credit_limits(connection, account)  # before what they count for: a view may be newer than its version
-    count = connection.execute(
-        sa.select(sa.func.count()).where(transfers.c.credit == name, transfers.c.kind == FUNDING)
-    ).scalar_one()
-    funded = _total(connection, sa.and_(transfers.c.credit == name, transfers.c.kind == FUNDING))
-    spent = _total(connection, sa.and_(transfers.c.debit == name, transfers.c.kind == CHARGE))
+    row = connection.execute(sa.select(running).where(running.c.account == customer(account))).one_or_none()
     month, free_used, keys = _used(connection, account)
     return Funding(
         account=account,
-        version=int(count) + len(limits),
-        funded=funded,
-        spent=spent,
+        version=len(limits) + (row.moves if row else 0),
+        funded=row.credits - row.debits + row.charged if row else 0,
+        spent=row.charged if row else 0,
         credit_limit=limits[-1] if limits else 0,
         month=month,
         free_used=free_used,
@@ -245,21 +363,117 @@ def _used(connection: sa.Connection, account: str) -> tuple[str, int, tuple[KeyS
     return month, sum(int(free) for *_, free in days), tuple(keys.values())
 
 
-def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, object]]) -> int:
-    """Insert the rows whose primary key is not there yet, and count them."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
-    return len(connection.execute(statement, list(rows)).all())
+def history(connection: sa.Connection, account: str, start_ms: int, end_ms: int, limit: int) -> list[Transfer]:
+    """The last ``limit`` transfers of an account between two moments, both included, in the order of their moments."""
+    newest = (transfers.c.at_ms.desc(), transfers.c.id.desc())
+    sides = [
+        sa.select(transfers)
+        .where(column == account, transfers.c.at_ms.between(start_ms, end_ms))
+        .order_by(*newest)
+        .limit(limit)
+        .subquery()
+        for column in (transfers.c.debit, transfers.c.credit)
+    ]
+    both = sa.union_all(*(sa.select(side) for side in sides)).subquery()
+    query = sa.select(both).order_by(both.c.at_ms.desc(), both.c.id.desc()).limit(limit)
+    return [Transfer(**row) for row in reversed(connection.execute(query).mappings().all())]
 
 
-def _total(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
-    total = connection.execute(sa.select(sa.func.coalesce(sa.func.sum(transfers.c.amount), 0)).where(where))
-    return int(total.scalar_one())
+def stream(connection: sa.Connection, start_ms: int, end_ms: int) -> Iterator[Transfer]:
+    """Every transfer between two moments, both included, in the order of their moments, a few at a time."""
+    query = sa.select(transfers).where(transfers.c.at_ms.between(start_ms, end_ms))
+    query = query.order_by(transfers.c.at_ms, transfers.c.id).execution_options(yield_per=_ROWS)
+    for row in connection.execute(query).mappings():
+        yield Transfer(**row)
+
+
+@contextmanager
+def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection that sees the books as they are at its first query, whatever is posted meanwhile."""
+    with engine.connect() as connection:
+        if connection.dialect.name == "postgresql":  # SQLite's transactions are snapshots anyway
+            connection.execution_options(isolation_level="REPEATABLE READ")
+        yield connection
+
+
+def drifted(connection: sa.Connection) -> list[str]:
+    """The accounts whose stored sums are not those of their transfers: none, if nobody wrote them by hand."""
+    entries = _entries()
+    total = [sa.cast(sa.func.sum(entries.c[name]), sa.BigInteger) for name in ("debits", "credits", "charged", "moves")]
+    found: set[str] = set()
+    for keys, sums, stored in (
+        ([entries.c.account], total, sa.select(running)),
+        ([entries.c.account, entries.c.day], total[:2], sa.select(turnover)),
+    ):
+        counted = sa.select(*keys, *sums).group_by(*keys)
+        for one, other in ((counted, stored), (stored, counted)):
+            found |= {row[0] for row in connection.execute(sa.except_(one, other))}
+    return sorted(found)
+
+
+def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, object]]) -> Sequence[sa.Row[Any]]:
+    """Insert the rows whose primary key is not there yet, and give the keys of those."""
+    statement = _insert(connection, table).on_conflict_do_nothing().returning(*table.primary_key.columns)
+    return connection.execute(statement, list(rows)).all()
+
+
+def _insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def _move(connection: sa.Connection, posted: Iterable[Transfer]) -> None:
+    accounts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+    days: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0])
+    for transfer in posted:
+        charge = transfer.kind == CHARGE
+        for side, account in enumerate((transfer.debit, transfer.credit)):
+            accounts[account][side] += transfer.amount
+            accounts[account][3] += not charge
+            days[account, transfer.at_ms // DAY_MS][side] += transfer.amount
+        if charge:
+            accounts[transfer.debit][2] += transfer.amount
+    _add(connection, running, [(account, *sums) for account, sums in sorted(accounts.items())])
+    _add(connection, turnover, [(*key, *sums) for key, sums in sorted(days.items())])
+
+
+def _add(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple[object, ...]]) -> None:
+    """Add to the sums of a table, beginning those that are new at zero."""
+    if rows:
+        names = table.columns.keys()
+        statement = _insert(connection, table)
+        sums = {each.name: each + statement.excluded[each.name] for each in table.columns if not each.primary_key}
+        statement = statement.on_conflict_do_update(index_elements=table.primary_key.columns.keys(), set_=sums)
+        connection.execute(statement, [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def _entries() -> sa.Subquery:
+    """Both sides of every transfer."""
+    charge, nothing = transfers.c.kind == CHARGE, sa.literal(0)
+    moves = sa.case((charge, 0), else_=1).label("moves")
+    day = (transfers.c.at_ms // DAY_MS).label("day")
+    debit = sa.select(
+        transfers.c.debit.label("account"),
+        day,
+        transfers.c.amount.label("debits"),
+        nothing.label("credits"),
+        sa.case((charge, transfers.c.amount), else_=0).label("charged"),
+        moves,
+    )
+    credit = sa.select(transfers.c.credit, day, nothing, transfers.c.amount, nothing, moves)
+    return sa.union_all(debit, credit).subquery()
 
 
 def _check_same(connection: sa.Connection, batch: Iterable[Transfer]) -> None:
     for transfer in batch:
-        row = connection.execute(sa.select(transfers).where(transfers.c.id == transfer.id)).mappings().one()
-        stored = Transfer(**row)
-        if (stored.debit, stored.credit, stored.amount) != (transfer.debit, transfer.credit, transfer.amount):
+        stored = find(connection, transfer.id)
+        if stored is None or not stored.same_as(transfer):
             raise LedgerError(f"transfer {transfer.id} is already posted with other contents")
+
+
+def _check_correction(connection: sa.Connection, corrected: str, amount: int) -> None:
+    """The two accounts are locked by now, so no other correction of the transfer is under way."""
+    moved = sa.select(transfers.c.amount).where(transfers.c.id == corrected)
+    taken = sa.select(sa.func.sum(transfers.c.amount)).where(transfers.c.corrects == corrected)
+    left = int(connection.execute(moved).scalar_one()) - int(connection.execute(taken).scalar_one())
+    if left < 0:
+        raise Overcorrected(corrected, left + amount)

@@ -201,9 +201,10 @@ class KeySpending:
 class Funding:
     """The ledger's view of an account, which the meter converges to.
 
-    ``version`` counts the account's funding transfers and the changes of its credit limit, so applying the same or an
-    older view again changes nothing. ``funded`` is the sum of the transfers. The rest is what the ledger has posted as
-    used: never more than the meter knows, unless the meter lost its last writes.
+    ``version`` counts the account's transfers that are no charges and the changes of its credit limit, so applying the
+    same or an older view again changes nothing. ``funded`` is the sum of those transfers (payments less refunds, and
+    corrections). The rest is what the ledger has posted as used: never more than the meter knows, unless the meter
+    lost its last writes.
     """
 
     account: str
@@ -249,6 +250,22 @@ class Meter(Protocol):
 
     async def fund(self, funding: Funding) -> None:
         """Bring the account's funds up to the ledger's view, opening the account if it is new."""
+        ...
+
+    async def set_aside(self, account: str, withdrawal: str, units: int) -> None:
+        """Hold prepaid money for a withdrawal, without expiry. Repeating it is harmless.
+
+        Raises:
+            InsufficientFunds: the account has less that is neither spent nor held; credit does not count.
+        """
+        ...
+
+    async def put_back(self, account: str, withdrawal: str) -> None:
+        """Release what a withdrawal has set aside. Repeating it is harmless."""
+        ...
+
+    async def asides(self) -> list[tuple[str, str]]:
+        """Account and name of every withdrawal that has something set aside."""
         ...
 
     async def balance(self, account: str) -> Balance:

@@ -1,11 +1,15 @@
-"""Periods: calendar months in UTC, written ``YYYY-MM``."""
+"""Periods: calendar months in UTC, written ``YYYY-MM``; and the days and moments in them."""
 
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
 
 _PERIOD = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_DAY_MS: Final = 86_400_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class PeriodError(ValueError):
@@ -31,6 +35,38 @@ def of(milliseconds: int) -> str:
 def day_of(milliseconds: int) -> str:
     """The day of a moment, ``YYYY-MM-DD``."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d")
+
+
+def first_ms(text: str) -> int:
+    """The moment that ``text`` names, in milliseconds since the epoch; of a day, its first.
+
+    Raises:
+        PeriodError: it is neither ``YYYY-MM-DD`` nor a time with its zone in RFC 3339.
+    """
+    return _moment(text)[0]
+
+
+def last_ms(text: str) -> int:
+    """As :func:`first_ms`, but of a day its last moment."""
+    return _moment(text)[1]
+
+
+def _moment(text: str) -> tuple[int, int]:
+    try:
+        if _DAY.fullmatch(text):
+            first = (date.fromisoformat(text) - _EPOCH.date()).days * _DAY_MS
+            if first < 0:
+                raise ValueError
+            return first, first + _DAY_MS - 1
+        found = datetime.fromisoformat(text)
+        if found.tzinfo is None or found < _EPOCH:
+            raise ValueError
+    except ValueError:
+        raise PeriodError(
+            f"{text[:40]!r} is not a day such as 2026-11-30, nor a time such as 2026-11-30T12:00:00Z"
+        ) from None
+    moment = (found - _EPOCH) // timedelta(milliseconds=1)
+    return moment, moment
 
 
 def following(period: str) -> str:

@@ -42,7 +42,7 @@ Client = Redis | RedisCluster
 DONE_TTL_MS = 7 * 24 * 3600 * 1000
 """How long a capture is recognised when it is sent again (a replayed spool may be days old)."""
 
-_SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check")
+_SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check", "set_aside", "put_back")
 
 
 def shard_name(shard: int) -> str:
@@ -243,6 +243,39 @@ class RedisMeter:
                 *[value for each in funding.keys for value in (each.key, each.day, each.day_spent, each.month_spent)],
             ],
         )
+
+    async def set_aside(self, account: str, withdrawal: str, units: int) -> None:
+        """See :meth:`Meter.set_aside`."""
+        tag, key = self._place(account)
+        reply = await self._run(
+            "set_aside",
+            [
+                f"{tag}:deployment",
+                key,
+                f"{tag}:expiry:{account}",
+                f"{tag}:holds:{account}",
+                f"{tag}:keys:{account}",
+                f"{tag}:aside",
+            ],
+            [self._deployment, withdrawal, units, account],
+        )
+        if reply[0] == b"funds":
+            raise InsufficientFunds(int(reply[1]), units)
+
+    async def put_back(self, account: str, withdrawal: str) -> None:
+        """See :meth:`Meter.put_back`."""
+        tag, key = self._place(account)
+        await self._run("put_back", [f"{tag}:deployment", key, f"{tag}:aside"], [self._deployment, withdrawal])
+
+    async def asides(self) -> list[tuple[str, str]]:
+        """See :meth:`Meter.asides`."""
+        found: dict[Any, Any] = {}
+        try:
+            for shard in range(self._shards):
+                found |= await self._client.hgetall(f"{{{shard_name(shard)}}}:aside")
+        except RedisError as error:
+            raise MeterUnavailable(f"Redis does not answer: {error}") from error
+        return [(value.partition(b" ")[2].decode(), name.decode()) for name, value in found.items()]
 
     async def balance(self, account: str) -> Balance:
         """See :meth:`Meter.balance`."""

@@ -14,7 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
 from attribution.transparency import Signer
-from metering import ledger
+from metering import ledger, withdrawals
 from metering.drain import Drain
 from metering.meter import Funding, Limits
 from metering.money import Currency
@@ -96,6 +96,7 @@ class Metering:
 
     async def catch_up(self) -> None:
         """Bring every account of the meter up to the ledger: a crash between the two loses no payment or revocation."""
+        await withdrawals.recover(self.books.engine, self.meter)
         for customer in await asyncio.to_thread(self.books.identities.customers):
             await self.meter.fund(await asyncio.to_thread(self._funding, customer))
         for key in await asyncio.to_thread(self.books.identities.revoked_keys):

@@ -10,7 +10,7 @@ from metering import periods
 from metering.meter import Balance, Meter
 from serving import alerts, keys
 from serving.assembly import Books
-from serving.funding import UnknownCustomer
+from serving.booking import Unknown
 
 
 def money(found: Balance, books: Books) -> dict[str, Any]:
@@ -32,11 +32,11 @@ async def show(books: Books, meter: Meter, customer: str) -> dict[str, Any]:
     """Everything about one customer.
 
     Raises:
-        UnknownCustomer: there is no such customer.
+        Unknown: there is no such customer.
     """
     names = await asyncio.to_thread(books.identities.customers)
     if customer not in names:
-        raise UnknownCustomer(f"there is no customer {customer}")
+        raise Unknown(f"there is no customer {customer}")
     balance = await meter.balance(customer)
     own = [key for key in await asyncio.to_thread(books.identities.keys, customer) if key.role == "customer"]
     return {

@@ -1,63 +1,49 @@
-"""Funding: money that customers pay in, first into the ledger, then into the meter."""
+"""Funding: money that customers pay in, first into the ledger, then into the meter; and what they get back."""
 
 from __future__ import annotations
 
-import time
-from typing import Final
-from urllib.parse import quote
-
 from metering import ledger
 from metering.ledger import LedgerError, Transfer
-from metering.meter import Balance, Meter
+from metering.meter import Balance, InsufficientFunds, Meter
+from metering.withdrawals import WithdrawalLapsed, recover, withdraw
 from serving import alerts
 from serving.assembly import Books
-
-_REFERENCE_CHARS_MAX: Final = 200
-
-
-class FundingError(ValueError):
-    """A payment that cannot be booked; nothing was."""
-
-
-class UnknownCustomer(FundingError):
-    """There is no such customer."""
-
-
-class ReferenceUsed(FundingError):
-    """The reference names another payment."""
+from serving.booking import (
+    BookingError,
+    Conflict,
+    NotCovered,
+    ReferenceUsed,
+    Unknown,
+    check_reason,
+    now_ms,
+    refused,
+    transfer_id,
+)
 
 
 async def credit(books: Books, meter: Meter, customer: str, units: int, reference: str) -> Balance:
     """Credit a customer's account; the same reference counts once. Gives the balance afterwards.
 
     Raises:
-        FundingError: unknown customer, an empty reference, or one that was used for another amount.
+        BookingError: unknown customer, an empty reference, or one that was used for another amount.
         MeterError: the meter cannot be reached; the payment is booked, and reaches the meter when it is back.
     """
-    if not books.identities.is_customer(customer):
-        raise UnknownCustomer(f"there is no customer {customer}")
-    if not reference.strip() or len(reference) > _REFERENCE_CHARS_MAX or not reference.isprintable():
-        raise FundingError(
-            f"a reference of 1 to {_REFERENCE_CHARS_MAX} printable characters is needed, so that it counts once"
-        )
+    check_customer(books, customer)
     transfer = Transfer(
-        id=f"{ledger.FUNDING}/{quote(customer, safe='')}/{quote(reference, safe='')}",
-        at_ms=time.time_ns() // 1_000_000,
+        id=transfer_id(ledger.FUNDING, reference, of=customer),
+        at_ms=now_ms(),
         debit=ledger.BANK,
         credit=ledger.customer(customer),
         amount=units,
         kind=ledger.FUNDING,
         reference=reference,
     )
-    with books.engine.begin() as connection:
-        try:
+    try:
+        with books.engine.begin() as connection:
             ledger.post(connection, [transfer])
-        except LedgerError:
-            raise ReferenceUsed(f"reference {reference!r} was used for another amount") from None
-        view = ledger.funding(connection, customer)
-    await meter.fund(view)
-    await alerts.check(books, meter, [customer])
-    return await meter.balance(customer)
+    except LedgerError as error:
+        raise refused(books.currency, transfer, error) from None
+    return await _changed(books, meter, customer)
 
 
 async def set_credit_limit(books: Books, meter: Meter, customer: str, units: int) -> Balance:
@@ -66,27 +52,94 @@ async def set_credit_limit(books: Books, meter: Meter, customer: str, units: int
     What is owed stays owed: a limit below it only lets nothing more be spent.
 
     Raises:
-        FundingError: unknown customer, a negative limit, or one that was set by another at the same moment.
+        BookingError: unknown customer, a negative limit, or one that was set by another at the same moment.
         MeterError: the meter cannot be reached; the limit is stored, and reaches the meter when it is back.
     """
-    if not books.identities.is_customer(customer):
-        raise UnknownCustomer(f"there is no customer {customer}")
+    check_customer(books, customer)
     if units < 0:
-        raise FundingError("a credit limit is zero or more")
-    with books.engine.begin() as connection:
-        try:
-            ledger.set_credit_limit(connection, customer, units, time.time_ns() // 1_000_000)
-        except LedgerError as error:
-            raise FundingError(str(error)) from None
-        view = ledger.funding(connection, customer)
-    await meter.fund(view)
+        raise BookingError("a credit limit is zero or more")
+    try:
+        with books.engine.begin() as connection:
+            ledger.set_credit_limit(connection, customer, units, now_ms())
+    except LedgerError as error:
+        raise Conflict(str(error)) from None
+    return await _changed(books, meter, customer)
+
+
+async def refund(books: Books, meter: Meter, customer: str, units: int, reference: str, reason: str) -> Balance:
+    """Pay a customer back what is neither spent nor held; the same reference counts once. Gives the balance afterwards.
+
+    Raises:
+        BookingError: as for :func:`credit`, or the amount is more than there is to give back.
+        MeterError: the meter cannot be reached; if the refund is booked, it reaches the meter when it is back.
+    """
+    check_customer(books, customer)
+    transfer = Transfer(
+        id=transfer_id(ledger.REFUND, reference, of=customer),
+        at_ms=now_ms(),
+        debit=ledger.customer(customer),
+        credit=ledger.BANK,
+        amount=units,
+        kind=ledger.REFUND,
+        reference=reference,
+        reason=check_reason(reason),
+    )
+    await take(books, meter, customer, transfer)
     await alerts.check(books, meter, [customer])
     return await meter.balance(customer)
 
 
+async def take(books: Books, meter: Meter, customer: str, transfer: Transfer) -> None:
+    """Post a transfer that debits a customer, if it is covered by what is neither spent nor held.
+
+    Raises:
+        BookingError: it is not, or its reference was used for something else.
+        MeterError: as for :func:`refund`.
+    """
+    await recover(books.engine, meter)
+    try:
+        if not _is_posted(books, transfer):
+            await withdraw(books.engine, meter, customer, transfer)
+    except InsufficientFunds as error:
+        if not _is_posted(books, transfer):  # or another process did it meanwhile
+            available = books.currency.format(max(0, error.available))
+            raise NotCovered(f"only {available} of {customer} is neither spent nor held") from None
+    except WithdrawalLapsed as error:
+        raise Conflict(str(error)) from None
+    except LedgerError as error:
+        raise refused(books.currency, transfer, error) from None
+
+
 async def open_account(books: Books, meter: Meter, customer: str) -> Balance:
-    """Open a new customer's account in the meter."""
+    """Bring a customer's account in the meter up to the ledger; opens a new one."""
     with books.engine.connect() as connection:
         view = ledger.funding(connection, customer)
     await meter.fund(view)
     return await meter.balance(customer)
+
+
+async def _changed(books: Books, meter: Meter, customer: str) -> Balance:
+    """After what an account may spend was changed: tell the meter, and whoever watches for a low balance."""
+    await open_account(books, meter, customer)
+    await alerts.check(books, meter, [customer])
+    return await meter.balance(customer)
+
+
+def check_customer(books: Books, customer: str) -> None:
+    """Refuse an unknown customer.
+
+    Raises:
+        Unknown: there is no such customer.
+    """
+    if not books.identities.is_customer(customer):
+        raise Unknown(f"there is no customer {customer}")
+
+
+def _is_posted(books: Books, transfer: Transfer) -> bool:
+    with books.engine.connect() as connection:
+        found = ledger.find(connection, transfer.id)
+    if found is None:
+        return False
+    if not found.same_as(transfer):
+        raise ReferenceUsed(transfer.reference)
+    return True

@@ -61,6 +61,9 @@ class Settings(BaseSettings):
         le=60,
         description="How often captured records are moved from Redis to the log and the ledger.",
     )
+    payout_minimum: str = Field(
+        default="0", description="The least that is paid out to a contributor at once, such as `10.00`."
+    )
     requests_per_minute: int = Field(
         default=0, ge=0, le=1_000_000, description="Rate limit of each API key on paid requests; 0 is none."
     )

@@ -7,6 +7,7 @@
 --                                 free_month, free_used, free_held       (the free amount of a month; units)
 --   {sNN}:expiry:ID       zset    hold id -> when it lapses              (ms)
 --   {sNN}:holds:ID        hash    hold id -> what it reserved: "paid free key" (units, units, id of the key)
+--   {sNN}:aside           hash    withdrawal -> units and account, part of the account's held
 --   {sNN}:keys:ID         hash    state of the account's API keys, KEY:field ->
 --                                 revoked; requests, tokens (rate limits: theoretical arrival times, ms);
 --                                 running, held (its holds: how many, units); day, day_spent, month_spent (units)

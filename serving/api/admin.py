@@ -117,8 +117,7 @@ async def limit(customer: str, body: CreditLimit, service: TheService) -> Respon
 @router.put("/customers/{customer}/alert")
 async def alert(customer: str, body: AlertBody, service: TheService) -> Response:
     """Choose when a low balance is signalled, and where; the secret of a new webhook is shown once."""
-    if not service.books.identities.is_customer(customer):
-        raise funding.UnknownCustomer(f"there is no customer {customer}")
+    funding.check_customer(service.books, customer)
     return json_response(await change_alert(service, customer, body))
 
 

@@ -32,8 +32,8 @@ from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
 from serving.answering import AlreadyCharged, MaxPriceExceeded, Overloaded, QueryError, QuestionTooLong
 from serving.api.quotas import quota_headers
+from serving.booking import BookingError, Conflict, ReferenceUsed, Unknown
 from serving.closing import ClosingError
-from serving.funding import FundingError, ReferenceUsed, UnknownCustomer
 from serving.identity import IdentityError, InvalidName, UnknownKey
 from serving.keys import UnknownOwner
 from serving.limits import LimitError
@@ -50,7 +50,7 @@ _KINDS = {
 }
 _RETRY_SECONDS = 1
 _TRANSLATED = (
-    AlreadyCharged, ClosingError, DocumentError, FundingError, IdentityError, LimitError, MeterError, MoneyError,
+    AlreadyCharged, BookingError, ClosingError, DocumentError, IdentityError, LimitError, MeterError, MoneyError,
     Overloaded, PeriodError, PriceError, QueryError, WebhookError, sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
 
@@ -174,10 +174,12 @@ def translate(error: Exception) -> ApiError:
             return ApiError(413, "question_too_long", str(error), param="question")
         case UnknownModel():
             return ApiError(404, "model_not_found", str(error), param="model")
-        case UnknownCustomer() | UnknownKey() | UnknownOwner():
+        case Unknown() | UnknownKey() | UnknownOwner():
             return ApiError(404, "not_found", str(error))
-        case ReferenceUsed():
-            return ApiError(409, "conflict", str(error), param="reference")
+        case Conflict():
+            return ApiError(
+                409, "conflict", str(error), param="reference" if isinstance(error, ReferenceUsed) else None
+            )
         case IdentityError() if not isinstance(error, InvalidName):
             return ApiError(409, "conflict", str(error), param="id")
         case ClosingError():

@@ -1,13 +1,14 @@
-"""The contributor's money: earnings of the open period, and statements of the closed ones."""
+"""The contributor's money: earnings of the open period, statements of the closed ones, and payouts."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 
 from metering import periods
-from serving import closing
+from serving import closing, payouts
 from serving.api.context import Contributor, TheService, json_response
 from serving.api.errors import ApiError
 from serving.portal import statement_pages
@@ -40,4 +41,16 @@ async def statement(period: str, request: Request, caller: Contributor, service:
         return Response(statement_pages.as_html(found), media_type="text/html; charset=utf-8")
     if "text/csv" in accept:
         return Response(statement_pages.as_csv(found), media_type="text/csv; charset=utf-8")
+    return json_response(found)
+
+
+@router.get("/v1/payouts")
+async def paid_out(
+    caller: Contributor,
+    service: TheService,
+    after: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=payouts.PAGE_MAX)] = 100,
+) -> Response:
+    """What the contributor is owed, is being paid and was paid, newest payout first; and corrections of it."""
+    found = await asyncio.to_thread(payouts.account, service.books, caller.id, after, limit)
     return json_response(found)

@@ -83,6 +83,27 @@ def credit_customer(
         out.print(f"balance of {customer}: {balance['amount']} {balance['currency']}")
 
 
+@_customer.command(
+    "refund",
+    context_settings=_UNKNOWN_OPTIONS,
+    epilog="Example: patronage customer refund acme 5.00 --reference refund-3 --reason 'left the service'",
+)
+def refund_customer(
+    customer: str,
+    amount: str,
+    reference: Annotated[str, typer.Option(help="Names the refund; the same reference counts once.")],
+    reason: Annotated[str, typer.Option(help="Why; it is kept for ever.")],
+) -> None:
+    """Pay a customer back what is neither spent nor held by queries in progress."""
+    settings, out = current()
+    with open_books(settings) as books:
+        units = books.currency.parse_positive(amount)
+        found = _with_meter(books, lambda meter: funding.refund(books, meter, customer, units, reference, reason))
+        balance = books.currency.amount(found.funded - found.spent)
+    if not out.result({"balance": balance}):
+        out.print(f"balance of {customer}: {balance['amount']} {balance['currency']}")
+
+
 @_customer.command("limit", context_settings=_UNKNOWN_OPTIONS, epilog="Example: patronage customer limit acme 250.00")
 def limit_customer(customer: str, amount: str) -> None:
     """Change the credit limit of a customer; 0 makes the account prepaid. What is owed stays owed."""
@@ -112,8 +133,7 @@ def alert_customer(
     chosen = {"below": below, "webhook": webhook}
     changes = {name: value for name, value in chosen.items() if value is not None}
     with open_books(settings) as books:
-        if not books.identities.is_customer(customer):
-            raise funding.UnknownCustomer(f"there is no customer {customer}")
+        funding.check_customer(books, customer)
         result = _with_meter(books, lambda meter: alerts.change(books, meter, customer, changes))
     if not out.result({"id": customer, **result}):
         _show_alert(out, result)

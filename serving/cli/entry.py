@@ -27,12 +27,12 @@ from retrieval.retriever import EmbedderMismatch
 from serving import __version__, logs
 from serving.answering import Overloaded, QueryError
 from serving.assembly import AssemblyError
-from serving.cli import checks, customers, documents, keys, money, people, prices, server
+from serving.booking import BookingError
+from serving.cli import books, checks, customers, documents, keys, money, people, prices, server
 from serving.cli.console import CommandError, Options, choose
 from serving.closing import ClosingError, NotOverError
 from serving.data_dir import DataDirError
 from serving.database import DatabaseError
-from serving.funding import FundingError
 from serving.identity import IdentityError
 from serving.limits import LimitError
 from serving.settings import Settings
@@ -48,12 +48,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for part in (server, people, customers, keys, prices, documents, money, checks):
+for part in (server, people, customers, keys, prices, documents, money, books, checks):
     part.register(app)
 
 _EXPECTED = (
-    AssemblyError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
-    EmbedderError, EmbedderMismatch, FundingError, IdentityError, LimitError, MoneyError, PeriodError, PolicyError,
+    AssemblyError, BookingError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
+    EmbedderError, EmbedderMismatch, IdentityError, LimitError, MoneyError, PeriodError, PolicyError,
     PriceError, QueryError, Overloaded, RedisServerError, RunError, SegmentError, WebhookError,
 )  # fmt: skip
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing as ending
+from contextlib import suppress
+
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -31,6 +35,8 @@ APPEND_ONLY = (
     "policies",
     "versions",
     "credit_limits",
+    "idempotency",
+    "closed_periods",
 )
 
 
@@ -124,8 +130,14 @@ class TestAppendOnly:
             assert self.refused(filled, name, sa.delete(table)), name
             assert self.refused(filled, name, sa.delete(table).where(first == a_row(table, 1)[first.name])), name
 
+    def unchanged(self, engine: sa.Engine, name: str, statement: sa.Executable) -> bool:
+        """Whether the database refuses the statement, or ignores it: the table is as before."""
+        before = self.rows(engine, name)
+        with suppress(sa.exc.DBAPIError), engine.begin() as connection:
+            connection.execute(statement)
+        return len(before) == 2 and self.rows(engine, name) == before
+
     def test_no_row_of_money_or_evidence_can_be_replaced_by_an_insert(self, filled: sa.Engine):
-        """SQLite's REPLACE deletes the old row, and fires no trigger for it unless told to."""
         postgresql = filled.dialect.name == "postgresql"
         for name in APPEND_ONLY:
             table = declared().tables[name]
@@ -134,12 +146,51 @@ class TestAppendOnly:
             if postgresql:
                 from sqlalchemy.dialects.postgresql import insert  # noqa: PLC0415 # each dialect has its own
 
-                statement: sa.Executable = (
-                    insert(table).values(row).on_conflict_do_update(index_elements=keys, set_=row)
-                )
+                upsert = insert(table).values(row).on_conflict_do_update(index_elements=keys, set_=row)
+                assert self.refused(filled, name, upsert), name
             else:
-                statement = sa.insert(table).prefix_with("OR REPLACE").values(row)
-            assert self.refused(filled, name, statement), name
+                replace = sa.insert(table).prefix_with("OR REPLACE").values(row)
+                assert self.unchanged(filled, name, replace), name
+
+    @pytest.mark.parametrize("recursive", ["ON", "OFF"])
+    def test_no_program_replaces_a_row_of_sqlite(self, filled: sa.Engine, recursive: str):
+        """Another program does not ask for recursive triggers, without which REPLACE deletes unseen."""
+        if filled.dialect.name == "postgresql":
+            pytest.skip("PostgreSQL has no REPLACE")
+        with ending(sqlite3.connect(str(filled.url.database), isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA recursive_triggers={recursive}")
+            for name in APPEND_ONLY:
+                table = declared().tables[name]
+                before = self.rows(filled, name)
+                uniques = [each.columns for each in table.constraints if isinstance(each, sa.UniqueConstraint)]
+                keys = [[each.name for each in columns] for columns in (table.primary_key.columns, *uniques)]
+                for key in keys if keys[0] == ["version"] else [*keys, ["rowid"]]:  # a version is the row's number
+                    row = a_row(table, 3) | {each: 1 if each == "rowid" else a_row(table, 1)[each] for each in key}
+                    columns, holes = ", ".join(f'"{each}"' for each in row), ", ".join("?" * len(row))
+                    with suppress(sqlite3.IntegrityError):
+                        connection.execute(f"REPLACE INTO {name} ({columns}) VALUES ({holes})", list(row.values()))
+                    assert self.rows(filled, name) == before, f"{name} by {key}"
+                for verb in (f"UPDATE {name} SET rowid = rowid + 5", f"DELETE FROM {name}"):
+                    with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                        connection.execute(verb)
+
+    def test_no_replication_role_and_no_merge_changes_a_row_of_postgresql(self, filled: sa.Engine):
+        if filled.dialect.name == "sqlite":
+            pytest.skip("SQLite has neither")
+        for name in APPEND_ONLY:
+            column = next(iter(declared().tables[name].columns)).name
+            for statement in (
+                f"UPDATE {name} SET {column} = {column}",
+                f"DELETE FROM {name}",
+                f"TRUNCATE {name}",
+                f"WITH gone AS (DELETE FROM {name} RETURNING 1) SELECT count(*) FROM gone",
+                f"MERGE INTO {name} t USING {name} s ON t.{column} = s.{column} WHEN MATCHED THEN DELETE",
+            ):
+                with filled.connect() as connection:
+                    connection.execute(sa.text("SET session_replication_role = replica"))
+                    with pytest.raises(sa.exc.DBAPIError, match="append-only"):
+                        connection.execute(sa.text(statement))
+            assert len(self.rows(filled, name)) == 2
 
     def test_no_table_of_money_or_evidence_can_be_truncated(self, filled: sa.Engine):
         if filled.dialect.name == "sqlite":

@@ -1,0 +1,100 @@
+"""Withdrawals: transfers that take money out of a customer's prepayment, from under the queries that spend it.
+
+The meter alone knows what is not spent and not held, the ledger alone may say what is owed, and the process may die
+between the two. So the money is set aside in the meter first, where no query can have it and it does not lapse; then
+the transfer is posted; then the meter hears the ledger's new view, and only then is the money no longer set aside.
+At no moment does the meter let more be spent than both will agree on; between the last two steps it lets less.
+
+Whoever finds money set aside by a process that is gone deletes the withdrawal's row in SQL, and then goes through the
+last two steps. The row is the permission to post: its owner deletes it in the transaction of the transfer, so a
+process that was only asleep finds the row gone and posts nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from typing import Final
+
+import sqlalchemy as sa
+
+from metering import ledger
+from metering.ledger import Transfer
+from metering.meter import Funding, Meter
+
+LAPSE_MS: Final = 60_000
+"""How long a withdrawal may take before another process ends it."""
+
+
+class WithdrawalLapsed(Exception):
+    """The withdrawal took too long and was ended by another process; nothing was posted."""
+
+
+async def withdraw(engine: sa.Engine, meter: Meter, account: str, transfer: Transfer) -> None:
+    """Post ``transfer``, which debits the customer ``account``, if it leaves what is spent and held covered.
+
+    Raises:
+        InsufficientFunds: it does not; nothing was posted.
+        LedgerError: the transfer's id is posted already, with other contents.
+        WithdrawalLapsed: nothing was posted.
+        MeterUnavailable: if the transfer was posted, the meter hears of it when it is back.
+    """
+    name = uuid.uuid4().hex
+    await asyncio.to_thread(_begin, engine, name)
+    try:
+        await meter.set_aside(account, name, transfer.amount)
+        await asyncio.to_thread(_post, engine, name, transfer)
+    finally:
+        await asyncio.to_thread(_end, engine, name)
+        await _settle(engine, meter, account, name)
+
+
+async def recover(engine: sa.Engine, meter: Meter) -> None:
+    """End the withdrawals of processes that are gone."""
+    for account, name in await meter.asides():
+        if await asyncio.to_thread(_lapse, engine, name):
+            await _settle(engine, meter, account, name)
+
+
+async def _settle(engine: sa.Engine, meter: Meter, account: str, name: str) -> None:
+    await meter.fund(await asyncio.to_thread(_funding, engine, account))
+    await meter.put_back(account, name)
+
+
+def _begin(engine: sa.Engine, name: str) -> None:
+    with engine.begin() as connection:
+        connection.execute(sa.insert(ledger.withdrawals).values(name=name, started_ms=_now_ms()))
+
+
+def _post(engine: sa.Engine, name: str, transfer: Transfer) -> None:
+    with engine.begin() as connection:
+        if not _delete(connection, ledger.withdrawals.c.name == name):
+            raise WithdrawalLapsed("it took too long, and nothing was booked; repeat it")
+        ledger.post(connection, [transfer])
+
+
+def _end(engine: sa.Engine, name: str) -> None:
+    with engine.begin() as connection:
+        _delete(connection, ledger.withdrawals.c.name == name)
+
+
+def _lapse(engine: sa.Engine, name: str) -> bool:
+    """Whether the withdrawal is over: ended now if it is old, or before."""
+    table = ledger.withdrawals
+    with engine.begin() as connection:
+        _delete(connection, table.c.started_ms < _now_ms() - LAPSE_MS)
+        return connection.execute(sa.select(table.c.name).where(table.c.name == name)).first() is None
+
+
+def _delete(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
+    return connection.execute(sa.delete(ledger.withdrawals).where(where)).rowcount
+
+
+def _funding(engine: sa.Engine, account: str) -> Funding:
+    with engine.connect() as connection:
+        return ledger.funding(connection, account)
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
