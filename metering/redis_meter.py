@@ -8,13 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
-
-from redis.asyncio import Redis
-from redis.asyncio.cluster import RedisCluster
-from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
 
 from metering.meter import (
     Balance,
@@ -26,14 +20,12 @@ from metering.meter import (
     InsufficientFunds,
     KeyRevoked,
     MeterLost,
-    MeterUnavailable,
     RateLimited,
     Replay,
     Request,
 )
 from metering.records import UsageRecord, fingerprint
-
-Client = Redis | RedisCluster
+from metering.redis_connection import Acknowledgement, Client, Script, reached
 
 DONE_TTL_MS = 7 * 24 * 3600 * 1000
 """How long a capture is recognised when it is sent again (a replayed spool may be days old)."""
@@ -61,12 +53,6 @@ def deployment_key(shard: int) -> str:
     return f"{{{shard_name(shard)}}}:deployment"
 
 
-def load_script(client: Client, name: str) -> AsyncScript:
-    """A script of ``metering.lua``, behind the prelude that all of them share."""
-    lua = files("metering.lua")
-    return AsyncScript(client, (lua / "_prelude.lua").read_text() + (lua / f"{name}.lua").read_text())
-
-
 def stream_entries(reply: Any) -> list[tuple[str, bytes]]:
     """The entries of a usage stream, as Redis answers them: stream ids and canonical record bytes."""
     return [(entry.decode(), fields[b"r"]) for entry, fields in reply]
@@ -83,14 +69,19 @@ class RedisMeter:
         shards: int,
         hold_ttl_ms: int,
         replay_ttl_ms: int,
+        ack: Acknowledgement = "none",
     ) -> None:
-        """``client`` must return bytes, not decoded strings; the caller closes it."""
+        """``client`` must return bytes, not decoded strings; the caller closes it.
+
+        With ``ack`` "aof" a capture is acknowledged when it is on Redis's disk: the server must have WAITAOF.
+        """
         self._client = client
         self._deployment = deployment
         self._shards = shards
         self._hold_ttl_ms = hold_ttl_ms
         self._replay_ttl_ms = replay_ttl_ms
-        self._scripts = {name: load_script(client, name) for name in _SCRIPTS}
+        self._ack = ack
+        self._scripts = {name: Script(client, name) for name in _SCRIPTS}
 
     async def claim(self, *, fresh: bool) -> None:
         """Check on every shard that the meter carries this deployment's books; with ``fresh``, begin them.
@@ -100,12 +91,10 @@ class RedisMeter:
         """
         for shard in range(self._shards):
             key = deployment_key(shard)
-            try:
+            with reached():
                 if fresh:
                     await self._client.set(key, self._deployment, nx=True)
                 found: Any = await self._client.get(key)
-            except RedisError as error:
-                raise MeterUnavailable(f"Redis does not answer: {error}") from error
             if found is None:
                 raise MeterLost("Redis has lost this deployment's accounts (was it flushed, or is it another server?)")
             if found.decode() != self._deployment:
@@ -231,13 +220,11 @@ class RedisMeter:
     async def find_record(self, account: str, record: str) -> bytes | None:
         """The canonical bytes of a captured record that is still in its stream, or None."""
         tag, _ = self._place(account)
-        try:
+        with reached():
             entry = await self._client.get(f"{tag}:done:{record}")
             if entry is None:
                 return None
             found = stream_entries(await self._client.xrange(f"{tag}:usage", entry, entry))
-        except RedisError as error:
-            raise MeterUnavailable(f"Redis does not answer: {error}") from error
         return found[0][1] if found else None
 
     def _place(self, account: str) -> tuple[str, str]:
@@ -256,10 +243,10 @@ class RedisMeter:
         args: Sequence[str | bytes | int],
         missing: Exception | None = None,
     ) -> list[Any]:
-        try:
-            reply: list[Any] = await self._scripts[name](keys=keys, args=args)
-        except RedisError as error:
-            raise MeterUnavailable(f"Redis does not answer: {error}") from error
+        script = self._scripts[name]
+        run = script.synced if name == "capture" and self._ack == "aof" else script
+        with reached():
+            reply = await run(keys=keys, args=args)
         if reply[0] == b"lost":
             raise MeterLost("Redis does not hold this deployment's accounts (flushed, or another server)")
         if reply[0] == b"account":

@@ -36,6 +36,11 @@ class Metrics:
             "Captured records that are not in the ledger yet.",
             registry=self.registry,
         )
+        self.drain_lag_seconds = Gauge(
+            "patronage_drain_lag_seconds",
+            "How long the oldest captured record has waited for the ledger.",
+            registry=self.registry,
+        )
         self.drained = Counter("patronage_drained_records", "Records moved into the ledger.", registry=self.registry)
         self.drain_failures = Counter(
             "patronage_drain_failures", "Drains that failed and will be repeated.", registry=self.registry

@@ -34,6 +34,26 @@ local function release_expired(account, expiry, holds, now)
   end
 end
 
+-- Makes the stream's next id come after the one given.
+local function advance(stream, ms, sequence)
+  local id = ms .. '-' .. sequence
+  if redis.call('EXISTS', stream) == 0 then
+    redis.call('XADD', stream, id, 'r', '')
+    redis.call('XDEL', stream, id)
+    return
+  end
+  local info = redis.call('XINFO', 'STREAM', stream)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      local last_ms, last_sequence = string.match(info[i + 1], '^(%d+)-(%d+)$')
+      last_ms, last_sequence = tonumber(last_ms), tonumber(last_sequence)
+      if last_ms < tonumber(ms) or (last_ms == tonumber(ms) and last_sequence < tonumber(sequence)) then
+        redis.call('XSETID', stream, id)
+      end
+    end
+  end
+end
+
 local function available(account)
   local a = redis.call('HMGET', account, 'funded', 'spent', 'held')
   return tonumber(a[1]) - tonumber(a[2]) - tonumber(a[3])

@@ -4,8 +4,8 @@
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
 local ceiling = redis.call('HGET', KEYS[4], ARGV[2])
 if ceiling then
+  redis.call('HDEL', KEYS[4], ARGV[2]) -- first, as in capture.lua: it frees memory
   redis.call('HINCRBY', KEYS[2], 'held', '-' .. ceiling)
-  redis.call('HDEL', KEYS[4], ARGV[2])
   redis.call('ZREM', KEYS[3], ARGV[2])
 end
 if ARGV[3] == '1' then

@@ -19,6 +19,7 @@ from metering.meter import InsufficientFunds, MeterError, MeterLost
 from metering.money import MoneyError
 from metering.periods import PeriodError
 from metering.pricing import PriceError
+from metering.redis_connection import RedisUnfit
 from metering.redis_server import RedisServerError
 from metering.usage_log import SegmentError
 from retrieval.documents import DocumentError
@@ -52,7 +53,7 @@ for part in (server, people, documents, money, checks):
 _EXPECTED = (
     AssemblyError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
     EmbedderError, EmbedderMismatch, FundingError, IdentityError, MoneyError, PeriodError, PolicyError,
-    PriceError, QueryError, Overloaded, RedisServerError, RunError, SegmentError,
+    PriceError, QueryError, Overloaded, RedisServerError, RedisUnfit, RunError, SegmentError,
 )  # fmt: skip
 
 
