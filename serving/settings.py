@@ -37,9 +37,9 @@ class Settings(BaseSettings):
         "to its disk too (WAITAOF, Redis 7.2 or newer).",
     )
     redis_fsync: Literal["everysec", "always"] = Field(
-        default="everysec",
-        description="How often the embedded Redis syncs to disk: if the machine fails, `everysec` may lose the last "
-        "second, `always` loses nothing.",
+        default="always",
+        description="How often the embedded Redis syncs to disk: with `always` nothing that was acknowledged is lost, "
+        "with `everysec` up to two seconds may be, if the machine fails or Redis is killed.",
     )
     currency: str = Field(default="USD", description="ISO 4217 code; fixed when the data directory is made.")
     shards: int = Field(

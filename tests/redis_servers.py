@@ -153,7 +153,11 @@ def flush(servers: Sequence[RedisProcess]) -> None:
         server.client.flushall()
 
 
-_CLUSTER = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no")
+# Synced at every write: with everysec, a node that is killed may have lost what it acknowledged.
+_CLUSTER = (
+    "--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-require-full-coverage", "no",
+    "--appendfsync", "always",
+)  # fmt: skip
 
 
 def _free_port() -> int:
