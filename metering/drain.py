@@ -27,7 +27,7 @@ from metering.ledger import Transfer
 from metering.meter import MeterLost, MeterUnavailable
 from metering.records import RecordError, decode_record
 from metering.redis_connection import Client, Script, reached
-from metering.redis_meter import deployment_key, shard_name, stream_entries, usage_stream
+from metering.redis_meter import deployment_key, drainer_key, fence_key, stream_entries, usage_stream
 from metering.usage_log import Segment, UsageLog, parse, stream_order
 
 LEASE_TTL_MS: Final = 10_000
@@ -141,7 +141,7 @@ class Drain:
         """Give the leases back, so that the next process need not wait until they lapse."""
         with suppress(MeterUnavailable), reached():
             for shard in range(self._shards):
-                keys = [deployment_key(shard), f"{{{shard_name(shard)}}}:drainer"]
+                keys = [deployment_key(shard), drainer_key(shard)]
                 await self._release(keys=keys, args=[self._deployment, self._owner])
 
     async def _drain_shard(self, shard: int) -> int:
@@ -215,9 +215,8 @@ class Drain:
         return [entry for name, entry in ids.items() if name not in known]
 
     async def _take_lease(self, shard: int, fence: int) -> int:
-        tag = f"{{{shard_name(shard)}}}"
         reply = await self._lease(
-            keys=[deployment_key(shard), f"{tag}:drainer", f"{tag}:fence"],
+            keys=[deployment_key(shard), drainer_key(shard), fence_key(shard)],
             args=[self._deployment, self._owner, LEASE_TTL_MS, fence],
         )
         if reply[0] == b"lost":

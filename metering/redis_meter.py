@@ -33,9 +33,9 @@ DONE_TTL_MS = 7 * 24 * 3600 * 1000
 _SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check")
 
 
-def shard_name(shard: int) -> str:
-    """The hash tag of a shard, without braces."""
-    return f"s{shard:02d}"
+def shard_tag(shard: int) -> str:
+    """The hash tag of a shard, with its braces."""
+    return f"{{s{shard:02d}}}"
 
 
 def shard_of(account: str, shards: int) -> int:
@@ -45,12 +45,32 @@ def shard_of(account: str, shards: int) -> int:
 
 def usage_stream(shard: int) -> str:
     """The key of a shard's usage stream."""
-    return f"{{{shard_name(shard)}}}:usage"
+    return f"{shard_tag(shard)}:usage"
 
 
 def deployment_key(shard: int) -> str:
     """The key that holds the id of the deployment whose books a shard carries."""
-    return f"{{{shard_name(shard)}}}:deployment"
+    return f"{shard_tag(shard)}:deployment"
+
+
+def done_key(shard: int, record: str) -> str:
+    """The key that says that a record was captured, and as which entry of its stream."""
+    return f"{shard_tag(shard)}:done:{record}"
+
+
+def same_deployment(books: str, other: str) -> bool:
+    """Whether two ids of books are those of one deployment, whatever was rebuilt in between: ``ID`` or ``ID/COUNT``."""
+    return books.partition("/")[0] == other.partition("/")[0]
+
+
+def drainer_key(shard: int) -> str:
+    """The key of the lease of the drainer that owns a shard."""
+    return f"{shard_tag(shard)}:drainer"
+
+
+def fence_key(shard: int) -> str:
+    """The key of the last fencing token of a shard."""
+    return f"{shard_tag(shard)}:fence"
 
 
 def stream_entries(reply: Any) -> list[tuple[str, bytes]]:
@@ -97,8 +117,13 @@ class RedisMeter:
                 found: Any = await self._client.get(key)
             if found is None:
                 raise MeterLost("Redis has lost this deployment's accounts (was it flushed, or is it another server?)")
-            if found.decode() != self._deployment:
-                raise MeterLost(f"Redis holds the accounts of another deployment ({found.decode()[:40]})")
+            books = found.decode()
+            if books != self._deployment and same_deployment(books, self._deployment):
+                raise MeterLost(
+                    "Redis holds this deployment's accounts from before a rebuild, or from one that was not finished"
+                )
+            if books != self._deployment:
+                raise MeterLost(f"Redis holds the accounts of another deployment ({books[:40]})")
 
     async def authorize(self, request: Request) -> Hold | Replay:
         """See :meth:`Meter.authorize`."""
@@ -215,7 +240,7 @@ class RedisMeter:
     async def check(self) -> None:
         """See :meth:`Meter.check`."""
         for shard in range(self._shards):
-            await self._run("check", [deployment_key(shard), f"{{{shard_name(shard)}}}:probe"], [self._deployment])
+            await self._run("check", [deployment_key(shard), f"{shard_tag(shard)}:probe"], [self._deployment])
 
     async def find_record(self, account: str, record: str) -> bytes | None:
         """The canonical bytes of a captured record that is still in its stream, or None."""
@@ -228,7 +253,7 @@ class RedisMeter:
         return found[0][1] if found else None
 
     def _place(self, account: str) -> tuple[str, str]:
-        tag = f"{{{shard_name(shard_of(account, self._shards))}}}"
+        tag = shard_tag(shard_of(account, self._shards))
         return tag, f"{tag}:account:{account}"
 
     def _idempotency_key(self, request: Request) -> str:

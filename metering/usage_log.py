@@ -47,6 +47,9 @@ RECORD_SCHEMA: Final = pa.schema(
 """A record's columns, in the order of :class:`metering.records.UsageRecord`."""
 
 DAMAGED: Final = ".damaged"
+NOTHING: Final = "0-0"
+"""The mark of a shard of which nothing is registered: before every stream id."""
+
 _LEAF: Final = pa.field("leaf", pa.binary(32))
 _STREAM_ID: Final = pa.field("stream_id", pa.string())
 

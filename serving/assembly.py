@@ -157,25 +157,29 @@ async def open_metering(books: Books) -> AsyncIterator[Metering]:
         RedisServerError, RedisUnfit, MeterUnavailable: as :func:`open_redis`.
         MeterLost: it answers, and has lost the books, or carries others.
     """
-    settings, found = books.settings, books.deployment
     async with open_redis(books) as (client, servers):
-        meter = RedisMeter(
-            client,
-            deployment=found.id,
-            shards=found.shards,
-            hold_ttl_ms=settings.hold_seconds * 1000,
-            replay_ttl_ms=settings.replay_seconds * 1000,
-            ack=settings.redis_ack,
-        )
-        await meter.claim(fresh=not deployment.meter_begun(books.engine))
+        metering = metering_on(client, books, books.deployment.meter, servers)
+        await metering.meter.claim(fresh=not deployment.meter_begun(books.engine))
         deployment.begin_meter(books.engine)
-        drain = Drain(client, books.engine, books.log, deployment=found.id, shards=found.shards)
-        metering = Metering(books, meter, drain, servers)
         await metering.catch_up()
         try:
             yield metering
         finally:
-            await drain.release()
+            await metering.drain.release()
+
+
+def metering_on(client: Client, books: Books, deployment: str, servers: tuple[Server, ...]) -> Metering:
+    """A meter and a drain for the books in Redis that carry the id ``deployment``. Nothing is sent yet."""
+    settings, shards = books.settings, books.deployment.shards
+    meter = RedisMeter(
+        client,
+        deployment=deployment,
+        shards=shards,
+        hold_ttl_ms=settings.hold_seconds * 1000,
+        replay_ttl_ms=settings.replay_seconds * 1000,
+        ack=settings.redis_ack,
+    )
+    return Metering(books, meter, Drain(client, books.engine, books.log, deployment=deployment, shards=shards), servers)
 
 
 @asynccontextmanager

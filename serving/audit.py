@@ -177,6 +177,11 @@ async def _meter(books: Books, meter: RedisMeter, drain: Drain) -> Check:
                     f"account {customer}: the meter has funded {balance.funded} and spent {balance.spent}, "
                     f"the ledger {view.funded} and {view.spent}"
                 )
+                if balance.spent > view.spent and not (await drain.lag()).records:
+                    check.fault(
+                        f"records of {customer} over {balance.spent - view.spent} units were taken from Redis before "
+                        "they were drained"
+                    )
         if balance.available < 0 or balance.held < 0 or balance.spent > balance.funded:
             check.fault(f"account {customer} is below zero")
     return check

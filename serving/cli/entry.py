@@ -28,13 +28,14 @@ from retrieval.retriever import EmbedderMismatch
 from serving import __version__, logs
 from serving.answering import Overloaded, QueryError
 from serving.assembly import AssemblyError
-from serving.cli import checks, documents, money, people, server
+from serving.cli import checks, documents, meter, money, people, server
 from serving.cli.console import CommandError, Options, choose
 from serving.closing import ClosingError, NotOverError
 from serving.data_dir import DataDirError
 from serving.database import DatabaseError
 from serving.funding import FundingError
 from serving.identity import IdentityError
+from serving.rebuilding import RebuildError
 from serving.settings import Settings
 
 app = typer.Typer(
@@ -47,13 +48,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for part in (server, people, documents, money, checks):
+for part in (server, people, documents, money, meter, checks):
     part.register(app)
 
 _EXPECTED = (
     AssemblyError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
     EmbedderError, EmbedderMismatch, FundingError, IdentityError, MoneyError, PeriodError, PolicyError,
-    PriceError, QueryError, Overloaded, RedisServerError, RedisUnfit, RunError, SegmentError,
+    PriceError, QueryError, Overloaded, RebuildError, RedisServerError, RedisUnfit, RunError, SegmentError,
 )  # fmt: skip
 
 
@@ -115,7 +116,10 @@ def _explain(error: Exception) -> str:
         case InsufficientFunds():
             return "the account does not cover what this query may cost: add credit with `patronage customer credit`"
         case MeterLost():
-            return f"{error}; nothing is served until the books are where they belong: see docs/operations.md"
+            return (
+                f"{error}; nothing is served until the books are where they belong: docs/operations.md says how, and "
+                "when to run `patronage meter rebuild`"
+            )
         case MeterError():
             return str(error)
         case ValidationError():

@@ -14,7 +14,7 @@ from metering.drain import Drain
 from metering.meter import Funding, MeterUnavailable, Request
 from metering.money import Currency
 from metering.redis_connection import RedisUnfit, Script, connect, demand, examine
-from metering.redis_meter import RedisMeter, deployment_key, shard_name, shard_of, stream_entries, usage_stream
+from metering.redis_meter import RedisMeter, deployment_key, shard_of, shard_tag, stream_entries, usage_stream
 from metering.usage_log import UsageLog
 from serving import deployment
 from serving.assembly import open_books, open_metering
@@ -254,7 +254,7 @@ def accounts_by_owner(servers):
     found = {}
     for number in range(1_000):
         account = f"account-{number}"
-        owner = servers.owner(f"{{{shard_name(shard_of(account, SHARDS))}}}")
+        owner = servers.owner(shard_tag(shard_of(account, SHARDS)))
         found.setdefault(owner.port, account)
     return found
 
@@ -305,7 +305,7 @@ async def test_a_slot_that_moves_while_it_is_paid_for_loses_and_doubles_nothing(
     """MOVED, ASK and TRYAGAIN: a shard's keys go one by one from one master to another, under load."""
     with cluster() as servers:
         account = next(iter(accounts_by_owner(servers).values()))
-        tag = f"{{{shard_name(shard_of(account, SHARDS))}}}"
+        tag = shard_tag(shard_of(account, SHARDS))
         source = servers.owner(tag)
         target = next(node for node in servers.nodes if node is not source)
         slot = source.client.execute_command("CLUSTER KEYSLOT", tag)
