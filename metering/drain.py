@@ -13,27 +13,44 @@ import itertools
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import sqlalchemy as sa
-from redis.exceptions import RedisError
+from redis.asyncio import Redis
 
 from metering import ledger, periods
 from metering.ledger import Transfer
 from metering.meter import MeterLost, MeterUnavailable
-from metering.records import RecordError, UsageRecord, decode_record
-from metering.redis_meter import Client, deployment_key, load_script, shard_name, stream_entries, usage_stream
-from metering.usage_log import Segment, UsageLog, stream_order
+from metering.records import RecordError, decode_record
+from metering.redis_connection import Client, Script, reached
+from metering.redis_meter import deployment_key, drainer_key, fence_key, stream_entries, usage_stream
+from metering.usage_log import Segment, UsageLog, parse, stream_order
 
 LEASE_TTL_MS: Final = 10_000
 SEGMENT_RECORDS_MAX: Final = 5_000
+SEGMENT_BYTES_MAX: Final = 32 * 1024 * 1024
+"""What one segment's records take in Redis, give or take a page: the drain's memory does not grow with the lag."""
+_PAGE: Final = 500
 _QUERY_IDS: Final = 500
+_DAY_MS: Final = 24 * 3600 * 1000
 
 
 class DrainBusy(Exception):
     """Another drainer owns the shard, or took it over while this one worked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What is captured and not registered yet."""
+
+    records: int
+    seconds: float
+    """How long the oldest of them has waited."""
 
 
 class Drain:
@@ -47,17 +64,26 @@ class Drain:
         self._deployment = deployment
         self._shards = shards
         self._owner = uuid.uuid4().hex
-        self._lease = load_script(client, "lease")
-        self._release = load_script(client, "release")
-        self._requeue = load_script(client, "requeue")
+        self._lease = Script(client, "lease")
+        self._release = Script(client, "release")
+        self._requeue = Script(client, "requeue")
         self._charged: set[str] = set()
 
-    async def lag(self) -> int:
-        """How many captured records are not registered yet."""
-        try:
-            return sum([int(await self._client.xlen(usage_stream(shard))) for shard in range(self._shards)])
-        except RedisError as error:
-            raise MeterUnavailable(f"Redis does not answer: {error}") from error
+    async def lag(self) -> Lag:
+        """What is captured and not registered yet.
+
+        Raises:
+            MeterUnavailable: Redis does not answer.
+        """
+        records, oldest = 0, time.time() * 1000
+        with reached():
+            for shard in range(self._shards):
+                waiting = int(await self._client.xlen(usage_stream(shard)))
+                if waiting:
+                    records += waiting
+                    first = stream_entries(await self._client.xrange(usage_stream(shard), count=1))
+                    oldest = min([oldest, *(stream_order(entry)[0] for entry, _ in first)])
+        return Lag(records, max(0.0, time.time() - oldest / 1000))
 
     def take_charged(self) -> set[str]:
         """The accounts whose records were registered since this was last called."""
@@ -79,11 +105,14 @@ class Drain:
         failed: Exception | None = None
         for shard in range(self._shards):
             try:
-                moved += await self._drain_shard(shard)
+                with reached():
+                    moved += await self._drain_shard(shard)
             except DrainBusy:
                 continue
-            except RedisError as error:
-                raise MeterUnavailable(f"Redis does not answer: {error}") from error
+            except MeterUnavailable as error:
+                if isinstance(self._client, Redis):
+                    raise  # there is one server: the other shards would only wait for it as well
+                failed = error
             except (OSError, sa.exc.SQLAlchemyError, RecordError) as error:
                 failed = error  # one shard's trouble does not hold up the others
         if failed is not None:
@@ -98,13 +127,11 @@ class Drain:
         """
         deadline = time.monotonic() + timeout_s
         tails: dict[int, str] = {}
-        try:
+        with reached():
             for shard in range(self._shards):
                 newest = stream_entries(await self._client.xrevrange(usage_stream(shard), count=1))
                 if newest:
                     tails[shard] = newest[0][0]
-        except RedisError as error:
-            raise MeterUnavailable(f"Redis does not answer: {error}") from error
         while True:
             await self.drain()
             marks = {shard: (await asyncio.to_thread(self._mark, shard))[0] for shard in tails}
@@ -120,9 +147,9 @@ class Drain:
 
     async def release(self) -> None:
         """Give the leases back, so that the next process need not wait until they lapse."""
-        with suppress(RedisError):
+        with suppress(MeterUnavailable), reached():
             for shard in range(self._shards):
-                keys = [deployment_key(shard), f"{{{shard_name(shard)}}}:drainer"]
+                keys = [deployment_key(shard), drainer_key(shard)]
                 await self._release(keys=keys, args=[self._deployment, self._owner])
 
     async def _drain_shard(self, shard: int) -> int:
@@ -135,25 +162,40 @@ class Drain:
             return moved
         await self._take_lease(shard, fence)
         await self._clear(shard, mark)
-        while True:
-            batch = stream_entries(await self._client.xrange(stream, min=f"({mark}", count=SEGMENT_RECORDS_MAX))
-            if not batch:
-                return moved
-            for part in _by_period(batch):
+        while batch := await self._batch(stream, mark):
+            for table in await asyncio.to_thread(_by_period, batch):
                 token = await self._take_lease(shard, fence)
-                await asyncio.to_thread(self._register, shard, mark, token, part)
-                mark, fence = part[-1][0], token
-                moved += len(part)
+                segment = await asyncio.to_thread(self._log.write, shard, table)
+                await asyncio.to_thread(self._register, shard, mark, token, segment, table)
+                mark, fence = segment.last, token
+                moved += segment.records
             await self._client.xtrim(stream, minid=_after(mark), approximate=False)
+        return moved
+
+    async def _batch(self, stream: str, after: str) -> list[tuple[str, bytes]]:
+        """The next entries of a stream: as many as a segment may hold."""
+        batch: list[tuple[str, bytes]] = []
+        size = 0
+        while len(batch) < SEGMENT_RECORDS_MAX and size < SEGMENT_BYTES_MAX:
+            count = min(_PAGE, SEGMENT_RECORDS_MAX - len(batch))
+            page = stream_entries(await self._client.xrange(stream, min=f"({after}", count=count))
+            batch += page
+            if len(page) < count:
+                break
+            after = page[-1][0]
+            size += sum(len(data) for _, data in page)
+        return batch
 
     async def _adopt(self, shard: int, mark: str, fence: int) -> int:
         """Register the segments that a drainer wrote and did not live to register: even if Redis has lost them."""
         moved = 0
-        for entries in await asyncio.to_thread(list, self._log.unregistered(shard, mark)):
+        left = self._log.unregistered(shard, mark)
+        while (found := await asyncio.to_thread(next, left, None)) is not None:
+            segment, table = found
             token = await self._take_lease(shard, fence)
-            await asyncio.to_thread(self._register, shard, mark, token, entries)
-            mark, fence = entries[-1][0], token
-            moved += len(entries)
+            await asyncio.to_thread(self._register, shard, mark, token, segment, table)
+            mark, fence = segment.last, token
+            moved += segment.records
         return moved
 
     async def _clear(self, shard: int, mark: str) -> None:
@@ -181,9 +223,8 @@ class Drain:
         return [entry for name, entry in ids.items() if name not in known]
 
     async def _take_lease(self, shard: int, fence: int) -> int:
-        tag = f"{{{shard_name(shard)}}}"
         reply = await self._lease(
-            keys=[deployment_key(shard), f"{tag}:drainer", f"{tag}:fence"],
+            keys=[deployment_key(shard), drainer_key(shard), fence_key(shard)],
             args=[self._deployment, self._owner, LEASE_TTL_MS, fence],
         )
         if reply[0] == b"lost":
@@ -199,8 +240,7 @@ class Drain:
             row = connection.execute(query).one()
             return row.last, row.fence
 
-    def _register(self, shard: int, mark: str, token: int, entries: Sequence[tuple[str, bytes]]) -> None:
-        segment, batch = self._log.write(shard, entries)
+    def _register(self, shard: int, mark: str, token: int, segment: Segment, table: pa.Table) -> None:
         shards = ledger.shards
         with self._engine.begin() as connection:
             moved = connection.execute(
@@ -210,10 +250,10 @@ class Drain:
             )
             if moved.rowcount != 1:
                 raise DrainBusy(f"shard {shard} was taken over by another drainer")
-            period = first_open(connection, periods.of(batch[0].finished_ms))
-            _insert(connection, segment, period, batch)
-            ledger.post(connection, _transfers(segment, period, batch))
-        self._charged.update(record.account for record in batch)
+            period = first_open(connection, periods.of(table["finished_ms"][0].as_py()))
+            _insert(connection, segment, period, table)
+            ledger.post(connection, _transfers(segment, period, table))
+        self._charged.update(table["account"].unique().to_pylist())
 
 
 def _after(stream_id: str) -> str:
@@ -221,12 +261,16 @@ def _after(stream_id: str) -> str:
     return f"{milliseconds}-{int(sequence) + 1}"
 
 
-def _by_period(batch: Sequence[tuple[str, bytes]]) -> list[list[tuple[str, bytes]]]:
-    """Runs of consecutive entries of the same month, so that a segment has one period."""
-    return [
-        list(run)
-        for _, run in itertools.groupby(batch, key=lambda entry: periods.of(decode_record(entry[1]).finished_ms))
-    ]
+def _by_period(batch: Sequence[tuple[str, bytes]]) -> list[pa.Table]:
+    """The columns of consecutive entries, cut where the month changes: a segment has one period."""
+    table = parse(batch)
+    bounds = pc.min_max(table["finished_ms"]).as_py()
+    if periods.of(bounds["min"]) == periods.of(bounds["max"]):
+        return [table]
+    months = itertools.groupby(table["finished_ms"].to_pylist(), key=periods.of)
+    lengths = [len(list(run)) for _, run in months]
+    starts = itertools.accumulate(lengths, initial=0)
+    return [table.slice(start, length) for start, length in zip(starts, lengths, strict=False)]
 
 
 def close_period(connection: sa.Connection, period: str, now_ms: int) -> None:
@@ -246,7 +290,7 @@ def first_open(connection: sa.Connection, period: str) -> str:
     return period
 
 
-def _insert(connection: sa.Connection, segment: Segment, period: str, batch: Sequence[UsageRecord]) -> None:
+def _insert(connection: sa.Connection, segment: Segment, period: str, table: pa.Table) -> None:
     connection.execute(
         sa.insert(ledger.segments).values(
             name=segment.name,
@@ -256,67 +300,70 @@ def _insert(connection: sa.Connection, segment: Segment, period: str, batch: Seq
             records=segment.records,
             sha256=segment.sha256,
             period=period,
-            charge=sum(record.charge for record in batch),
+            charge=pc.sum(table["charge"]).as_py(),
         )
     )
+    ids, accounts = table["id"].to_pylist(), table["account"].to_pylist()
     connection.execute(
         sa.insert(ledger.receipts),
         [
-            {"id": record.id, "account": record.account, "segment": segment.name, "row": row}
-            for row, record in enumerate(batch)
+            {"id": name, "account": account, "segment": segment.name, "row": row}
+            for row, (name, account) in enumerate(zip(ids, accounts, strict=True))
         ],
     )
     seen: list[dict[str, object]] = [
-        {"account": record.account, "fingerprint": record.idempotency, "record": record.id}
-        for record in batch
-        if record.idempotency
+        {"account": account, "fingerprint": fingerprint, "record": name}
+        for account, fingerprint, name in zip(accounts, table["idempotency"].to_pylist(), ids, strict=True)
+        if fingerprint
     ]
     if seen:
         ledger.insert_new(connection, ledger.idempotency, seen)
-    _count_usage(connection, batch)
+    _count_usage(connection, table)
 
 
-def _count_usage(connection: sa.Connection, batch: Sequence[UsageRecord]) -> None:
-    totals: dict[tuple[str, str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0, 0, 0])
-    for record in batch:
-        total = totals[record.account, periods.day_of(record.finished_ms), record.model, record.key]
-        for i, amount in enumerate((1, record.input_tokens, record.output_tokens, record.charge, record.free)):
-            total[i] += amount
-    table = ledger.usage_daily
-    names = ("queries", "input_tokens", "output_tokens", "charge", "free")
-    keys = ("account", "day", "model", "key")
-    rows = [dict(zip(keys, key, strict=True)) for key in totals]
-    ledger.insert_new(connection, table, [row | dict.fromkeys(names, 0) for row in rows])
+def _count_usage(connection: sa.Connection, table: pa.Table) -> None:
+    sums = ("queries", "input_tokens", "output_tokens", "charge", "free")
+    days = pc.divide(table["finished_ms"], _DAY_MS)
+    counted = table.append_column("day", days).append_column("queries", pa.repeat(1, table.num_rows))
+    rows = [
+        row | {"day": periods.day_of(row["day"] * _DAY_MS)}
+        for row in _sums(counted, ("account", "day", "model", "key"), sums)
+    ]
+    usage = ledger.usage_daily
+    keys = tuple(column.name for column in usage.primary_key.columns)
+    ledger.insert_new(connection, usage, [{key: row[key] for key in keys} | dict.fromkeys(sums, 0) for row in rows])
     connection.execute(
-        sa.update(table)
-        .where(*(table.c[key] == sa.bindparam(f"at_{key}") for key in keys))
-        .values({name: table.c[name] + sa.bindparam(f"add_{name}") for name in names}),
-        [
-            {f"at_{key}": value for key, value in row.items()}
-            | {f"add_{name}": amount for name, amount in zip(names, total, strict=True)}
-            for row, total in zip(rows, totals.values(), strict=True)
-        ],
+        sa.update(usage)
+        .where(*(usage.c[key] == sa.bindparam(f"at_{key}") for key in keys))
+        .values({name: usage.c[name] + sa.bindparam(f"add_{name}") for name in sums}),
+        [{f"at_{key}": row[key] for key in keys} | {f"add_{name}": row[name] for name in sums} for row in rows],
     )
 
 
-def _transfers(segment: Segment, period: str, batch: Sequence[UsageRecord]) -> list[Transfer]:
+def _sums(table: pa.Table, keys: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The sums of some columns for each combination of ``keys``, in the order of their first appearance."""
+    summed = table.group_by(list(keys), use_threads=False).aggregate([(name, "sum") for name in names])
+    for row in summed.to_pylist():
+        yield {name.removesuffix("_sum"): value for name, value in row.items()}
+
+
+def _transfers(segment: Segment, period: str, table: pa.Table) -> list[Transfer]:
     """One transfer per payer and destination for the whole segment; the log has the detail.
 
     What is free is paid by the operator: first its own part, then the computing, then the documents.
     """
-    sums: dict[tuple[str, str], int] = defaultdict(int)
-    for record in batch:
-        payer, free = ledger.customer(record.account), record.free
-        for destination, amount in (
-            (ledger.PLATFORM, record.platform),
-            (ledger.COMPUTE, record.cost),
-            (ledger.pool(period), record.royalty),
-        ):
-            given = min(free, amount)
-            free -= given
-            sums[ledger.PROMOTIONS, destination] += given
-            sums[payer, destination] += amount - given
-    at_ms = batch[-1].finished_ms
+    destinations = {"platform": ledger.PLATFORM, "cost": ledger.COMPUTE, "royalty": ledger.pool(period)}
+    free, parts = table["free"], {"account": table["account"]}
+    for part in destinations:
+        parts[f"given {part}"] = pc.min_element_wise(free, table[part])
+        parts[f"paid {part}"] = pc.subtract(table[part], parts[f"given {part}"])
+        free = pc.subtract(free, parts[f"given {part}"])
+    amounts: dict[tuple[str, str], int] = defaultdict(int)
+    for row in _sums(pa.table(parts), ("account",), [name for name in parts if name != "account"]):
+        for part, destination in destinations.items():
+            amounts[ledger.customer(row["account"]), destination] += row[f"paid {part}"]
+            amounts[ledger.PROMOTIONS, destination] += row[f"given {part}"]
+    at_ms = table["finished_ms"][-1].as_py()
     return [
         Transfer(
             id=f"{segment.name}/{payer}/{destination}",
@@ -327,6 +374,6 @@ def _transfers(segment: Segment, period: str, batch: Sequence[UsageRecord]) -> l
             kind=ledger.CHARGE,
             reference=segment.name,
         )
-        for (payer, destination), amount in sums.items()
+        for (payer, destination), amount in amounts.items()
         if amount
     ]

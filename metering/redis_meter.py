@@ -8,13 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
-
-from redis.asyncio import Redis
-from redis.asyncio.cluster import RedisCluster
-from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError
 
 from metering import periods
 from metering.meter import (
@@ -27,7 +21,6 @@ from metering.meter import (
     InsufficientFunds,
     KeyRevoked,
     MeterLost,
-    MeterUnavailable,
     Quota,
     RateLimited,
     Replay,
@@ -36,8 +29,7 @@ from metering.meter import (
     TooManyTokens,
 )
 from metering.records import UsageRecord, fingerprint
-
-Client = Redis | RedisCluster
+from metering.redis_connection import Acknowledgement, Client, Script, reached
 
 DONE_TTL_MS = 7 * 24 * 3600 * 1000
 """How long a capture is recognised when it is sent again (a replayed spool may be days old)."""
@@ -45,9 +37,9 @@ DONE_TTL_MS = 7 * 24 * 3600 * 1000
 _SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check", "set_aside", "put_back")
 
 
-def shard_name(shard: int) -> str:
-    """The hash tag of a shard, without braces."""
-    return f"s{shard:02d}"
+def shard_tag(shard: int) -> str:
+    """The hash tag of a shard, with its braces."""
+    return f"{{s{shard:02d}}}"
 
 
 def shard_of(account: str, shards: int) -> int:
@@ -57,18 +49,32 @@ def shard_of(account: str, shards: int) -> int:
 
 def usage_stream(shard: int) -> str:
     """The key of a shard's usage stream."""
-    return f"{{{shard_name(shard)}}}:usage"
+    return f"{shard_tag(shard)}:usage"
 
 
 def deployment_key(shard: int) -> str:
     """The key that holds the id of the deployment whose books a shard carries."""
-    return f"{{{shard_name(shard)}}}:deployment"
+    return f"{shard_tag(shard)}:deployment"
 
 
-def load_script(client: Client, name: str) -> AsyncScript:
-    """A script of ``metering.lua``, behind the prelude that all of them share."""
-    lua = files("metering.lua")
-    return AsyncScript(client, (lua / "_prelude.lua").read_text() + (lua / f"{name}.lua").read_text())
+def done_key(shard: int, record: str) -> str:
+    """The key that says that a record was captured, and as which entry of its stream."""
+    return f"{shard_tag(shard)}:done:{record}"
+
+
+def same_deployment(books: str, other: str) -> bool:
+    """Whether two ids of books are those of one deployment, whatever was rebuilt in between: ``ID`` or ``ID/COUNT``."""
+    return books.partition("/")[0] == other.partition("/")[0]
+
+
+def drainer_key(shard: int) -> str:
+    """The key of the lease of the drainer that owns a shard."""
+    return f"{shard_tag(shard)}:drainer"
+
+
+def fence_key(shard: int) -> str:
+    """The key of the last fencing token of a shard."""
+    return f"{shard_tag(shard)}:fence"
 
 
 def stream_entries(reply: Any) -> list[tuple[str, bytes]]:
@@ -92,14 +98,19 @@ class RedisMeter:
         shards: int,
         hold_ttl_ms: int,
         replay_ttl_ms: int,
+        ack: Acknowledgement = "none",
     ) -> None:
-        """``client`` must return bytes, not decoded strings; the caller closes it."""
+        """``client`` must return bytes, not decoded strings; the caller closes it.
+
+        With ``ack`` "aof" a capture is acknowledged when it is on Redis's disk: the server must have WAITAOF.
+        """
         self._client = client
         self._deployment = deployment
         self._shards = shards
         self._hold_ttl_ms = hold_ttl_ms
         self._replay_ttl_ms = replay_ttl_ms
-        self._scripts = {name: load_script(client, name) for name in _SCRIPTS}
+        self._ack = ack
+        self._scripts = {name: Script(client, name) for name in _SCRIPTS}
 
     async def claim(self, *, fresh: bool) -> None:
         """Check on every shard that the meter carries this deployment's books; with ``fresh``, begin them.
@@ -109,16 +120,19 @@ class RedisMeter:
         """
         for shard in range(self._shards):
             key = deployment_key(shard)
-            try:
+            with reached():
                 if fresh:
                     await self._client.set(key, self._deployment, nx=True)
                 found: Any = await self._client.get(key)
-            except RedisError as error:
-                raise MeterUnavailable(f"Redis does not answer: {error}") from error
             if found is None:
                 raise MeterLost("Redis has lost this deployment's accounts (was it flushed, or is it another server?)")
-            if found.decode() != self._deployment:
-                raise MeterLost(f"Redis holds the accounts of another deployment ({found.decode()[:40]})")
+            books = found.decode()
+            if books != self._deployment and same_deployment(books, self._deployment):
+                raise MeterLost(
+                    "Redis holds this deployment's accounts from before a rebuild, or from one that was not finished"
+                )
+            if books != self._deployment:
+                raise MeterLost(f"Redis holds the accounts of another deployment ({books[:40]})")
 
     async def authorize(self, request: Request) -> Hold | Replay:
         """See :meth:`Meter.authorize`."""
@@ -270,11 +284,9 @@ class RedisMeter:
     async def asides(self) -> list[tuple[str, str]]:
         """See :meth:`Meter.asides`."""
         found: dict[Any, Any] = {}
-        try:
+        with reached():
             for shard in range(self._shards):
-                found |= await self._client.hgetall(f"{{{shard_name(shard)}}}:aside")
-        except RedisError as error:
-            raise MeterUnavailable(f"Redis does not answer: {error}") from error
+                found |= await self._client.hgetall(f"{shard_tag(shard)}:aside")
         return [(value.partition(b" ")[2].decode(), name.decode()) for name, value in found.items()]
 
     async def balance(self, account: str) -> Balance:
@@ -297,22 +309,20 @@ class RedisMeter:
     async def check(self) -> None:
         """See :meth:`Meter.check`."""
         for shard in range(self._shards):
-            await self._run("check", [deployment_key(shard), f"{{{shard_name(shard)}}}:probe"], [self._deployment])
+            await self._run("check", [deployment_key(shard), f"{shard_tag(shard)}:probe"], [self._deployment])
 
     async def find_record(self, account: str, record: str) -> bytes | None:
         """The canonical bytes of a captured record that is still in its stream, or None."""
         tag, _ = self._place(account)
-        try:
+        with reached():
             entry = await self._client.get(f"{tag}:done:{record}")
             if entry is None:
                 return None
             found = stream_entries(await self._client.xrange(f"{tag}:usage", entry, entry))
-        except RedisError as error:
-            raise MeterUnavailable(f"Redis does not answer: {error}") from error
         return found[0][1] if found else None
 
     def _place(self, account: str) -> tuple[str, str]:
-        tag = f"{{{shard_name(shard_of(account, self._shards))}}}"
+        tag = shard_tag(shard_of(account, self._shards))
         return tag, f"{tag}:account:{account}"
 
     def _idempotency_key(self, request: Request) -> str:
@@ -327,10 +337,10 @@ class RedisMeter:
         args: Sequence[str | bytes | int],
         missing: Exception | None = None,
     ) -> list[Any]:
-        try:
-            reply: list[Any] = await self._scripts[name](keys=keys, args=args)
-        except RedisError as error:
-            raise MeterUnavailable(f"Redis does not answer: {error}") from error
+        script = self._scripts[name]
+        run = script.synced if name == "capture" and self._ack == "aof" else script
+        with reached():
+            reply = await run(keys=keys, args=args)
         if reply[0] == b"lost":
             raise MeterLost("Redis does not hold this deployment's accounts (flushed, or another server)")
         if reply[0] == b"account":

@@ -22,7 +22,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from metering.merkle import leaf_hash
-from metering.records import UsageRecord, decode_record
+from metering.records import RecordError, UsageRecord, decode_record
 
 _SPLIT: Final = pa.struct([("contributor", pa.string()), ("role", pa.string()), ("ppm", pa.int64())])
 _USE: Final = pa.struct(
@@ -47,6 +47,9 @@ RECORD_SCHEMA: Final = pa.schema(
 """A record's columns, in the order of :class:`metering.records.UsageRecord`."""
 
 DAMAGED: Final = ".damaged"
+NOTHING: Final = "0-0"
+"""The mark of a shard of which nothing is registered: before every stream id."""
+
 _LEAF: Final = pa.field("leaf", pa.binary(32))
 _STREAM_ID: Final = pa.field("stream_id", pa.string())
 
@@ -65,6 +68,12 @@ class Segment:
     records: int
     sha256: str
 
+    @classmethod
+    def of(cls, shard: int, table: pa.Table, data: bytes) -> Segment:
+        """The segment with the records of ``table``, stored as ``data``."""
+        ids = table["stream_id"]
+        return cls(shard, ids[0].as_py(), ids[-1].as_py(), table.num_rows, hashlib.sha256(data).hexdigest())
+
     @property
     def name(self) -> str:
         """Unique and the same for the same records: ``s03/1700000000000-0_1700000000005-2``."""
@@ -82,30 +91,18 @@ class UsageLog:
         """Where the segment of that name is stored."""
         return self._folder / f"{name}.parquet"
 
-    def write(self, shard: int, entries: Sequence[tuple[str, bytes]]) -> tuple[Segment, list[UsageRecord]]:
-        """Store consecutive stream entries ``(stream id, canonical record bytes)`` as one segment.
-
-        Returns:
-            The segment, and its records in order.
+    def write(self, shard: int, table: pa.Table) -> Segment:
+        """Store consecutive entries of a stream, from :func:`parse`, as one segment.
 
         Raises:
-            RecordError: an entry is not a usage record.
             OSError: the disk refuses; no file of the segment's name is left behind half-written.
         """
-        records = [decode_record(data) for _, data in entries]
-        table = pyarrow.json.read_json(
-            io.BytesIO(b"\n".join(data for _, data in entries)),
-            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=1 << 30),
-            parse_options=pyarrow.json.ParseOptions(explicit_schema=RECORD_SCHEMA, unexpected_field_behavior="error"),
-        )
-        table = table.append_column(_STREAM_ID, pa.array([stream_id for stream_id, _ in entries], pa.string()))
-        table = table.append_column(_LEAF, pa.array([record.leaf() for record in records], pa.binary(32)))
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue()
-        segment = Segment(shard, entries[0][0], entries[-1][0], len(records), hashlib.sha256(data).hexdigest())
+        segment = Segment.of(shard, table, data)
         _write_durably(self.path(segment.name), data)
-        return segment, records
+        return segment
 
     def read(self, name: str, sha256: str) -> pa.Table:
         """The segment's columns: ``RECORD_SCHEMA``, ``stream_id`` and ``leaf``.
@@ -129,8 +126,8 @@ class UsageLog:
         """
         return next(records(self.read(name, sha256).slice(row, 1)))
 
-    def unregistered(self, shard: int, after: str) -> Iterator[list[tuple[str, bytes]]]:
-        """The entries of each segment after ``after``, in order: written, and not registered by a drainer that died.
+    def unregistered(self, shard: int, after: str) -> Iterator[tuple[Segment, pa.Table]]:
+        """Each segment after ``after``, in order: written, and not registered by a drainer that died.
 
         A damaged one is put aside under the suffix ``.damaged``, for the audit to name; Redis may still have its
         records.
@@ -140,28 +137,72 @@ class UsageLog:
         for first in sorted(found, key=stream_order):
             if stream_order(first) <= stream_order(after):
                 continue
-            entries = _entries(found[first])
-            if not entries:
+            whole = _whole(found[first], shard)
+            if whole is None:
                 found[first].rename(found[first].with_suffix(DAMAGED))
                 continue
-            after = entries[-1][0]
-            yield entries
+            _sync(folder)  # who wrote it may have died between the renaming and this
+            after = whole[0].last
+            yield whole
 
     def damaged(self) -> list[str]:
         """The names of the segments that were damaged before they were registered."""
         return sorted(str(path.relative_to(self._folder)) for path in self._folder.glob(f"*/*{DAMAGED}"))
 
 
-def _entries(path: Path) -> list[tuple[str, bytes]]:
-    """The entries of a segment file; none if it is damaged."""
+def parse(entries: Sequence[tuple[str, bytes]]) -> pa.Table:
+    """Entries of a stream, ``(stream id, canonical record bytes)``, as a segment's columns.
+
+    Raises:
+        RecordError: an entry is not a usage record.
+    """
+    data = [record for _, record in entries]
+    # Arrow reads a batch several times faster than record by record. What it cannot take whole, and what a version
+    # with other fields wrote (the oldest entry tells), is made canonical first, or refused by name.
+    table = _columns(data) if decode_record(data[0]).encode() == data[0] else None
+    if table is None:
+        data = [decode_record(record).encode() for record in data]
+        table = _columns(data)
+    if table is None:
+        raise RecordError("a usage record has a number that a segment cannot hold")
+    table = table.append_column(_STREAM_ID, pa.array([stream_id for stream_id, _ in entries], pa.string()))
+    return table.append_column(_LEAF, pa.array([leaf_hash(record) for record in data], pa.binary(32)))
+
+
+def _columns(data: Sequence[bytes]) -> pa.Table | None:
+    """The records' columns; None if one of them does not fit the schema exactly."""
     try:
-        table = pq.read_table(path, use_threads=False)
-        found = [record.encode() for record in records(table)]
-        whole = [leaf_hash(data) for data in found] == table["leaf"].to_pylist()
-        ids = table["stream_id"].to_pylist()
-    except (OSError, pa.ArrowException, msgspec.ValidationError, KeyError):
-        return []
-    return list(zip(ids, found, strict=True)) if whole else []
+        table = pyarrow.json.read_json(
+            io.BytesIO(b"\n".join(data)),
+            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=1 << 30),
+            parse_options=pyarrow.json.ParseOptions(explicit_schema=RECORD_SCHEMA, unexpected_field_behavior="error"),
+        ).combine_chunks()
+    except pa.ArrowInvalid:
+        return None
+    if table.num_rows != len(data) or not all(_complete(column.chunk(0)) for column in table.columns):
+        return None
+    return table
+
+
+def _complete(array: pa.Array) -> bool:
+    """Whether nothing is missing in it, at any depth."""
+    if array.null_count:
+        return False
+    if pa.types.is_list(array.type):
+        return _complete(array.flatten())
+    return not pa.types.is_struct(array.type) or all(_complete(field) for field in array.flatten())
+
+
+def _whole(path: Path, shard: int) -> tuple[Segment, pa.Table] | None:
+    """The segment in a file that is not registered, if every record in it has its leaf hash."""
+    try:
+        data = path.read_bytes()
+        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        segment = Segment.of(shard, table, data)
+        good = [record.leaf() for record in records(table)] == table["leaf"].to_pylist()
+    except (OSError, pa.ArrowException, msgspec.ValidationError, LookupError):
+        return None
+    return (segment, table) if good and segment.name.endswith(f"/{path.stem}") else None
 
 
 def records(table: pa.Table) -> Iterator[UsageRecord]:
@@ -188,8 +229,12 @@ def _write_durably(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 import sqlalchemy as sa
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
 
 from attribution.transparency import Signer
-from metering import ledger, withdrawals
+from metering import ledger, redis_connection, withdrawals
 from metering.drain import Drain
 from metering.meter import Funding, Limits
 from metering.money import Currency
+from metering.redis_connection import Client, Server
 from metering.redis_meter import RedisMeter
 from metering.redis_server import RedisServer
 from metering.usage_log import UsageLog
@@ -93,6 +91,8 @@ class Metering:
     books: Books
     meter: RedisMeter
     drain: Drain
+    servers: tuple[Server, ...]
+    """Every Redis master, as it was when the meter was opened."""
 
     async def catch_up(self) -> None:
         """Bring every account of the meter up to the ledger: a crash between the two loses no payment or revocation."""
@@ -165,39 +165,57 @@ async def open_metering(books: Books) -> AsyncIterator[Metering]:
     """The meter of the books, on the embedded Redis or the one of the settings.
 
     Raises:
-        RedisServerError: the embedded Redis cannot be started.
-        MeterUnavailable: Redis does not answer.
+        RedisServerError, RedisUnfit, MeterUnavailable: as :func:`open_redis`.
         MeterLost: it answers, and has lost the books, or carries others.
     """
-    settings, found = books.settings, books.deployment
+    async with open_redis(books) as (client, servers):
+        metering = metering_on(client, books, books.deployment.meter, servers)
+        await metering.meter.claim(fresh=not deployment.meter_begun(books.engine))
+        deployment.begin_meter(books.engine)
+        await metering.catch_up()
+        try:
+            yield metering
+        finally:
+            await metering.drain.release()
+
+
+def metering_on(client: Client, books: Books, deployment: str, servers: tuple[Server, ...]) -> Metering:
+    """A meter and a drain for the books in Redis that carry the id ``deployment``. Nothing is sent yet."""
+    settings, shards = books.settings, books.deployment.shards
+    meter = RedisMeter(
+        client,
+        deployment=deployment,
+        shards=shards,
+        hold_ttl_ms=settings.hold_seconds * 1000,
+        replay_ttl_ms=settings.replay_seconds * 1000,
+        ack=settings.redis_ack,
+    )
+    return Metering(books, meter, Drain(client, books.engine, books.log, deployment=deployment, shards=shards), servers)
+
+
+@asynccontextmanager
+async def open_redis(books: Books) -> AsyncIterator[tuple[Client, tuple[Server, ...]]]:
+    """A client of the embedded Redis or of the one of the settings, and what its masters say of themselves.
+
+    Raises:
+        RedisServerError: the embedded Redis cannot be started.
+        RedisUnfit: a master must not carry money as it is set up.
+        MeterUnavailable: Redis does not answer.
+    """
+    settings = books.settings
     with ExitStack() as stack:
         url = settings.redis_url
         if url is None:
             server = RedisServer(books.directory.redis, fsync=settings.redis_fsync)
             url = (await asyncio.to_thread(stack.enter_context, server)).url
-        # A query that cannot be paid must hear so soon: one retry, and no long waits.
-        retry = Retry(ExponentialBackoff(cap=0.2, base=0.05), 1)
         try:
-            client = Redis.from_url(url, socket_timeout=3, socket_connect_timeout=2, retry=retry)
+            client = redis_connection.connect(url)
         except ValueError as error:
             raise AssemblyError(f"PATRONAGE_REDIS_URL cannot be used: {error}") from error
         try:
-            meter = RedisMeter(
-                client,
-                deployment=found.id,
-                shards=found.shards,
-                hold_ttl_ms=settings.hold_seconds * 1000,
-                replay_ttl_ms=settings.replay_seconds * 1000,
-            )
-            await meter.claim(fresh=not deployment.meter_begun(books.engine))
-            deployment.begin_meter(books.engine)
-            drain = Drain(client, books.engine, books.log, deployment=found.id, shards=found.shards)
-            metering = Metering(books, meter, drain)
-            await metering.catch_up()
-            try:
-                yield metering
-            finally:
-                await drain.release()
+            servers = await redis_connection.examine(client)
+            redis_connection.demand(servers, settings.redis_ack)
+            yield client, tuple(servers)
         finally:
             await client.aclose()
 

@@ -203,6 +203,11 @@ async def _meter(books: Books, meter: RedisMeter, drain: Drain) -> Check:
             await drain.settle()
             if attempt == _STABLE_TRIES - 1 and seen != told:
                 check.fault(f"account {customer}: the meter has funded, lent and spent {seen}, the ledger {told}")
+                if balance.spent > view.spent and not (await drain.lag()).records:
+                    check.fault(
+                        f"records of {customer} over {balance.spent - view.spent} units were taken from Redis before "
+                        "they were drained"
+                    )
         if min(balance.held, left) < 0:
             check.fault(f"account {customer} is below zero, or below its credit limit")
     return check

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
 from metering import ledger
 from metering.money import Currency
+from metering.usage_log import NOTHING
 
 METADATA = sa.MetaData()
 
@@ -18,6 +20,8 @@ table = sa.Table(
     sa.Column("name", sa.String(40), primary_key=True),
     sa.Column("value", sa.String(400), nullable=False),
 )
+
+_REBUILDS: Final = "rebuilds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +33,18 @@ class Deployment:
     shards: int
     directory: str
     """The id of the data directory that holds the log and the keys."""
+    rebuilds: int = 0
+    """How often the meter was rebuilt."""
 
     @property
     def origin(self) -> str:
         """The name under which this deployment signs."""
         return f"patronage/{self.id}"
+
+    @property
+    def meter(self) -> str:
+        """The id that the meter's books carry: another one after each rebuild, so that older books are refused."""
+        return f"{self.id}/{self.rebuilds}" if self.rebuilds else self.id
 
 
 def load(engine: sa.Engine) -> Deployment | None:
@@ -43,7 +54,9 @@ def load(engine: sa.Engine) -> Deployment | None:
     if not values:
         return None
     currency = Currency(values["currency"], int(values["scale"]))
-    return Deployment(values["id"], currency, int(values["shards"]), values["directory"])
+    return Deployment(
+        values["id"], currency, int(values["shards"]), values["directory"], int(values.get(_REBUILDS, "0"))
+    )
 
 
 def begin(engine: sa.Engine, currency: Currency, shards: int, directory: str) -> Deployment:
@@ -58,7 +71,7 @@ def begin(engine: sa.Engine, currency: Currency, shards: int, directory: str) ->
     }
     with engine.begin() as connection:
         connection.execute(sa.insert(table), [{"name": name, "value": value} for name, value in values.items()])
-        marks = [{"shard": shard, "last": "0-0", "fence": 0} for shard in range(shards)]
+        marks = [{"shard": shard, "last": NOTHING, "fence": 0} for shard in range(shards)]
         connection.execute(sa.insert(ledger.shards), marks)
     return deployment
 
@@ -73,3 +86,10 @@ def begin_meter(engine: sa.Engine) -> None:
     """Remember that a meter carries the books."""
     with engine.begin() as connection:
         ledger.insert_new(connection, table, [{"name": "meter", "value": "begun"}])
+
+
+def rebuilt_meter(engine: sa.Engine, rebuilds: int) -> None:
+    """Serve from the meter's books of this rebuild, and from no older ones, from now on."""
+    with engine.begin() as connection:
+        ledger.insert_new(connection, table, [{"name": "meter", "value": "begun"}, {"name": _REBUILDS, "value": "0"}])
+        connection.execute(sa.update(table).where(table.c.name == _REBUILDS).values(value=str(rebuilds)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import subprocess
@@ -11,9 +12,11 @@ from importlib.util import find_spec
 from typing import Any
 
 import onnxruntime
-import redis
 import sqlalchemy as sa
 
+from metering import redis_connection
+from metering.meter import MeterUnavailable
+from metering.redis_connection import RedisUnfit, Server, connect, demand
 from metering.redis_server import find_redis_server
 from retrieval.embedding import PACKAGED, packaged_model_folder
 from serving import __version__
@@ -71,7 +74,8 @@ def _try(name: str, look: Callable[[], str], advice: str) -> dict[str, Any]:
         OSError,
         LookupError,
         ValueError,
-        redis.RedisError,
+        MeterUnavailable,
+        RedisUnfit,
         subprocess.SubprocessError,
     ) as error:
         return _item(name, str(error), ok=False, advice=advice)
@@ -96,9 +100,9 @@ def _database(settings: Settings) -> str:
 
 def _redis(settings: Settings) -> str:
     if settings.redis_url:
-        with redis.Redis.from_url(settings.redis_url, socket_timeout=5) as client:
-            found = client.info("server")
-            return f"server {found['redis_version']} at the address of the settings"
+        servers = asyncio.run(_servers(settings.redis_url))
+        demand(servers, settings.redis_ack)
+        return "; ".join(", ".join([each.summary(), *each.warnings()]) for each in servers)
     binary = find_redis_server()
     if binary is None:
         raise LookupError("no redis-server")
@@ -106,6 +110,14 @@ def _redis(settings: Settings) -> str:
         [binary, "--version"], capture_output=True, text=True, check=True, timeout=10
     ).stdout  # our own find
     return f"embedded, {line.split(' sha=')[0].strip()} ({binary})"
+
+
+async def _servers(url: str) -> list[Server]:
+    client = connect(url)
+    try:
+        return await redis_connection.examine(client)
+    finally:
+        await client.aclose()
 
 
 def _model(settings: Settings) -> str:

@@ -36,6 +36,11 @@ class Metrics:
             "Captured records that are not in the ledger yet.",
             registry=self.registry,
         )
+        self.drain_lag_seconds = Gauge(
+            "patronage_drain_lag_seconds",
+            "How long the oldest captured record has waited for the ledger.",
+            registry=self.registry,
+        )
         self.drained = Counter("patronage_drained_records", "Records moved into the ledger.", registry=self.registry)
         self.accounts_low = Gauge(
             "patronage_accounts_low", "Accounts that are below their low-balance threshold.", registry=self.registry

@@ -39,6 +39,10 @@ async def serve(books: Books, listener: socket.socket) -> None:
     runs is finished, then what was captured is drained.
     """
     async with open_service(books) as service:
+        for redis in service.metering.servers:
+            _log.info("redis", found=redis.summary())
+            for warning in redis.warnings():
+                _log.warning("redis", address=redis.address, reason=warning)
         metrics = Metrics()
         app = create_app(service, metrics)
         config = uvicorn.Config(
@@ -84,12 +88,15 @@ async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> Non
     while not over.is_set():
         began = time.monotonic()
         try:
+            # First what can be drained: in a cluster, the masters that are there do not wait for one that is not.
+            metrics.drained.inc(await drain.drain())
             await service.metering.meter.check()
             if failing:
                 # Whatever Redis may have lost meanwhile, its accounts are never behind the ledger.
                 await service.metering.catch_up()
-            metrics.drained.inc(await drain.drain())
-            metrics.drain_lag.set(await drain.lag())
+            lag = await drain.lag()
+            metrics.drain_lag.set(lag.records)
+            metrics.drain_lag_seconds.set(lag.seconds)
             metrics.passages.set(await asyncio.to_thread(service.retriever.refresh))
             metrics.meter_up.set(1)
             if failing:

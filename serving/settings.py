@@ -27,13 +27,19 @@ class Settings(BaseSettings):
     )
     redis_url: str | None = Field(
         default=None,
-        description="Redis server, such as `redis://host:6379/0`. "
+        description="Redis server, such as `redis://host:6379/0`, or Redis Cluster, by some of its nodes, such as "
+        "`redis+cluster://host:port,host:port`; `rediss://` and `rediss+cluster://` with TLS, `unix://` for a socket. "
         "Without it: an embedded one, with its data in the data directory.",
     )
+    redis_ack: Literal["none", "aof"] = Field(
+        default="none",
+        description="When a charge counts as acknowledged: `none`, when Redis has it; `aof`, when Redis has it synced "
+        "to its disk too (WAITAOF, Redis 7.2 or newer).",
+    )
     redis_fsync: Literal["everysec", "always"] = Field(
-        default="everysec",
-        description="How often the embedded Redis syncs to disk: if the machine fails, `everysec` may lose the last "
-        "second, `always` loses nothing.",
+        default="always",
+        description="How often the embedded Redis syncs to disk: with `always` nothing that was acknowledged is lost, "
+        "with `everysec` up to two seconds may be, if the machine fails or Redis is killed.",
     )
     currency: str = Field(default="USD", description="ISO 4217 code; fixed when the data directory is made.")
     shards: int = Field(

@@ -16,6 +16,7 @@ from retrieval.embedding import MiniLMEmbedder
 from serving.assembly import Books, open_books
 from serving.database import open_database, sqlite_url
 from serving.settings import Settings
+from tests.redis_servers import RedisClusterProcesses, RedisProcess, cluster, external, flush
 
 # `make check` looks quickly. `make test` takes the full profile: 1,000 examples, and ten times that where MONEY is set.
 settings.register_profile("check", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -54,6 +55,34 @@ def redis_url(redis_server: str) -> str:
     with Redis.from_url(redis_server) as client:
         client.flushall()
     return redis_server
+
+
+@pytest.fixture(scope="session")
+def redis_external() -> Iterator[RedisProcess]:
+    """A Redis of the test session's own that runs outside of Patronage."""
+    with external() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[RedisClusterProcesses]:
+    """A Redis Cluster of three masters, of the test session's own."""
+    with cluster() as servers:
+        yield servers
+
+
+@pytest.fixture(params=["embedded", "server", "cluster"])
+def any_redis_url(request: pytest.FixtureRequest) -> str:
+    """Each of the three ways to have a Redis, empty."""
+    if request.param == "embedded":
+        return str(request.getfixturevalue("redis_url"))
+    if request.param == "server":
+        server: RedisProcess = request.getfixturevalue("redis_external")
+        flush([server])
+        return server.url
+    servers: RedisClusterProcesses = request.getfixturevalue("redis_cluster")
+    flush(servers.nodes)
+    return servers.url
 
 
 @pytest.fixture(scope="session")

@@ -40,11 +40,13 @@ end
 local function release(account, expiry, holds, keys, hold)
   local paid, free, key = reserved(holds, hold)
   if paid then
+    -- HDEL comes first. Beyond maxmemory Redis refuses a script's first write if it needs memory, and none after one
+    -- that does not: so nothing new is admitted then, and what was admitted is captured.
+    redis.call('HDEL', holds, hold)
     redis.call('HINCRBY', account, 'held', int(0 - tonumber(paid)))
     redis.call('HINCRBY', account, 'free_held', int(0 - tonumber(free)))
     redis.call('HINCRBY', keys, key .. ':held', int(0 - tonumber(paid)))
     redis.call('HINCRBY', keys, key .. ':running', '-1')
-    redis.call('HDEL', holds, hold)
   end
   redis.call('ZREM', expiry, hold)
 end
@@ -53,6 +55,26 @@ end
 local function release_expired(account, expiry, holds, keys, now)
   for _, hold in ipairs(redis.call('ZRANGEBYSCORE', expiry, '-inf', now, 'LIMIT', 0, 128)) do
     release(account, expiry, holds, keys, hold)
+  end
+end
+
+-- Makes the stream's next id come after the one given.
+local function advance(stream, ms, sequence)
+  local id = ms .. '-' .. sequence
+  if redis.call('EXISTS', stream) == 0 then
+    redis.call('XADD', stream, id, 'r', '')
+    redis.call('XDEL', stream, id)
+    return
+  end
+  local info = redis.call('XINFO', 'STREAM', stream)
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      local last_ms, last_sequence = string.match(info[i + 1], '^(%d+)-(%d+)$')
+      last_ms, last_sequence = tonumber(last_ms), tonumber(last_sequence)
+      if last_ms < tonumber(ms) or (last_ms == tonumber(ms) and last_sequence < tonumber(sequence)) then
+        redis.call('XSETID', stream, id)
+      end
+    end
   end
 end
 

@@ -5,7 +5,10 @@
 --       9 key  10 free part of the charge  11 the record's day  12 free amount of a month
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
 local before = redis.call('GET', KEYS[5])
-if before then return {'again', before} end
+if before then
+  redis.call('PEXPIRE', KEYS[5], ARGV[5]) -- a write, so that WAITAOF has something of this connection's to wait for
+  return {'again', before}
+end
 if redis.call('EXISTS', KEYS[2]) == 0 then return {'account'} end
 
 local free, day = tonumber(ARGV[10]), ARGV[11]

@@ -9,6 +9,7 @@ if held[1] == ARGV[2] and tonumber(held[2]) >= tonumber(ARGV[4]) then
 end
 if held[1] and held[1] ~= ARGV[2] then return {'taken'} end
 local token = int(math.max(tonumber(redis.call('GET', KEYS[3]) or '0'), tonumber(ARGV[4])) + 1)
+redis.call('DEL', KEYS[2]) -- first, as in capture.lua: the drain is what frees memory
 redis.call('SET', KEYS[3], token)
 redis.call('HSET', KEYS[2], 'owner', ARGV[2], 'token', token)
 redis.call('PEXPIRE', KEYS[2], ARGV[3])

@@ -3,17 +3,14 @@
 -- KEYS  1 deployment  2 usage
 -- ARGV  1 deployment  2 first id after the mark (milliseconds)  3... ids of the entries
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
-local info = redis.call('XINFO', 'STREAM', KEYS[2])
-for i = 1, #info, 2 do
-  if info[i] == 'last-generated-id' and tonumber(string.match(info[i + 1], '^%d+')) < tonumber(ARGV[2]) then
-    redis.call('XSETID', KEYS[2], ARGV[2] .. '-0')
-  end
-end
+local entries = {}
 for i = 3, #ARGV do
   local found = redis.call('XRANGE', KEYS[2], ARGV[i], ARGV[i])
   if found[1] then
-    redis.call('XADD', KEYS[2], '*', 'r', found[1][2][2])
-    redis.call('XDEL', KEYS[2], ARGV[i])
+    entries[#entries + 1] = found[1][2][2]
+    redis.call('XDEL', KEYS[2], ARGV[i]) -- before what needs memory, as in capture.lua
   end
 end
+advance(KEYS[2], ARGV[2], '0')
+for _, entry in ipairs(entries) do redis.call('XADD', KEYS[2], '*', 'r', entry) end
 return {'ok'}

@@ -19,6 +19,7 @@ from metering.meter import InsufficientFunds, MeterError, MeterLost
 from metering.money import MoneyError
 from metering.periods import PeriodError
 from metering.pricing import PriceError
+from metering.redis_connection import RedisUnfit
 from metering.redis_server import RedisServerError
 from metering.usage_log import SegmentError
 from retrieval.documents import DocumentError
@@ -28,13 +29,14 @@ from serving import __version__, logs
 from serving.answering import Overloaded, QueryError
 from serving.assembly import AssemblyError
 from serving.booking import BookingError
-from serving.cli import books, checks, customers, documents, keys, money, people, prices, server
+from serving.cli import books, checks, customers, documents, keys, meter, money, people, prices, server
 from serving.cli.console import CommandError, Options, choose
 from serving.closing import ClosingError, NotOverError
 from serving.data_dir import DataDirError
 from serving.database import DatabaseError
 from serving.identity import IdentityError
 from serving.limits import LimitError
+from serving.rebuilding import RebuildError
 from serving.settings import Settings
 from serving.webhooks import WebhookError
 
@@ -48,13 +50,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for part in (server, people, customers, keys, prices, documents, money, books, checks):
+for part in (server, people, customers, keys, prices, documents, money, books, meter, checks):
     part.register(app)
 
 _EXPECTED = (
     AssemblyError, BookingError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
-    EmbedderError, EmbedderMismatch, IdentityError, LimitError, MoneyError, PeriodError, PolicyError,
-    PriceError, QueryError, Overloaded, RedisServerError, RunError, SegmentError, WebhookError,
+    EmbedderError, EmbedderMismatch, IdentityError, LimitError, MoneyError, PeriodError, PolicyError, PriceError,
+    QueryError, Overloaded, RebuildError, RedisServerError, RedisUnfit, RunError, SegmentError, WebhookError,
 )  # fmt: skip
 
 
@@ -116,7 +118,10 @@ def _explain(error: Exception) -> str:
         case InsufficientFunds():
             return "the account does not cover what this query may cost: add credit with `patronage customer credit`"
         case MeterLost():
-            return f"{error}; nothing is served until the books are where they belong: see docs/operations.md"
+            return (
+                f"{error}; nothing is served until the books are where they belong: docs/operations.md says how, and "
+                "when to run `patronage meter rebuild`"
+            )
         case MeterError():
             return str(error)
         case ValidationError():

@@ -16,7 +16,7 @@ from metering import ledger, periods
 from metering.meter import Funding, Hold, Request
 from metering.pricing import Usage
 from metering.records import VALUE_ONE, Split
-from metering.usage_log import records
+from metering.usage_log import parse, records
 from serving import closing
 from serving.assembly import open_books, open_metering
 from serving.audit import audit
@@ -134,7 +134,7 @@ def test_the_order_and_the_partition_of_the_segments_do_not_matter(used, tmp_pat
         cut = []
         for start in range(0, len(every), size):
             entries = [(f"{start + i + 1}-0", data) for i, data in enumerate(every[start : start + size])]
-            segment, _ = log.write(0, entries)
+            segment = log.write(0, parse(entries))
             cut.append((segment.name, segment.sha256))
         random.Random(seed).shuffle(cut)
         found = closing.attribute(log, cut, *options)

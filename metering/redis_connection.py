@@ -1,0 +1,302 @@
+"""Connecting to Redis: one server, by TCP, TLS or a unix socket, or a cluster, and the same code on each.
+
+Everything that depends on which of them it is stands here: how a client is made, what is tried again and for how
+long, how a script gets to the server that has its keys, and what a server must have before it may carry money.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final, Literal
+from urllib.parse import unquote, urlsplit
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterNode, PipelineCommand, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    RedisClusterException,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from metering.meter import MeterUnavailable
+
+Client = Redis | RedisCluster
+Acknowledgement = Literal["none", "aof"]
+
+VERSION_MIN: Final = (6, 2)
+SYNC_TIMEOUT_MS: Final = 2_000
+"""How long a capture waits for the disk where that is asked for: less than the socket's time-out."""
+
+_CLUSTER_SCHEMES: Final = {"redis+cluster": False, "rediss+cluster": True}
+_PORT: Final = 6379
+_SOCKET_TIMEOUT_S: Final = 3.0
+_CONNECT_TIMEOUT_S: Final = 2.0
+# One a running query, with room: the libraries' own limit of 100 would refuse what the server admits.
+_CONNECTIONS_MAX: Final = 10_000
+# A query that cannot be paid must hear so soon: no long waits. A cluster is asked for its new layout in between.
+_RETRIES: Final = 1
+_CLUSTER_RETRIES: Final = 3
+_ERRORS: Final = (RedisError, RedisClusterException)
+_ELSEWHERE: Final = (
+    NoScriptError, MovedError, AskError, TryAgainError, ClusterDownError, RedisConnectionError, RedisTimeoutError,
+)  # fmt: skip
+
+# What Redis says, also in the middle of a script's error, and what an operator can do about it.
+_HINTS: Final = (
+    ("OOM command not allowed", "Redis is out of memory: raise its maxmemory; nothing that was captured is lost"),
+    ("MISCONF", "Redis cannot write to its disk: make space"),
+    ("READONLY", "Redis is a replica: PATRONAGE_REDIS_URL must lead to the master"),
+    ("CLUSTERDOWN", "the Redis Cluster is not whole: a master is down and no replica has taken its place"),
+    ("NOPERM", "Redis does not permit it to this user: its ACL needs all commands and keys"),
+)
+
+
+class RedisUnfit(RuntimeError):
+    """This Redis must not carry money as it is; the message says what to set."""
+
+
+@contextmanager
+def reached() -> Iterator[None]:
+    """Turn every failure of Redis into :class:`metering.meter.MeterUnavailable`, with a hint where there is one."""
+    try:
+        yield
+    except _ERRORS as error:
+        hint = next((hint for sign, hint in _HINTS if sign in str(error)), "Redis does not answer")
+        raise MeterUnavailable(f"{hint} ({str(error) or type(error).__name__})") from error
+
+
+def connect(url: str) -> Client:
+    """A client for ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://`` or ``rediss+cluster://``.
+
+    A cluster is named by some of its nodes: ``redis+cluster://user:password@host:port,host:port``. Nothing is sent
+    yet; the caller closes it.
+
+    Raises:
+        ValueError: it is no such URL.
+    """
+    scheme = url.partition("://")[0]
+    if scheme not in _CLUSTER_SCHEMES:
+        return Redis.from_url(
+            url,
+            socket_timeout=_SOCKET_TIMEOUT_S,
+            socket_connect_timeout=_CONNECT_TIMEOUT_S,
+            max_connections=_CONNECTIONS_MAX,
+            retry=_retry(_RETRIES),
+        )
+    parts = urlsplit(url)
+    user, _, hosts = parts.netloc.rpartition("@")
+    name, _, password = user.partition(":")
+    if parts.path not in ("", "/", "/0") or parts.query or not hosts:
+        raise ValueError("a cluster is written redis+cluster://[user:password@]host:port[,host:port], database 0 only")
+    return RedisCluster(
+        startup_nodes=[_node(host) for host in hosts.split(",")],
+        username=unquote(name) or None,
+        password=unquote(password) or None,
+        ssl=_CLUSTER_SCHEMES[scheme],
+        require_full_coverage=False,  # the shards of the masters that are there go on
+        socket_timeout=_SOCKET_TIMEOUT_S,
+        socket_connect_timeout=_CONNECT_TIMEOUT_S,
+        max_connections=_CONNECTIONS_MAX,
+        retry=_retry(_CLUSTER_RETRIES),
+    )
+
+
+class Script:
+    """A Lua script of ``metering.lua``, behind the prelude that all of them share."""
+
+    def __init__(self, client: Client, name: str) -> None:
+        """``name`` is the file's, without its suffix."""
+        lua = files("metering.lua")
+        self._client = client
+        self._text = (lua / "_prelude.lua").read_text() + (lua / f"{name}.lua").read_text()
+        self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
+
+    async def __call__(self, *, keys: Sequence[str], args: Sequence[str | bytes | int]) -> list[Any]:
+        """Run it where its keys are.
+
+        Raises:
+            RedisError, RedisClusterException: it was not run, or its answer was lost; see :func:`reached`.
+        """
+        client: Any = self._client
+        try:
+            try:
+                reply: list[Any] = await client.evalsha(self._sha, len(keys), *keys, *args)
+            except NoScriptError:
+                # Its scripts were flushed, or it is another server since a failover. EVAL loads what it runs.
+                reply = await client.eval(self._text, len(keys), *keys, *args)
+        except ResponseError as error:
+            if "READONLY" in str(error) and isinstance(client, Redis):
+                # Connected to a master that was deposed: the next connection asks the name's address again.
+                await client.connection_pool.disconnect(inuse_connections=False)
+            raise
+        return reply
+
+    async def synced(self, *, keys: Sequence[str], args: Sequence[str | bytes | int]) -> list[Any]:
+        """Run it, and wait until its writes are in the append-only file on disk: one round trip, one connection.
+
+        The script is repeated if the cluster has moved or the connection broke, so it must be harmless to repeat,
+        and must write something each time: Redis waits for what the connection itself has written.
+
+        Raises:
+            RedisError, RedisClusterException: as when it is called; also if the disk takes too long.
+        """
+        run = ("EVALSHA", self._sha, len(keys), *keys, *args)
+        wait = ("WAITAOF", 1, 0, SYNC_TIMEOUT_MS)
+        reply, synced = await self._together(keys[0], run, wait)
+        if isinstance(reply, _ELSEWHERE):
+            await self(keys=keys, args=args)  # to the right server, which knows the script from then on
+            reply, synced = await self._together(keys[0], run, wait)
+        for answer in (reply, synced):
+            if isinstance(answer, Exception):
+                raise answer
+        if synced[0] < 1:
+            raise RedisTimeoutError(f"the append-only file was not synced within {SYNC_TIMEOUT_MS} ms")
+        return list(reply)
+
+    async def _together(self, key: str, *commands: tuple[str | bytes | int, ...]) -> list[Any]:
+        """The replies to commands that are sent together on one connection; errors among them."""
+        try:
+            if isinstance(self._client, Redis):
+                pipeline = self._client.pipeline(transaction=False)
+                for command in commands:
+                    pipeline.execute_command(*command)
+                return await pipeline.execute(raise_on_error=False)
+            await self._client.initialize()
+            node = self._client.get_node_from_key(key)
+            if node is None:
+                raise RedisConnectionError(f"no node of the cluster has the slot of {key}")
+            batch = [PipelineCommand(place, *command) for place, command in enumerate(commands)]
+            await node.execute_pipeline(batch)
+            return [command.result for command in batch]
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            return [error] * len(commands)
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What one master says of itself. ``fsync`` is empty where it does not tell."""
+
+    address: str
+    version: str
+    role: str
+    eviction: str
+    maxmemory: int
+    """In bytes; 0 is no limit."""
+    appendonly: bool
+    fsync: str
+    replicas: int
+    waitaof: bool
+
+    def faults(self, ack: Acknowledgement) -> list[str]:
+        """Why it must not carry money as it is, and what to set."""
+        found = []
+        if tuple(int(part) for part in self.version.split(".")[:2]) < VERSION_MIN:
+            found.append(f"it is Redis {self.version}: install {'.'.join(map(str, VERSION_MIN))} or newer")
+        if self.role != "master":
+            found.append("it is a replica: PATRONAGE_REDIS_URL must lead to the master")
+        if self.eviction != "noeviction":
+            found.append(
+                f"maxmemory-policy is {self.eviction}, and an evicted key is lost money: "
+                "set `maxmemory-policy noeviction`"
+            )
+        if ack == "aof" and not self.waitaof:
+            found.append(
+                f"PATRONAGE_REDIS_ACK=aof needs WAITAOF, which Redis {self.version} does not have (7.2 does): "
+                "upgrade it, or sync every write with `appendfsync always` and set PATRONAGE_REDIS_ACK=none"
+            )
+        elif ack == "aof" and not self.appendonly:
+            found.append("PATRONAGE_REDIS_ACK=aof needs an append-only file: set `appendonly yes`")
+        return found
+
+    def warnings(self) -> list[str]:
+        """What an operator should know: money may be lost if the machine fails."""
+        found = []
+        if not self.appendonly:
+            found.append("nothing is written to disk: a restart loses what is not drained; set `appendonly yes`")
+        elif self.fsync == "no":
+            found.append("the append-only file is synced when the system likes: set `appendfsync everysec` or `always`")
+        return found
+
+    def summary(self) -> str:
+        """One line for people."""
+        disk = f"append-only file, {self.fsync or 'sync unknown'}" if self.appendonly else "no append-only file"
+        waits = ", WAITAOF" if self.waitaof else ""
+        return f"{self.version} at {self.address}: {self.eviction}, {disk}, {self.replicas} replicas{waits}"
+
+
+async def examine(client: Client) -> list[Server]:
+    """Ask every master what it is.
+
+    Raises:
+        MeterUnavailable: one does not answer.
+    """
+    with reached():
+        if isinstance(client, Redis):
+            return [await _server(client, _address(client), {})]
+        await client.initialize()
+        return [await _server(client, node.name, {"target_nodes": node}) for node in client.get_primaries()]
+
+
+def demand(servers: Sequence[Server], ack: Acknowledgement) -> None:
+    """Refuse a Redis that must not carry money.
+
+    Raises:
+        RedisUnfit: one of its masters must not.
+    """
+    for server in servers:
+        faults = server.faults(ack)
+        if faults:
+            raise RedisUnfit(f"Redis at {server.address} cannot be used: {'; '.join(faults)}")
+
+
+async def _server(client: Client, address: str, target: dict[str, Any]) -> Server:
+    ask: Any = client.execute_command
+    info: dict[str, Any] = await ask("INFO", **target)
+    try:
+        fsync = (await ask("CONFIG GET", "appendfsync", **target)).get("appendfsync", "")
+    except ResponseError:  # hosted servers keep their configuration to themselves
+        fsync = ""
+    try:
+        waitaof = any((await ask("COMMAND INFO", "waitaof", **target)) or ())
+    except ResponseError:
+        waitaof = False
+    return Server(
+        address=address,
+        version=str(info["redis_version"]),
+        role=str(info["role"]),
+        eviction=str(info.get("maxmemory_policy", "unknown")),
+        maxmemory=int(info.get("maxmemory", 0)),
+        appendonly=bool(info.get("aof_enabled", 0)),
+        fsync=fsync,
+        replicas=int(info.get("connected_slaves", 0)),
+        waitaof=waitaof,
+    )
+
+
+def _address(client: Redis) -> str:
+    place = client.connection_pool.connection_kwargs
+    return str(place.get("path") or f"{place.get('host', 'localhost')}:{place.get('port', _PORT)}")
+
+
+def _node(text: str) -> ClusterNode:
+    place = urlsplit(f"//{text}")
+    if not place.hostname:
+        raise ValueError(f"{text!r} names no host")
+    return ClusterNode(place.hostname, place.port or _PORT)
+
+
+def _retry(count: int) -> Retry:
+    return Retry(ExponentialBackoff(cap=0.2, base=0.05), count)

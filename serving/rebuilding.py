@@ -1,0 +1,116 @@
+"""Rebuilding the meter: after Redis was flushed or lost, its books are made anew from the ledger and the log.
+
+What is registered is all there: accounts, what they spent, revocations, and the marks that let a capture that is sent
+again charge nothing. What Redis alone knew is gone with it: queries that were captured and not drained, running holds,
+and responses kept for replays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from metering import rebuild as books_in_redis
+from metering.rebuild import State
+from metering.redis_connection import Client
+from metering.redis_meter import deployment_key
+from serving import deployment
+from serving.assembly import Books, metering_on, open_redis
+
+Progress = Callable[[str], None]
+
+
+class RebuildError(RuntimeError):
+    """The meter must not be rebuilt; nothing was changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """What a rebuild did."""
+
+    shards: int
+    """Shards that were made anew; the others had kept their books."""
+    accounts: int
+    drained: int
+    """Records that were still in Redis, or in segments that no drainer had registered."""
+    marked: int
+    """Registered records that are recognised if they are captured again."""
+
+
+async def look(books: Books) -> dict[str, Any]:
+    """The meter as it is, also where it would be refused: its servers, whose books they carry, what waits.
+
+    Raises:
+        RedisUnfit, MeterUnavailable: Redis cannot be used, or does not answer.
+    """
+    async with open_redis(books) as (client, servers):
+        shards = Counter(state.value for state in await _states(client, books))
+        lag = await metering_on(client, books, books.deployment.meter, servers).drain.lag()
+        return {
+            "servers": [server.summary() for server in servers],
+            "warnings": [warning for server in servers for warning in server.warnings()],
+            "shards": {state.value: shards[state.value] for state in State},
+            "waiting": {"records": lag.records, "seconds": round(lag.seconds, 3)},
+            "rebuilds": books.deployment.rebuilds,
+        }
+
+
+async def rebuild(books: Books, *, force: bool = False, progress: Progress | None = None) -> Rebuilt:
+    """Make the meter's books anew, with the server stopped. What is captured and still there is drained first.
+
+    With ``force`` also shards that have kept their books are made anew.
+
+    Raises:
+        RebuildError: Redis has not lost the books, or holds another deployment's.
+        DataDirError: a server uses the data directory.
+        MeterUnavailable: Redis does not answer.
+        OSError, SQLAlchemyError: what is captured cannot be drained; run it again when it can.
+    """
+    say = progress or (lambda _: None)
+    found = books.deployment
+    with books.directory.serving({"pid": os.getpid(), "url": "patronage meter rebuild"}):
+        async with open_redis(books) as (client, servers):
+            states = await _states(client, books)
+            _refuse(states, found.meter, force=force)
+            lost = [shard for shard, state in enumerate(states) if force or state is not State.HELD]
+            rebuilds = found.rebuilds + 1
+            meter = replace(found, rebuilds=rebuilds).meter
+            metering = metering_on(client, books, meter, servers)
+            await books_in_redis.carry(client, meter, found.shards)
+            say("draining what is captured")
+            await books_in_redis.advance(client, books.engine, meter)
+            drained = await metering.drain.drain()
+            await metering.drain.settle()
+            say("clearing what is left over")
+            await books_in_redis.clear(client, lost)
+            say("opening the accounts")
+            await metering.catch_up()
+            say("marking what is registered")
+            marked = await books_in_redis.remember(client, books.engine, found.shards)
+            await metering.meter.check()
+            await metering.drain.release()
+            deployment.rebuilt_meter(books.engine, rebuilds)
+            accounts = await asyncio.to_thread(books.identities.customers)
+            return Rebuilt(len(lost), len(accounts), drained, marked)
+
+
+async def _states(client: Client, books: Books) -> list[State]:
+    return await books_in_redis.states(client, books.deployment.meter, books.deployment.shards)
+
+
+def _refuse(states: list[State], meter: str, *, force: bool) -> None:
+    if State.FOREIGN in states:
+        raise RebuildError(
+            f"Redis holds another deployment's accounts ({deployment_key(states.index(State.FOREIGN))} is not "
+            f"{meter[:8]}...): check PATRONAGE_REDIS_URL and --data-dir; they are never overwritten"
+        )
+    if not force and all(state is State.HELD for state in states):
+        raise RebuildError(
+            "Redis has not lost this deployment's accounts: there is nothing to rebuild. --force makes them anew all "
+            "the same: queries in progress and responses kept for replays are forgotten, and every account has spent "
+            "what the ledger says"
+        )

@@ -1,0 +1,234 @@
+"""The meter on each Redis: the same behaviour embedded, on one external server and on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from metering.meter import (
+    Funding,
+    Hold,
+    HoldExpired,
+    IdempotencyMismatch,
+    IdempotencyRunning,
+    InsufficientFunds,
+    KeyRevoked,
+    MeterLost,
+    MeterUnavailable,
+    RateLimited,
+    Replay,
+    Request,
+)
+from metering.redis_connection import RedisUnfit, connect, demand, examine
+from metering.redis_meter import RedisMeter, deployment_key, shard_of, stream_entries, usage_stream
+from tests.records import a_record
+
+SHARDS = 16
+pytestmark = pytest.mark.anyio
+
+
+def a_meter(client, deployment="d", hold_ttl_ms=60_000, ack="none"):
+    return RedisMeter(
+        client, deployment=deployment, shards=SHARDS, hold_ttl_ms=hold_ttl_ms, replay_ttl_ms=60_000, ack=ack
+    )
+
+
+@pytest.fixture
+async def client(any_redis_url):
+    found = connect(any_redis_url)
+    yield found
+    await found.aclose()
+
+
+@pytest.fixture
+async def meter(client):
+    found = a_meter(client)
+    await found.claim(fresh=True)
+    await found.fund(Funding("acme", 1, 1_000, 0))
+    return found
+
+
+def asked(hold="h", ceiling=100, account="acme", **more):
+    return Request(hold, account, "key", ceiling, **more)
+
+
+async def balance(meter, account="acme"):
+    found = await meter.balance(account)
+    return found.funded, found.spent, found.held
+
+
+async def captured(client, account="acme"):
+    return stream_entries(await client.xrange(usage_stream(shard_of(account, SHARDS))))
+
+
+async def test_a_hold_becomes_a_charge_and_a_record_in_one_step(client, meter):
+    hold = await meter.authorize(asked())
+    assert await balance(meter) == (1_000, 0, 100)
+    record = a_record(id="h", charge=60)
+    await meter.capture(hold, record)
+    assert await balance(meter) == (1_000, 60, 0)
+    assert [data for _, data in await captured(client)] == [record.encode()]
+    assert await meter.find_record("acme", "h") == record.encode()
+    assert await meter.find_record("acme", "other") is None
+
+
+async def test_a_void_charges_nothing(client, meter):
+    hold = await meter.authorize(asked())
+    await meter.void(hold)
+    await meter.void(hold)
+    assert await balance(meter) == (1_000, 0, 0)
+    assert await captured(client) == []
+
+
+async def test_a_capture_that_is_repeated_charges_once(client, meter):
+    hold = await meter.authorize(asked())
+    await asyncio.gather(*[meter.capture(hold, a_record(id="h", charge=60)) for _ in range(20)])
+    assert await balance(meter) == (1_000, 60, 0)
+    assert len(await captured(client)) == 1
+
+
+async def test_a_charge_above_its_ceiling_is_refused(client, meter):
+    hold = await meter.authorize(asked())
+    with pytest.raises(ValueError, match="above the ceiling"):
+        await meter.capture(hold, a_record(id="h", charge=101))
+    assert await balance(meter) == (1_000, 0, 100)
+    assert await captured(client) == []
+
+
+async def test_a_thousand_at_once_never_overspend(client, meter):
+    """Money for ten of a thousand requests: ten are admitted, charged and logged."""
+
+    async def query(number):
+        try:
+            hold = await meter.authorize(asked(f"h{number}"))
+        except InsufficientFunds as refused:
+            return 0 if refused.available < 100 else 1_000_000
+        await meter.capture(hold, a_record(id=f"h{number}", charge=100))
+        return 1
+
+    assert sum(await asyncio.gather(*[query(number) for number in range(1_000)])) == 10
+    assert await balance(meter) == (1_000, 1_000, 0)
+    assert len(await captured(client)) == 10
+
+
+async def test_a_lapsed_hold_is_given_back_and_captured_only_from_what_is_left(client, meter):
+    fleeting = a_meter(client, hold_ttl_ms=0)
+    late, too_late = await fleeting.authorize(asked("late", 900)), await fleeting.authorize(asked("too-late", 900))
+    assert await balance(meter) == (1_000, 0, 0)
+    await meter.capture(late, a_record(id="late", charge=700))
+    with pytest.raises(HoldExpired):
+        await meter.capture(too_late, a_record(id="too-late", charge=700))
+    assert await balance(meter) == (1_000, 700, 0)
+
+
+async def test_an_idempotency_key_is_answered_once(meter):
+    asks = asked("first", idempotency_key="k", fingerprint="body")
+    hold = await meter.authorize(asks)
+    with pytest.raises(IdempotencyRunning):
+        await meter.authorize(asked("second", idempotency_key="k", fingerprint="body"))
+    with pytest.raises(IdempotencyMismatch):
+        await meter.authorize(asked("third", idempotency_key="k", fingerprint="other"))
+    await meter.capture(hold, a_record(id="first", charge=1), b"the answer")
+    assert await meter.authorize(asked("fourth", idempotency_key="k", fingerprint="body")) == Replay(b"the answer")
+    assert await balance(meter) == (1_000, 1, 0)
+
+
+async def test_an_authorize_that_is_sent_twice_holds_once(meter):
+    assert await meter.authorize(asked()) == await meter.authorize(asked()) == Hold(asked())
+    assert await balance(meter) == (1_000, 0, 100)
+
+
+async def test_a_rate_limit_lets_a_minutes_requests_through_and_says_when_to_come_again(meter):
+    for number in range(3):
+        await meter.authorize(asked(f"h{number}", requests_per_minute=3))
+    with pytest.raises(RateLimited) as refused:
+        await meter.authorize(asked("h3", requests_per_minute=3))
+    assert 0 < refused.value.retry_after_s <= 20
+
+
+async def test_a_revoked_key_is_refused(meter):
+    await meter.revoke("acme", "key")
+    with pytest.raises(KeyRevoked):
+        await meter.authorize(asked())
+    assert await balance(meter) == (1_000, 0, 0)
+
+
+async def test_funding_converges_whatever_the_order(meter):
+    for view in (Funding("acme", 3, 5_000, 0), Funding("acme", 2, 2_000, 0), Funding("acme", 3, 5_000, 40)):
+        await meter.fund(view)
+    assert await balance(meter) == (5_000, 40, 0)
+
+
+async def test_accounts_are_on_every_shard_and_strangers_are_unknown(meter):
+    names = [f"account-{number}" for number in range(200)]
+    assert {shard_of(name, SHARDS) for name in names} == set(range(SHARDS))
+    await asyncio.gather(*[meter.fund(Funding(name, 1, 7, 0)) for name in names])
+    assert {await balance(meter, name) for name in names} == {(7, 0, 0)}
+    with pytest.raises(KeyError):
+        await meter.balance("stranger")
+    with pytest.raises(MeterLost):
+        await meter.authorize(asked(account="stranger"))
+
+
+async def test_another_deployments_books_are_refused(client, meter):
+    stranger = a_meter(client, deployment="other")
+    with pytest.raises(MeterLost, match="another deployment"):
+        await stranger.claim(fresh=True)
+    with pytest.raises(MeterLost):
+        await stranger.check()
+    await meter.check()
+
+
+async def test_a_shard_that_is_lost_is_refused(client, meter):
+    await client.delete(deployment_key(shard_of("acme", SHARDS)))
+    for attempt in (meter.check(), meter.authorize(asked()), meter.balance("acme"), meter.claim(fresh=False)):
+        with pytest.raises(MeterLost):
+            await attempt
+
+
+async def test_scripts_that_were_flushed_are_loaded_again(client, meter):
+    hold = await meter.authorize(asked())
+    await client.script_flush()
+    await meter.capture(hold, a_record(id="h", charge=60))
+    await client.script_flush()
+    assert await balance(meter) == (1_000, 60, 0)
+
+
+async def test_waiting_for_the_disk_is_a_feature_that_is_detected(client, meter):
+    """With Redis 7.2 or newer on the PATH this waits on the real WAITAOF; an older one is refused, and says so."""
+    servers = await examine(client)
+    synced = a_meter(client, ack="aof")
+    hold = await synced.authorize(asked())
+    if all(server.waitaof for server in servers):
+        demand(servers, "aof")
+        await synced.capture(hold, a_record(id="h", charge=60))
+    else:
+        with pytest.raises(RedisUnfit, match="PATRONAGE_REDIS_ACK=aof needs WAITAOF"):
+            demand(servers, "aof")
+        with pytest.raises(MeterUnavailable):
+            await synced.capture(hold, a_record(id="h", charge=60))
+    assert await balance(meter) == (1_000, 60, 0)
+    assert len(await captured(client)) == 1
+
+
+async def test_a_redis_that_is_not_there_is_unavailable():
+    for url in ("redis://127.0.0.1:1", "redis+cluster://127.0.0.1:1", "unix:///nowhere/redis.sock"):
+        client = connect(url)
+        try:
+            with pytest.raises(MeterUnavailable):
+                await examine(client)
+            with pytest.raises(MeterUnavailable):
+                await a_meter(client).authorize(asked())
+        finally:
+            await client.aclose()
+
+
+async def test_what_carries_money_says_what_it_is(client, any_redis_url):
+    servers = await examine(client)
+    demand(servers, "none")
+    assert len(servers) == (3 if "cluster" in any_redis_url else 1)
+    assert {(each.role, each.eviction, each.appendonly, each.fsync) for each in servers} == {
+        ("master", "noeviction", True, "always" if "cluster" in any_redis_url else "everysec")
+    }
+    assert [each.warnings() for each in servers] == [[]] * len(servers)
