@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import secrets
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
 
 import msgspec
 import sqlalchemy as sa
@@ -28,37 +26,13 @@ from metering.pricing import ModelPrice, Usage
 from metering.records import SCORE_ONE, Split, UsageRecord, Use, fingerprint
 from retrieval.embedding import Embedder
 from retrieval.retriever import Retrieval, Retriever
+from serving.answered import Answered, Citation, Source
 from serving.generators import extractive
 from serving.identity import Caller
+from serving.query import MaxPriceExceeded, Query, QuestionTooLong
 from serving.rulebook import Rulebook
 from serving.settings import Settings
 from serving.vault import Vault
-
-TOP_K_DEFAULT: Final = 5
-TOP_K_MAX: Final = 50
-PURPOSE_DEFAULT: Final = "answer"
-_PURPOSE: Final = re.compile(r"[a-z0-9][a-z0-9_.:-]{0,63}", re.ASCII)
-
-
-class QueryError(ValueError):
-    """A query that cannot be answered as it was asked; nothing was charged."""
-
-    def __init__(self, message: str, param: str = "question") -> None:
-        """``param`` names the part of the query that is wrong."""
-        super().__init__(message)
-        self.param = param
-
-
-class QuestionTooLong(QueryError):
-    """The question is above the limit."""
-
-
-class MaxPriceExceeded(QueryError):
-    """The query may cost more than its ``max_price``."""
-
-    def __init__(self, ceiling: str) -> None:
-        """``ceiling`` as an amount."""
-        super().__init__(f"the query may cost up to {ceiling}, which is more than max_price", "max_price")
 
 
 class Overloaded(RuntimeError):
@@ -72,77 +46,6 @@ class AlreadyCharged(RuntimeError):
         """``receipt`` is the id of the receipt of the charge."""
         super().__init__(f"this Idempotency-Key was charged with receipt {receipt}, whose response is no longer kept")
         self.receipt = receipt
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A paid query."""
-
-    question: str
-    model: str
-    top_k: int = TOP_K_DEFAULT
-    purpose: str = PURPOSE_DEFAULT
-    max_price: int | None = None
-    """Units."""
-    idempotency_key: str = ""
-    body_hash: str = ""
-    """Fingerprint of the request, compared when the Idempotency-Key comes again."""
-
-    def __post_init__(self) -> None:
-        """Refuse what is no query.
-
-        Raises:
-            QueryError: with the part that is wrong.
-        """
-        if not self.question.strip():
-            raise QueryError("the question is blank")
-        try:
-            self.question.encode()
-        except UnicodeEncodeError:
-            raise QueryError("the question is not valid Unicode") from None
-        if _PURPOSE.fullmatch(self.purpose) is None:
-            raise QueryError("the purpose must be a word such as answer or research", "purpose")
-        if not 1 <= self.top_k <= TOP_K_MAX:
-            raise QueryError(f"top_k must be between 1 and {TOP_K_MAX}", "top_k")
-
-
-class Source(msgspec.Struct, frozen=True):
-    """A retrieved document, as the customer sees it."""
-
-    document_id: str
-    version: str
-    title: str
-    contributor: str
-    url: str | None
-    score: float
-    share: float
-    cited: bool
-
-
-class Citation(msgspec.Struct, frozen=True):
-    """A quotation in the answer. Spans are code points, end exclusive."""
-
-    source: int
-    quote: str
-    passage: tuple[int, int]
-    answer_span: tuple[int, int]
-
-
-class Answered(msgspec.Struct, frozen=True):
-    """An answered query, with everything that any of the interfaces shows of it."""
-
-    id: str
-    created_ms: int
-    model: str
-    answer: str
-    sources: tuple[Source, ...]
-    citations: tuple[Citation, ...]
-    model_residual: float
-    charge: int
-    input_tokens: int
-    output_tokens: int
-    price_version: int
-    policy_version: int
 
 
 _ANSWERED = msgspec.msgpack.Decoder(Answered)

@@ -12,11 +12,12 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict
 
 from serving import rendering
-from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, Answered, Query
+from serving.answered import Answered
 from serving.api import paid
 from serving.api.context import Customer, TheService, customer, json_response
 from serving.api.errors import ApiError
 from serving.api.query import TopK
+from serving.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, Query
 
 router = APIRouter()
 

@@ -27,10 +27,11 @@ from metering.periods import PeriodError
 from metering.pricing import PriceError
 from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
-from serving.answering import AlreadyCharged, MaxPriceExceeded, Overloaded, QueryError, QuestionTooLong
+from serving.answering import AlreadyCharged, Overloaded
 from serving.closing import ClosingError
 from serving.funding import FundingError, ReferenceUsed, UnknownCustomer
 from serving.identity import IdentityError, InvalidName
+from serving.query import MaxPriceExceeded, QueryError, QuestionTooLong
 
 _SERVER_ERROR = 500
 _KINDS = {

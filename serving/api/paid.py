@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from metering.money import Currency, MoneyError
 from metering.records import fingerprint
-from serving.answering import Answered
+from serving.answered import Answered
 from serving.api.errors import ApiError
 
 _KEY_CHARS_MAX = 255

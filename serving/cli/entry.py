@@ -25,7 +25,7 @@ from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__, logs
-from serving.answering import Overloaded, QueryError
+from serving.answering import Overloaded
 from serving.assembly import AssemblyError
 from serving.cli import checks, documents, money, people, server
 from serving.cli.console import CommandError, Options, choose
@@ -34,6 +34,7 @@ from serving.data_dir import DataDirError
 from serving.database import DatabaseError
 from serving.funding import FundingError
 from serving.identity import IdentityError
+from serving.query import QueryError
 from serving.settings import Settings
 
 app = typer.Typer(
