@@ -9,7 +9,7 @@ did cost and logs its usage record in the same step, or ``void`` releases the ho
     ├── KeyRevoked             the key may not be used any more
     ├── IdempotencyMismatch    the Idempotency-Key was used with another body
     ├── IdempotencyRunning     the first request with this Idempotency-Key is still being answered
-    ├── HoldExpired            the hold lapsed and the funds have been used since
+    ├── HoldExpired            the hold lapsed, and its funds or its key have been used since
     └── MeterUnavailable       the meter cannot be reached: nothing may be served
         └── MeterLost          it can be reached and does not hold this deployment's accounts
 """
@@ -58,7 +58,7 @@ class IdempotencyRunning(MeterError):
 
 
 class HoldExpired(MeterError):
-    """The hold lapsed before its capture, and the account can no longer cover the charge."""
+    """The hold lapsed before its capture, and its funds or its Idempotency-Key have been used since."""
 
 
 class MeterUnavailable(MeterError):
@@ -84,6 +84,9 @@ class Request:
     idempotency_key: str = ""
     fingerprint: str = ""
     """Hash of the request's body, compared when the Idempotency-Key comes again."""
+    retries: int | None = None
+    """None: the client sent the Idempotency-Key itself. Otherwise the key was made from the request, and this is how
+    often the client's library has sent it again: 0 begins a new answer, more asks for the one that was begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +146,12 @@ class Meter(Protocol):
     async def capture(self, hold: Hold, record: UsageRecord, response: bytes = b"") -> None:
         """Charge ``record.charge``, release the rest, and append the record to the log: one atomic step.
 
-        Repeating it is harmless. ``response`` is kept for replays where the hold has an Idempotency-Key.
+        Repeating it is harmless. ``response`` is kept for replays where the hold has an Idempotency-Key; where it is
+        empty, the key is forgotten.
 
         Raises:
-            HoldExpired: nothing was charged and nothing logged.
+            HoldExpired: the hold lapsed, and its funds or its Idempotency-Key have been used since; nothing was
+                charged and nothing logged.
             ValueError: the charge is above the ceiling; nothing was charged.
         """
         ...

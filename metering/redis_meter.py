@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
@@ -37,6 +37,9 @@ Client = Redis | RedisCluster
 
 DONE_TTL_MS = 7 * 24 * 3600 * 1000
 """How long a capture is recognised when it is sent again (a replayed spool may be days old)."""
+
+RETRY_REPLAYS_MAX: Final = 3
+"""How often one answer is replayed to a client's library that sends its request again."""
 
 _SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check")
 
@@ -83,6 +86,7 @@ class RedisMeter:
         shards: int,
         hold_ttl_ms: int,
         replay_ttl_ms: int,
+        retry_ttl_ms: int,
     ) -> None:
         """``client`` must return bytes, not decoded strings; the caller closes it."""
         self._client = client
@@ -90,6 +94,7 @@ class RedisMeter:
         self._shards = shards
         self._hold_ttl_ms = hold_ttl_ms
         self._replay_ttl_ms = replay_ttl_ms
+        self._retry_ttl_ms = retry_ttl_ms
         self._scripts = {name: load_script(client, name) for name in _SCRIPTS}
 
     async def claim(self, *, fresh: bool) -> None:
@@ -133,6 +138,8 @@ class RedisMeter:
                 request.requests_per_minute,
                 request.fingerprint if request.idempotency_key else "",
                 max(self._hold_ttl_ms * 2, self._replay_ttl_ms),
+                "" if request.retries is None else request.retries,
+                RETRY_REPLAYS_MAX,
             ],
         )
         match reply[0]:
@@ -174,13 +181,13 @@ class RedisMeter:
                 DONE_TTL_MS,
                 "1" if request.idempotency_key else "0",
                 response,
-                self._replay_ttl_ms,
+                self._replay_ttl_ms if request.retries is None else self._retry_ttl_ms,
             ],
         )
         if reply[0] == b"above":
             raise ValueError(f"charge {record.charge} is above the ceiling {int(reply[1])}")
         if reply[0] == b"expired":
-            raise HoldExpired("the hold lapsed before the answer was complete, and the funds have been used since")
+            raise HoldExpired("the hold lapsed before the answer was complete, and has been used for another since")
 
     async def void(self, hold: Hold) -> None:
         """See :meth:`Meter.void`."""

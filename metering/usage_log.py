@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from metering.durable import write_durably
 from metering.merkle import leaf_hash
 from metering.records import UsageRecord, decode_record
 
@@ -104,7 +103,7 @@ class UsageLog:
         pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue()
         segment = Segment(shard, entries[0][0], entries[-1][0], len(records), hashlib.sha256(data).hexdigest())
-        _write_durably(self.path(segment.name), data)
+        write_durably(self.path(segment.name), data)
         return segment, records
 
     def read(self, name: str, sha256: str) -> pa.Table:
@@ -174,22 +173,3 @@ def stream_order(stream_id: str) -> tuple[int, int]:
     """The sort key of a Redis stream id: milliseconds, then sequence."""
     milliseconds, _, sequence = stream_id.partition("-")
     return int(milliseconds), int(sequence)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

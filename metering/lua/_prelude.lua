@@ -7,7 +7,7 @@
 --   {sNN}:expiry:ID       zset    hold id -> when it lapses      (ms)
 --   {sNN}:holds:ID        hash    hold id -> ceiling             (units)
 --   {sNN}:key:ID          hash    revoked, tat                   (rate limit: theoretical arrival time, ms)
---   {sNN}:idem:ID:HASH    hash    fingerprint, hold, state, response
+--   {sNN}:idem:ID:HASH    hash    fingerprint, hold, state, response, replays
 --   {sNN}:done:HOLD       string  stream id of the captured record
 --   {sNN}:usage           stream  r -> canonical bytes of a usage record
 --   {sNN}:probe           string  written by check

@@ -2,6 +2,8 @@
 -- KEYS  1 deployment  2 account  3 expiry  4 holds  5 key  6 idem
 -- ARGV  1 deployment  2 hold  3 ceiling  4 hold ttl (ms)  5 requests a minute (0: no limit)
 --       6 fingerprint ('': no Idempotency-Key)  7 ttl of a running idem entry (ms)
+--       8 how often the client's library has sent this again ('': the client sent the Idempotency-Key itself)
+--       9 the most replays to such a library
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
 if redis.call('EXISTS', KEYS[2]) == 0 then return {'account'} end
 if redis.call('HEXISTS', KEYS[4], ARGV[2]) == 1 then return {'ok'} end -- sent twice over a broken connection
@@ -12,12 +14,21 @@ local now = now_ms()
 release_expired(KEYS[2], KEYS[3], KEYS[4], now)
 
 if ARGV[6] ~= '' then
-  local first = redis.call('HMGET', KEYS[6], 'fingerprint', 'state', 'response', 'hold')
+  local first = redis.call('HMGET', KEYS[6], 'fingerprint', 'state', 'response', 'hold', 'replays')
   if first[1] then
     if first[1] ~= ARGV[6] then return {'mismatch'} end
-    if first[2] == 'done' then return {'replay', first[3]} end
+    -- A library's first sending begins a new answer, whatever was answered before; so does one too many.
+    local again = ARGV[8] ~= '0'
+    if again and first[2] == 'done' then
+      if ARGV[8] == '' then return {'replay', first[3]} end
+      if tonumber(first[5] or '0') < tonumber(ARGV[9]) then
+        redis.call('HINCRBY', KEYS[6], 'replays', 1)
+        return {'replay', first[3]}
+      end
     -- A running request whose hold has lapsed died on the way; this one takes its place.
-    if redis.call('HEXISTS', KEYS[4], first[4]) == 1 then return {'running'} end
+    elseif again and redis.call('HEXISTS', KEYS[4], first[4]) == 1 then
+      return {'running'}
+    end
   end
 end
 
@@ -45,6 +56,7 @@ redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])
 redis.call('ZADD', KEYS[3], int(now + tonumber(ARGV[4])), ARGV[2])
 if ARGV[6] ~= '' then
   redis.call('HSET', KEYS[6], 'fingerprint', ARGV[6], 'state', 'running', 'hold', ARGV[2])
+  redis.call('HDEL', KEYS[6], 'response', 'replays')
   redis.call('PEXPIRE', KEYS[6], ARGV[7])
 end
 return {'ok'}

@@ -25,7 +25,7 @@ from metering.meter import (
     Replay,
     Request,
 )
-from metering.redis_meter import RedisMeter, shard_of, usage_stream
+from metering.redis_meter import RETRY_REPLAYS_MAX, RedisMeter, shard_of, usage_stream
 from tests.records import a_record
 
 SHARDS = 4
@@ -45,7 +45,7 @@ class MeterMachine(RuleBasedStateMachine):
     def connect(cls, url: str) -> None:
         cls.loop = asyncio.new_event_loop()
         cls.client = Redis.from_url(url)
-        options = {"deployment": DEPLOYMENT, "shards": SHARDS, "replay_ttl_ms": 60_000}
+        options = {"deployment": DEPLOYMENT, "shards": SHARDS, "replay_ttl_ms": 60_000, "retry_ttl_ms": 60_000}
         cls.meter = RedisMeter(cls.client, hold_ttl_ms=60_000, **options)
         cls.fleeting = RedisMeter(cls.client, hold_ttl_ms=0, **options)
         cls.run(cls.meter.claim(fresh=True))
@@ -66,6 +66,7 @@ class MeterMachine(RuleBasedStateMachine):
         self.live: dict[str, int] = {}
         self.doomed: dict[str, int] = {}
         self.keys: dict[str, tuple[str, str, str]] = {}
+        self.replays: dict[str, int] = {}
         self.run(self.meter.fund(Funding(self.account, 1, funded, 0)))
 
     @property
@@ -81,48 +82,61 @@ class MeterMachine(RuleBasedStateMachine):
         fleeting=st.booleans(),
         key=st.sampled_from(["", "", "k1", "k2"]),
         body=st.sampled_from("ab"),
+        retries=st.sampled_from([None, None, 0, 1]),
     )
-    def authorize(self, ceiling, fleeting, key, body):
+    def authorize(self, ceiling, fleeting, key, body, retries):
         name = f"hold-{next(self.numbers)}"
-        request = Request(name, self.account, "key", ceiling, idempotency_key=key, fingerprint=body)
+        if retries is not None:
+            key = f"made-of-{body}"
+        request = Request(name, self.account, "key", ceiling, idempotency_key=key, fingerprint=body, retries=retries)
         meter = self.fleeting if fleeting else self.meter
         self.sweep()
-        expected = self.verdict(key, body, ceiling)
+        expected = self.verdict(key, body, ceiling, retries)
         if expected is not None:
             with pytest.raises(expected):
                 self.run(meter.authorize(request))
             return multiple()
         found = self.run(meter.authorize(request))
         state = self.keys.get(key)
-        if key and state and state[1] == "done":
+        if self.replayed(key, retries):
+            self.replays[key] = self.replays.get(key, 0) + 1
             assert found == Replay(b"answer to " + state[2].encode())
             return multiple()
         assert found == Hold(request)
         (self.doomed if fleeting else self.live)[name] = ceiling
         if key:
             self.keys[key] = (body, "running", name)
+            self.replays.pop(key, None)
         return found, fleeting
 
-    def verdict(self, key, body, ceiling):
+    def replayed(self, key, retries):
+        """Whether the model expects the answer that was given before."""
+        if not key or self.keys.get(key, ("", "", ""))[1] != "done" or retries == 0:
+            return False
+        return retries is None or self.replays.get(key, 0) < RETRY_REPLAYS_MAX
+
+    def verdict(self, key, body, ceiling, retries):
         """Which error the model expects of an authorize, or None."""
         state = self.keys.get(key) if key else None
         if state:
             if state[0] != body:
                 return IdempotencyMismatch
-            if state[1] == "done":
+            if self.replayed(key, retries):
                 return None
-            if state[2] in self.live:
+            if retries != 0 and state[1] == "running" and state[2] in self.live:
                 return IdempotencyRunning
         return InsufficientFunds if self.available < ceiling else None
 
-    @rule(target=captured, held=consumes(holds), part=st.floats(0, 1))
-    def capture(self, held, part):
+    @rule(target=captured, held=consumes(holds), part=st.floats(0, 1), kept=st.booleans())
+    def capture(self, held, part, kept):
         hold, _ = held
         name, charge = hold.request.hold, int(hold.request.ceiling * part)
         known = name in self.live or name in self.doomed
         record = a_record(id=name, account=self.account, charge=charge)
-        response = b"answer to " + name.encode()
-        if not known and self.available < charge:
+        response = b"answer to " + name.encode() if kept else b""
+        state = self.keys.get(hold.request.idempotency_key)
+        taken = state is not None and state[2] != name
+        if not known and (self.available < charge or taken):
             with pytest.raises(HoldExpired):
                 self.run(self.meter.capture(hold, record, response))
             return multiple()
@@ -130,9 +144,11 @@ class MeterMachine(RuleBasedStateMachine):
         self.live.pop(name, None)
         self.doomed.pop(name, None)
         self.spent += charge
-        if hold.request.idempotency_key:
-            body = hold.request.fingerprint
-            self.keys[hold.request.idempotency_key] = (body, "done", name)
+        if state is not None and not taken:
+            if kept:
+                self.keys[hold.request.idempotency_key] = (hold.request.fingerprint, "done", name)
+            else:
+                del self.keys[hold.request.idempotency_key]
         return hold, charge
 
     @rule(held=holds)
