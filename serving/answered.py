@@ -42,3 +42,7 @@ class Answered(msgspec.Struct, frozen=True):
     output_tokens: int
     price_version: int
     policy_version: int
+    finish: str = "stop"
+    """Why the answer ends: ``stop``, ``length``, or what else the model says."""
+    interrupted: str = ""
+    """The code of the error that broke the answer off, or nothing: then it is whole."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+import httpx
 import sqlalchemy as sa
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
@@ -20,6 +23,7 @@ from metering.meter import Funding
 from metering.money import Currency
 from metering.redis_meter import RedisMeter
 from metering.redis_server import RedisServer
+from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import PACKAGED, Embedder, EmbedderError, MiniLMEmbedder
@@ -30,10 +34,18 @@ from serving.data_dir import DataDir
 from serving.database import open_database, sqlite_url
 from serving.deployment import Deployment
 from serving.earnings import Earnings
+from serving.embeddings import Embeddings
+from serving.generators.extractive import Extractive, ExtractiveProxy
+from serving.generators.generator import Generator
+from serving.generators.upstream import TIMEOUT, Upstream
 from serving.identity import Identities
-from serving.rulebook import Rulebook
+from serving.rulebook import EXTRACTIVE, Rulebook
 from serving.settings import Settings
+from serving.till import Till
 from serving.vault import Vault
+
+# As many streams as queries may be in progress; no connection waits for another.
+_UPSTREAM_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 
 
 class AssemblyError(RuntimeError):
@@ -83,16 +95,21 @@ class Books:
 
 @dataclass(frozen=True, slots=True)
 class Metering:
-    """The meter and its drain, on one Redis."""
+    """The meter, its drain and its spool, on one Redis."""
 
     books: Books
     meter: RedisMeter
     drain: Drain
+    spool: Spool
 
     async def catch_up(self) -> None:
-        """Bring every account of the meter up to the ledger: a crash between the two loses no payment."""
+        """Bring every account of the meter up to the ledger, and send it what waits in the spool.
+
+        So a crash between the two loses no payment, and one between delivery and charge no charge.
+        """
         for customer in await asyncio.to_thread(self.books.identities.customers):
             await self.meter.fund(await asyncio.to_thread(self._funding, customer))
+        await self.spool.replay(self.meter)
 
     def _funding(self, customer: str) -> Funding:
         with self.books.engine.connect() as connection:
@@ -107,7 +124,9 @@ class Service:
     metering: Metering
     embedder: Embedder
     retriever: Retriever
+    till: Till
     answering: Answering
+    embeddings: Embeddings
     earnings: Earnings
 
 
@@ -125,7 +144,7 @@ def open_books(settings: Settings) -> Iterator[Books]:
         found = deployment.load(engine)
         if found is None:
             currency = Currency.of(settings.currency)
-            rulebook.begin(currency)
+            rulebook.begin(currency, settings.embedding_model)
             found = deployment.begin(engine, currency, settings.shards, directory.id)
             directory.signer(found.origin)  # now, so that every copy of the directory signs alike
             directory.encryption_key()
@@ -177,11 +196,12 @@ async def open_metering(books: Books) -> AsyncIterator[Metering]:
                 shards=found.shards,
                 hold_ttl_ms=settings.hold_seconds * 1000,
                 replay_ttl_ms=settings.replay_seconds * 1000,
+                retry_ttl_ms=settings.retry_seconds * 1000,
             )
             await meter.claim(fresh=not deployment.meter_begun(books.engine))
             deployment.begin_meter(books.engine)
             drain = Drain(client, books.engine, books.log, deployment=found.id, shards=found.shards)
-            metering = Metering(books, meter, drain)
+            metering = Metering(books, meter, drain, Spool(books.directory.spool, books.engine))
             await metering.catch_up()
             try:
                 yield metering
@@ -197,19 +217,77 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
     embedder = await asyncio.to_thread(books.embedder)
     retriever = Retriever(books.catalogue, embedder)
     await asyncio.to_thread(retriever.refresh)
-    async with open_metering(books) as metering:
-        answering = Answering(
+    async with (
+        open_metering(books) as metering,
+        httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, limits=_UPSTREAM_LIMITS) as client,
+    ):
+        till = Till(
             meter=metering.meter,
-            retriever=retriever,
-            embedder=embedder,
+            spool=metering.spool,
             rulebook=books.rulebook,
             engine=books.engine,
             vault=Vault(books.directory.encryption_key()),
             currency=books.currency,
             settings=books.settings,
         )
-        earnings = Earnings(books.engine, books.log)
+        workers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="answer")
         try:
-            yield Service(books, metering, embedder, retriever, answering, earnings)
+            yield _service(books, metering, embedder, retriever, till, _generators(books.settings, client), workers)
         finally:
-            answering.close()
+            await till.settle()
+            workers.shutdown()
+
+
+def _service(
+    books: Books,
+    metering: Metering,
+    embedder: Embedder,
+    retriever: Retriever,
+    till: Till,
+    generators: dict[str, Generator],
+    workers: Executor,
+) -> Service:
+    return Service(
+        books=books,
+        metering=metering,
+        embedder=embedder,
+        retriever=retriever,
+        till=till,
+        answering=Answering(
+            till=till,
+            retriever=retriever,
+            embedder=embedder,
+            generators=generators,
+            workers=workers,
+            settings=books.settings,
+        ),
+        embeddings=Embeddings(
+            till=till,
+            embedder=embedder,
+            model=books.settings.embedding_model,
+            workers=workers,
+        ),
+        earnings=Earnings(books.engine, books.log),
+    )
+
+
+def _generators(settings: Settings, client: httpx.AsyncClient) -> dict[str, Generator]:
+    """The models that answer, by the name under which they are sold."""
+    found: dict[str, Generator] = {EXTRACTIVE: Extractive()}
+    if settings.upstream_url is None:
+        return found
+    model = settings.upstream_model
+    if not settings.upstream_url.startswith(("http://", "https://")):
+        raise AssemblyError("PATRONAGE_UPSTREAM_URL must be an address such as http://host:8000/v1")
+    if not model or model in (EXTRACTIVE, settings.embedding_model):
+        raise AssemblyError("PATRONAGE_UPSTREAM_MODEL must name the upstream's model, by a name of its own")
+    found[model] = Upstream(
+        client,
+        url=settings.upstream_url,
+        key=settings.upstream_key,
+        model=model,
+        tokens_max=settings.answer_tokens,
+        context_chars=settings.upstream_context_chars,
+        value_function=ExtractiveProxy(),
+    )
+    return found

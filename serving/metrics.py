@@ -36,6 +36,14 @@ class Metrics:
             "Captured records that are not in the ledger yet.",
             registry=self.registry,
         )
+        self.spool_waiting = Gauge(
+            "patronage_spool_captures", "Charges that wait on disk until Redis is back.", registry=self.registry
+        )
+        self.spool_unsettled = Gauge(
+            "patronage_spool_unsettled",
+            "Charges on disk that are damaged or that the meter refused; the audit names them.",
+            registry=self.registry,
+        )
         self.drained = Counter("patronage_drained_records", "Records moved into the ledger.", registry=self.registry)
         self.drain_failures = Counter(
             "patronage_drain_failures", "Drains that failed and will be repeated.", registry=self.registry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 TOP_K_DEFAULT: Final = 5
 TOP_K_MAX: Final = 50
@@ -34,18 +34,42 @@ class MaxPriceExceeded(QueryError):
 
 
 @dataclass(frozen=True, slots=True)
+class Idempotency:
+    """Under which key a paid call is charged at most once; without a key, every call is a new one."""
+
+    key: str = ""
+    body_hash: str = ""
+    """Fingerprint of the request, compared when the key comes again."""
+    retries: int | None = None
+    """As :attr:`metering.meter.Request.retries`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A message of the conversation that a query ends."""
+
+    role: Literal["system", "user", "assistant"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """A paid query."""
 
     question: str
+    """What is retrieved for: the last message of the user."""
     model: str
     top_k: int = TOP_K_DEFAULT
     purpose: str = PURPOSE_DEFAULT
     max_price: int | None = None
     """Units."""
-    idempotency_key: str = ""
-    body_hash: str = ""
-    """Fingerprint of the request, compared when the Idempotency-Key comes again."""
+    conversation: tuple[Message, ...] = ()
+    """The whole conversation, for models that read it; without one, the question is all of it."""
+    output_tokens: int | None = None
+    """The most tokens that the answer may have, where the customer says so."""
+    sampling: tuple[tuple[str, float], ...] = ()
+    """Parameters of a language model, such as temperature, by name."""
+    idempotency: Idempotency = Idempotency()
 
     def __post_init__(self) -> None:
         """Refuse what is no query.
@@ -56,7 +80,7 @@ class Query:
         if not self.question.strip():
             raise QueryError("the question is blank")
         try:
-            self.question.encode()
+            "".join((self.question, *(message.text for message in self.conversation))).encode()
         except UnicodeEncodeError:
             raise QueryError("the question is not valid Unicode") from None
         if _PURPOSE.fullmatch(self.purpose) is None:

@@ -19,7 +19,6 @@ from serving.assembly import Books, Service, open_service
 from serving.metrics import Metrics
 
 _log = structlog.get_logger()
-_FINISH_SECONDS: Final = 20
 _LAST_DRAIN_SECONDS: Final = 5.0
 
 
@@ -47,7 +46,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=_FINISH_SECONDS,
+            timeout_graceful_shutdown=books.settings.finish_seconds,
         )
         server = _Server(config)
         loop = asyncio.get_running_loop()
@@ -67,6 +66,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
         try:
             await server.serve(sockets=[listener])
         finally:
+            await service.till.settle()
             over.set()
             _, late = await asyncio.wait({draining}, timeout=_LAST_DRAIN_SECONDS)
             if late:
@@ -86,6 +86,7 @@ async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> Non
             if failing:
                 # Whatever Redis may have lost meanwhile, its accounts are never behind the ledger.
                 await service.metering.catch_up()
+            await service.metering.spool.replay(service.metering.meter)
             metrics.drained.inc(await drain.drain())
             metrics.drain_lag.set(await drain.lag())
             metrics.passages.set(await asyncio.to_thread(service.retriever.refresh))

@@ -27,11 +27,12 @@ from metering.periods import PeriodError
 from metering.pricing import PriceError
 from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
-from serving.answering import AlreadyCharged, Overloaded
 from serving.closing import ClosingError
 from serving.funding import FundingError, ReferenceUsed, UnknownCustomer
+from serving.generators.generator import AnswerTimeout, GeneratorBusy, GeneratorError
 from serving.identity import IdentityError, InvalidName
 from serving.query import MaxPriceExceeded, QueryError, QuestionTooLong
+from serving.till import AlreadyCharged, Overloaded
 
 _SERVER_ERROR = 500
 _KINDS = {
@@ -44,8 +45,8 @@ _KINDS = {
 }
 _RETRY_SECONDS = 1
 _TRANSLATED = (
-    AlreadyCharged, ClosingError, DocumentError, FundingError, IdentityError, MeterError, MoneyError, Overloaded,
-    PeriodError, PriceError, QueryError, sa.exc.DataError, sa.exc.OperationalError,
+    AlreadyCharged, ClosingError, DocumentError, FundingError, GeneratorError, IdentityError, MeterError, MoneyError,
+    Overloaded, PeriodError, PriceError, QueryError, sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
 
 
@@ -162,8 +163,14 @@ def translate(error: Exception) -> ApiError:
             return ApiError(503, "hold_expired", f"{error}; nothing was charged", headers=soon)
         case Overloaded():
             return ApiError(503, "overloaded", f"{error}; retry", headers=soon)
+        case GeneratorBusy():
+            return ApiError(503, "model_busy", f"{error}; retry", headers=soon)
+        case AnswerTimeout():
+            return ApiError(504, "answer_timeout", str(error), headers={"x-should-retry": "false"})
+        case GeneratorError():
+            return ApiError(502, "model_failed", str(error))
         case QuestionTooLong():
-            return ApiError(413, "question_too_long", str(error), param="question")
+            return ApiError(413, "question_too_long", str(error), param=error.param)
         case PriceError():
             return ApiError(404, "model_not_found", str(error), param="model")
         case UnknownCustomer():

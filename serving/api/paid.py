@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import Request
@@ -9,10 +10,13 @@ from pydantic import BaseModel, Field
 
 from metering.money import Currency, MoneyError
 from metering.records import fingerprint
-from serving.answered import Answered
 from serving.api.errors import ApiError
+from serving.identity import Caller
+from serving.query import Idempotency
+from serving.settings import Settings
 
 _KEY_CHARS_MAX = 255
+_RETRIES = re.compile(r"\d{1,4}", re.ASCII)
 
 
 class Money(BaseModel):
@@ -42,8 +46,11 @@ def units(price: Money | str | None, currency: Currency, param: str) -> int | No
         raise ApiError(422, "invalid", str(error), param=param) from error
 
 
-async def idempotency(request: Request) -> tuple[str, str]:
-    """The Idempotency-Key, or an empty one, and the fingerprint of what is asked.
+async def idempotency(request: Request, caller: Caller, settings: Settings) -> Idempotency:
+    """Under which key the call is charged once.
+
+    Without an Idempotency-Key, the ``openai`` client's count of its own retries serves: its retry is the same request
+    by the same API key.
 
     Raises:
         ApiError: 400, the key is too long.
@@ -51,12 +58,15 @@ async def idempotency(request: Request) -> tuple[str, str]:
     key = request.headers.get("idempotency-key", "")
     if len(key) > _KEY_CHARS_MAX:
         raise ApiError(400, "invalid_idempotency_key", f"Idempotency-Key is longer than {_KEY_CHARS_MAX} characters")
-    return key, fingerprint(request.url.path, await request.body()) if key else ""
+    if key:
+        return Idempotency(key, fingerprint(request.url.path, await request.body()))
+    retries = request.headers.get("x-stainless-retry-count", "")
+    if not settings.retry_seconds or not _RETRIES.fullmatch(retries):
+        return Idempotency()
+    body_hash = fingerprint(caller.key, request.url.path, await request.body())
+    return Idempotency(f"retries of {body_hash}", body_hash, int(retries))
 
 
-def receipt_headers(answered: Answered, currency: Currency) -> dict[str, str]:
+def headers(receipt: str, charge: int, currency: Currency) -> dict[str, str]:
     """The headers of a paid response."""
-    return {
-        "x-patronage-receipt": answered.id,
-        "x-patronage-charge": currency.format(answered.charge),
-    }
+    return {"x-patronage-receipt": receipt, "x-patronage-charge": currency.format(charge)}

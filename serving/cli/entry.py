@@ -25,7 +25,6 @@ from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__, logs
-from serving.answering import Overloaded
 from serving.assembly import AssemblyError
 from serving.cli import checks, documents, money, people, server
 from serving.cli.console import CommandError, Options, choose
@@ -36,6 +35,7 @@ from serving.funding import FundingError
 from serving.identity import IdentityError
 from serving.query import QueryError
 from serving.settings import Settings
+from serving.till import Overloaded
 
 app = typer.Typer(
     name="patronage",
