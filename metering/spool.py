@@ -68,7 +68,7 @@ class Spool:
         self._folder = folder
         self._engine = engine
         self._captures_max = captures_max
-        self._waiting = len(self._names(_WAITING))
+        self._waiting = len(state_of(folder).waiting)
         self._replaying = asyncio.Lock()
 
     @property
@@ -78,7 +78,7 @@ class Spool:
 
     def state(self) -> SpoolState:
         """What lies in the spool now."""
-        return SpoolState(self._names(_WAITING), self._names(_DAMAGED), self._names(_REFUSED))
+        return state_of(self._folder)
 
     def put(self, hold: Hold, record: UsageRecord, response: bytes = b"") -> None:
         """Keep a capture that the meter could not take. Repeating it is harmless.
@@ -95,7 +95,7 @@ class Spool:
 
     def find(self, record: str) -> UsageRecord | None:
         """The usage record of a capture that waits, or None."""
-        if f"{record}{_WAITING}" not in self._names(_WAITING):
+        if f"{record}{_WAITING}" not in self.state().waiting:
             return None
         try:
             return decode_record(_read(self._path(record)).record)
@@ -110,9 +110,9 @@ class Spool:
         """
         async with self._replaying:
             done = 0
-            for name in await asyncio.to_thread(self._names, _WAITING):
+            for name in (await asyncio.to_thread(self.state)).waiting:
                 done += await self._send(meter, self._folder / name)
-            self._waiting = len(await asyncio.to_thread(self._names, _WAITING))
+            self._waiting = len((await asyncio.to_thread(self.state)).waiting)
             return done
 
     async def _send(self, meter: Meter, path: Path) -> int:
@@ -142,8 +142,11 @@ class Spool:
     def _path(self, record: str) -> Path:
         return self._folder / f"{record}{_WAITING}"
 
-    def _names(self, suffix: str) -> tuple[str, ...]:
-        return tuple(sorted(path.name for path in self._folder.glob(f"*{suffix}")))
+
+def state_of(folder: Path) -> SpoolState:
+    """What lies in the spool of that folder."""
+    names = sorted(path.name for path in folder.glob("*.*"))
+    return SpoolState(*(tuple(name for name in names if name.endswith(end)) for end in (_WAITING, _DAMAGED, _REFUSED)))
 
 
 def _set_aside(path: Path, suffix: str) -> None:
