@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -66,6 +66,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
         try:
             await server.serve(sockets=[listener])
         finally:
+            await _cut_off(server.server_state.tasks)
             await service.till.settle()
             over.set()
             _, late = await asyncio.wait({draining}, timeout=_LAST_DRAIN_SECONDS)
@@ -73,6 +74,15 @@ async def serve(books: Books, listener: socket.socket) -> None:
                 draining.cancel()
             await _last_drain(service)
     _log.info("stopped")
+
+
+async def _cut_off(requests: Iterable[asyncio.Task[None]]) -> None:
+    """End the requests that did not finish in time: what they delivered is then paid, and the rest void."""
+    late = set(requests)
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late)
 
 
 async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> None:
