@@ -138,7 +138,7 @@ def _response(answered: Answered, currency: Currency) -> dict[str, Any]:
         "output": [_message(answered.id, "completed" if whole else "incomplete", [part])],
         "usage": {
             "input_tokens": answered.input_tokens,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": answered.output_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": answered.input_tokens + answered.output_tokens,
