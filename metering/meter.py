@@ -11,7 +11,7 @@ did cost and logs its usage record in the same step, or ``void`` releases the ho
     ├── KeyRevoked             the key may not be used any more
     ├── IdempotencyMismatch    the Idempotency-Key was used with another body
     ├── IdempotencyRunning     the first request with this Idempotency-Key is still being answered
-    ├── HoldExpired            the hold lapsed and the funds have been used since
+    ├── HoldExpired            the hold lapsed, and its funds or its key have been used since
     └── MeterUnavailable       the meter cannot be reached: nothing may be served
         └── MeterLost          it can be reached and does not hold this deployment's accounts
 """
@@ -81,7 +81,7 @@ class IdempotencyRunning(MeterError):
 
 
 class HoldExpired(MeterError):
-    """The hold lapsed before its capture, and the account can no longer cover the charge."""
+    """The hold lapsed before its capture, and its funds or its Idempotency-Key have been used since."""
 
 
 class MeterUnavailable(MeterError):
@@ -142,6 +142,9 @@ class Request:
     idempotency_key: str = ""
     fingerprint: str = ""
     """Hash of the request's body, compared when the Idempotency-Key comes again."""
+    retries: int | None = None
+    """None: the client sent the Idempotency-Key itself. Otherwise the key was made from the request, and this is how
+    often the client's library has sent it again: 0 begins a new answer, more asks for the one that was begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,11 +238,12 @@ class Meter(Protocol):
         """Charge ``record.charge``, release the rest, and append the record to the log: one atomic step.
 
         The account pays the charge less ``record.free``. Repeating it is harmless. ``response`` is kept for replays
-        where the hold has an Idempotency-Key. A hold that has lapsed is charged all the same while the account's funds
-        last, also above a cap of its key: the answer was given.
+        where the hold has an Idempotency-Key; where it is empty, the key is forgotten. A hold that has lapsed is
+        charged all the same while the account's funds last, also above a cap of its key: the answer was given.
 
         Raises:
-            HoldExpired: nothing was charged and nothing logged.
+            HoldExpired: the hold lapsed, and its funds or its Idempotency-Key have been used since; nothing was
+                charged and nothing logged.
             ValueError: the charge, or its free part, is above what the hold set aside; nothing was charged.
         """
         ...

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from metering import periods
 from metering.meter import (
@@ -33,6 +33,9 @@ from metering.redis_connection import Acknowledgement, Client, Script, reached
 
 DONE_TTL_MS = 7 * 24 * 3600 * 1000
 """How long a capture is recognised when it is sent again (a replayed spool may be days old)."""
+
+RETRY_REPLAYS_MAX: Final = 3
+"""How often one answer is replayed to a client's library that sends its request again."""
 
 _SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check", "set_aside", "put_back")
 
@@ -98,6 +101,7 @@ class RedisMeter:
         shards: int,
         hold_ttl_ms: int,
         replay_ttl_ms: int,
+        retry_ttl_ms: int,
         ack: Acknowledgement = "none",
     ) -> None:
         """``client`` must return bytes, not decoded strings; the caller closes it.
@@ -109,6 +113,7 @@ class RedisMeter:
         self._shards = shards
         self._hold_ttl_ms = hold_ttl_ms
         self._replay_ttl_ms = replay_ttl_ms
+        self._retry_ttl_ms = retry_ttl_ms
         self._ack = ack
         self._scripts = {name: Script(client, name) for name in _SCRIPTS}
 
@@ -165,6 +170,8 @@ class RedisMeter:
                 limits.month_cap,
                 periods.day_of(request.at_ms),
                 request.free_per_month,
+                "" if request.retries is None else request.retries,
+                RETRY_REPLAYS_MAX,
             ],
         )
         match reply[0]:
@@ -211,7 +218,7 @@ class RedisMeter:
                 DONE_TTL_MS,
                 "1" if request.idempotency_key else "0",
                 response,
-                self._replay_ttl_ms,
+                self._replay_ttl_ms if request.retries is None else self._retry_ttl_ms,
                 request.key,
                 record.free,
                 periods.day_of(record.finished_ms),
@@ -221,7 +228,7 @@ class RedisMeter:
         if reply[0] == b"above":
             raise ValueError(f"charge {record.charge} (free {record.free}) is above the ceiling {int(reply[1])}")
         if reply[0] == b"expired":
-            raise HoldExpired("the hold lapsed before the answer was complete, and the funds have been used since")
+            raise HoldExpired("the hold lapsed before the answer was complete, and has been used for another since")
 
     async def void(self, hold: Hold) -> None:
         """See :meth:`Meter.void`."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from metering.durable import sync_folder, write_durably
 from metering.merkle import leaf_hash
 from metering.records import RecordError, UsageRecord, decode_record
 
@@ -101,7 +100,7 @@ class UsageLog:
         pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue()
         segment = Segment.of(shard, table, data)
-        _write_durably(self.path(segment.name), data)
+        write_durably(self.path(segment.name), data)
         return segment
 
     def read(self, name: str, sha256: str) -> pa.Table:
@@ -141,7 +140,7 @@ class UsageLog:
             if whole is None:
                 found[first].rename(found[first].with_suffix(DAMAGED))
                 continue
-            _sync(folder)  # who wrote it may have died between the renaming and this
+            sync_folder(folder)  # who wrote it may have died between the renaming and this
             after = whole[0].last
             yield whole
 
@@ -215,26 +214,3 @@ def stream_order(stream_id: str) -> tuple[int, int]:
     """The sort key of a Redis stream id: milliseconds, then sequence."""
     milliseconds, _, sequence = stream_id.partition("-")
     return int(milliseconds), int(sequence)
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

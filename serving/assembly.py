@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+import httpx
 import sqlalchemy as sa
 
 from attribution.transparency import Signer
@@ -18,6 +21,7 @@ from metering.money import Currency
 from metering.redis_connection import Client, Server
 from metering.redis_meter import RedisMeter
 from metering.redis_server import RedisServer
+from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import PACKAGED, Embedder, EmbedderError, MiniLMEmbedder
@@ -28,10 +32,18 @@ from serving.data_dir import DataDir
 from serving.database import open_database, sqlite_url
 from serving.deployment import Deployment
 from serving.earnings import Earnings
+from serving.embeddings import Embeddings
+from serving.generators.extractive import Extractive, ExtractiveProxy
+from serving.generators.generator import Generator
+from serving.generators.upstream import TIMEOUT, Upstream
 from serving.identity import Identities
-from serving.rulebook import Rulebook
+from serving.rulebook import EXTRACTIVE, Rulebook
 from serving.settings import Settings
+from serving.till import Till
 from serving.vault import Vault
+
+# As many streams as queries may be in progress; no connection waits for another.
+_UPSTREAM_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
 
 
 class AssemblyError(RuntimeError):
@@ -86,21 +98,26 @@ class Books:
 
 @dataclass(frozen=True, slots=True)
 class Metering:
-    """The meter and its drain, on one Redis."""
+    """The meter, its drain and its spool, on one Redis."""
 
     books: Books
     meter: RedisMeter
     drain: Drain
     servers: tuple[Server, ...]
     """Every Redis master, as it was when the meter was opened."""
+    spool: Spool
 
     async def catch_up(self) -> None:
-        """Bring every account of the meter up to the ledger: a crash between the two loses no payment or revocation."""
+        """Bring every account of the meter up to the ledger, and send it what waits in the spool.
+
+        So a crash between the two loses no payment or revocation, and one between delivery and charge no charge.
+        """
         await withdrawals.recover(self.books.engine, self.meter)
         for customer in await asyncio.to_thread(self.books.identities.customers):
             await self.meter.fund(await asyncio.to_thread(self._funding, customer))
         for key in await asyncio.to_thread(self.books.identities.revoked_keys):
             await self.meter.revoke(key.owner, key.id)
+        await self.spool.replay(self.meter)
 
     def _funding(self, customer: str) -> Funding:
         with self.books.engine.connect() as connection:
@@ -115,7 +132,9 @@ class Service:
     metering: Metering
     embedder: Embedder
     retriever: Retriever
+    till: Till
     answering: Answering
+    embeddings: Embeddings
     earnings: Earnings
 
 
@@ -133,7 +152,7 @@ def open_books(settings: Settings) -> Iterator[Books]:
         found = deployment.load(engine)
         if found is None:
             currency = Currency.of(settings.currency)
-            rulebook.begin(currency)
+            rulebook.begin(currency, settings.embedding_model)
             found = deployment.begin(engine, currency, settings.shards, directory.id)
             directory.signer(found.origin)  # now, so that every copy of the directory signs alike
             directory.encryption_key()
@@ -188,9 +207,11 @@ def metering_on(client: Client, books: Books, deployment: str, servers: tuple[Se
         shards=shards,
         hold_ttl_ms=settings.hold_seconds * 1000,
         replay_ttl_ms=settings.replay_seconds * 1000,
+        retry_ttl_ms=settings.retry_seconds * 1000,
         ack=settings.redis_ack,
     )
-    return Metering(books, meter, Drain(client, books.engine, books.log, deployment=deployment, shards=shards), servers)
+    drain = Drain(client, books.engine, books.log, deployment=deployment, shards=shards)
+    return Metering(books, meter, drain, servers, Spool(books.directory.spool, books.engine))
 
 
 @asynccontextmanager
@@ -226,11 +247,13 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
     embedder = await asyncio.to_thread(books.embedder)
     retriever = Retriever(books.catalogue, embedder)
     await asyncio.to_thread(retriever.refresh)
-    async with open_metering(books) as metering:
-        answering = Answering(
+    async with (
+        open_metering(books) as metering,
+        httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, limits=_UPSTREAM_LIMITS) as client,
+    ):
+        till = Till(
             meter=metering.meter,
-            retriever=retriever,
-            embedder=embedder,
+            spool=metering.spool,
             rulebook=books.rulebook,
             engine=books.engine,
             vault=books.vault,
@@ -238,8 +261,64 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             settings=books.settings,
             limits=books.limits,
         )
-        earnings = Earnings(books.engine, books.log)
+        workers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="answer")
         try:
-            yield Service(books, metering, embedder, retriever, answering, earnings)
+            yield _service(books, metering, embedder, retriever, till, _generators(books.settings, client), workers)
         finally:
-            answering.close()
+            await till.settle()
+            workers.shutdown()
+
+
+def _service(
+    books: Books,
+    metering: Metering,
+    embedder: Embedder,
+    retriever: Retriever,
+    till: Till,
+    generators: dict[str, Generator],
+    workers: Executor,
+) -> Service:
+    return Service(
+        books=books,
+        metering=metering,
+        embedder=embedder,
+        retriever=retriever,
+        till=till,
+        answering=Answering(
+            till=till,
+            retriever=retriever,
+            embedder=embedder,
+            generators=generators,
+            workers=workers,
+            settings=books.settings,
+        ),
+        embeddings=Embeddings(
+            till=till,
+            embedder=embedder,
+            model=books.settings.embedding_model,
+            workers=workers,
+        ),
+        earnings=Earnings(books.engine, books.log),
+    )
+
+
+def _generators(settings: Settings, client: httpx.AsyncClient) -> dict[str, Generator]:
+    """The models that answer, by the name under which they are sold."""
+    found: dict[str, Generator] = {EXTRACTIVE: Extractive()}
+    if settings.upstream_url is None:
+        return found
+    model = settings.upstream_model
+    if not settings.upstream_url.startswith(("http://", "https://")):
+        raise AssemblyError("PATRONAGE_UPSTREAM_URL must be an address such as http://host:8000/v1")
+    if not model or model in (EXTRACTIVE, settings.embedding_model):
+        raise AssemblyError("PATRONAGE_UPSTREAM_MODEL must name the upstream's model, by a name of its own")
+    found[model] = Upstream(
+        client,
+        url=settings.upstream_url,
+        key=settings.upstream_key,
+        model=model,
+        tokens_max=settings.answer_tokens,
+        context_chars=settings.upstream_context_chars,
+        value_function=ExtractiveProxy(),
+    )
+    return found

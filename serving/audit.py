@@ -24,6 +24,7 @@ from metering.drain import Drain
 from metering.pricing import PriceBook, Usage, in_force
 from metering.records import PPM, UsageRecord
 from metering.redis_meter import RedisMeter
+from metering.spool import Spool
 from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
 from serving import closing, payouts, rulebook
@@ -75,6 +76,7 @@ async def audit(books: Books, metering: Metering, progress: Progress | None = No
     """
     say = progress or (lambda _: None)
     say("draining")
+    await metering.spool.replay(metering.meter)
     await metering.drain.settle()
     say("reading the log")
     log, sums = await asyncio.to_thread(_log, books)
@@ -86,6 +88,7 @@ async def audit(books: Books, metering: Metering, progress: Progress | None = No
             _ledger(books, sums),
             _receipts(books, sums),
             *_runs(books),
+            _spool(metering.spool),
             _catalogue(books),
             _splits(books),
         ]
@@ -336,6 +339,16 @@ def _compare_statements(books: Books, row: Any, found: closing.Attribution, chec
     for contributor, units in found.tally.credited_to().items():
         if units and contributor not in stored:
             check.fault(f"{contributor} earned in {row.period} and has no statement")
+
+
+def _spool(spool: Spool) -> Check:
+    check = Check("every spooled charge is charged", unit="files")
+    state = spool.state()
+    check.compared = sum(map(len, (state.waiting, state.damaged, state.refused)))
+    for names, what in ((state.waiting, "waits"), (state.damaged, "is damaged"), (state.refused, "was refused")):
+        for name in names:
+            check.fault(f"spool/{name} {what}")
+    return check
 
 
 def _catalogue(books: Books) -> Check:

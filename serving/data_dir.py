@@ -60,6 +60,11 @@ class DataDir:
         return self.path / "segments"
 
     @property
+    def spool(self) -> Path:
+        """Captures that Redis could not take, until it can."""
+        return self.path / "spool"
+
+    @property
     def models(self) -> Path:
         """Model files made from packaged weights."""
         return self.path / "models"

@@ -18,6 +18,7 @@ from metering import redis_connection
 from metering.meter import MeterUnavailable
 from metering.redis_connection import RedisUnfit, Server, connect, demand
 from metering.redis_server import find_redis_server
+from metering.spool import state_of
 from retrieval.embedding import PACKAGED, packaged_model_folder
 from serving import __version__
 from serving.data_dir import DataDir, DataDirError
@@ -55,6 +56,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         _try("database", lambda: _database(settings), "check PATRONAGE_DATABASE_URL"),
         _try("redis", lambda: _redis(settings), _REDIS_ADVICE[settings.redis_url is None]),
         _try("embedding model", lambda: _model(settings), _MODEL_ADVICE[settings.embedder == PACKAGED]),
+        _try("spool", lambda: _spool(settings), "run `patronage audit`; docs/operations.md says what to do"),
         _item("accelerator", _accelerator(), ok=True),
         _item("processors", str(os.cpu_count()), ok=True),
     ]
@@ -83,6 +85,13 @@ def _try(name: str, look: Callable[[], str], advice: str) -> dict[str, Any]:
 
 def _directory(settings: Settings) -> str:
     return str(DataDir(settings.data_dir).path)
+
+
+def _spool(settings: Settings) -> str:
+    state = state_of(DataDir(settings.data_dir).spool)
+    if state.damaged or state.refused:
+        raise LookupError(f"{len(state.damaged)} charges are damaged, {len(state.refused)} were refused")
+    return f"{len(state.waiting)} charges wait for Redis"
 
 
 def _database(settings: Settings) -> str:

@@ -41,6 +41,14 @@ class Metrics:
             "How long the oldest captured record has waited for the ledger.",
             registry=self.registry,
         )
+        self.spool_waiting = Gauge(
+            "patronage_spool_captures", "Charges that wait on disk until Redis is back.", registry=self.registry
+        )
+        self.spool_unsettled = Gauge(
+            "patronage_spool_unsettled",
+            "Charges on disk that are damaged or that the meter refused; the audit names them.",
+            registry=self.registry,
+        )
         self.drained = Counter("patronage_drained_records", "Records moved into the ledger.", registry=self.registry)
         self.accounts_low = Gauge(
             "patronage_accounts_low", "Accounts that are below their low-balance threshold.", registry=self.registry

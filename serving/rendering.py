@@ -9,7 +9,7 @@ import msgspec
 
 from metering.money import Currency
 from retrieval.catalogue import StoredDocument
-from serving.answering import Answered
+from serving.answered import Answered
 
 
 def answer(answered: Answered, currency: Currency) -> dict[str, Any]:

@@ -48,6 +48,8 @@ _STARTING_PRICE: Final = {
     "cost_input_per_1k": "0.0005",
     "cost_output_per_1k": "0.0005",
 }
+# Embeddings are sold at cost: no document is used, so there is nothing to share.
+_STARTING_EMBEDDING_PRICE: Final = {"request": "0", "input_per_1k": "0.0001", "cost_input_per_1k": "0.0001"}
 _STARTING_DATA_SHARE_PPM: Final = 500_000
 
 
@@ -59,10 +61,14 @@ class Rulebook:
         self._read = cached(TTLCache(1, _CACHE_SECONDS), lock=threading.Lock())(self._newest)
         self._books = cached(TTLCache(1, _CACHE_SECONDS), lock=threading.Lock())(self.price_books)
 
-    def begin(self, currency: Currency) -> None:
+    def begin(self, currency: Currency, embedding_model: str) -> None:
         """Give a new deployment its first price book and policy."""
-        price = ModelPrice(**{name: currency.parse(amount) for name, amount in _STARTING_PRICE.items()})
-        self._add_first(price_books, PriceBook(1, {EXTRACTIVE: price}).to_json())
+        starting = {EXTRACTIVE: _STARTING_PRICE, embedding_model: _STARTING_EMBEDDING_PRICE}
+        models = {
+            model: ModelPrice(**{name: currency.parse(amount) for name, amount in prices.items()})
+            for model, prices in starting.items()
+        }
+        self._add_first(price_books, PriceBook(1, models).to_json())
         self._add_first(policies, Policy(1, _STARTING_DATA_SHARE_PPM).to_json())
 
     @property

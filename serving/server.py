@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -20,7 +20,6 @@ from serving.metrics import Metrics
 from serving.signals import Signals
 
 _log = structlog.get_logger()
-_FINISH_SECONDS: Final = 20
 _LAST_DRAIN_SECONDS: Final = 5.0
 
 
@@ -52,7 +51,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
-            timeout_graceful_shutdown=_FINISH_SECONDS,
+            timeout_graceful_shutdown=books.settings.finish_seconds,
         )
         server = _Server(config)
         loop = asyncio.get_running_loop()
@@ -73,12 +72,23 @@ async def serve(books: Books, listener: socket.socket) -> None:
         try:
             await server.serve(sockets=[listener])
         finally:
+            await _cut_off(server.server_state.tasks)
+            await service.till.settle()
             over.set()
             _, late = await asyncio.wait({draining, signalling}, timeout=_LAST_DRAIN_SECONDS)
             for task in late:
                 task.cancel()
             await _last_drain(service)
     _log.info("stopped")
+
+
+async def _cut_off(requests: Iterable[asyncio.Task[None]]) -> None:
+    """End the requests that did not finish in time: what they delivered is then paid, and the rest void."""
+    late = set(requests)
+    for task in late:
+        task.cancel()
+    if late:
+        await asyncio.wait(late)
 
 
 async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> None:
@@ -94,6 +104,7 @@ async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> Non
             if failing:
                 # Whatever Redis may have lost meanwhile, its accounts are never behind the ledger.
                 await service.metering.catch_up()
+            await service.metering.spool.replay(service.metering.meter)
             lag = await drain.lag()
             metrics.drain_lag.set(lag.records)
             metrics.drain_lag_seconds.set(lag.seconds)

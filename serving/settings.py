@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.embedding import PACKAGED
@@ -61,6 +61,13 @@ class Settings(BaseSettings):
         ge=60,
         description="How long the response to an Idempotency-Key is kept, encrypted, for replays.",
     )
+    retry_seconds: int = Field(
+        default=900,
+        ge=0,
+        le=86_400,
+        description="How long an answer is kept, encrypted, for the automatic retries of the `openai` client; "
+        "0 keeps none, and each retry is paid.",
+    )
     drain_seconds: float = Field(
         default=0.5,
         gt=0,
@@ -106,8 +113,46 @@ class Settings(BaseSettings):
         le=300,
         description="After SIGTERM, how long everything is still answered while readiness is already false.",
     )
+    finish_seconds: int = Field(
+        default=20,
+        ge=1,
+        le=3_600,
+        description="After that, how long answers in progress may still take; then they end, and what was delivered "
+        "is paid.",
+    )
+    answer_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        le=3_600,
+        description="The longest that the model may take for an answer; at most as long as a hold lasts.",
+    )
+    answer_tokens: int = Field(
+        default=1_024, ge=1, le=131_072, description="The longest answer of the upstream model, in tokens."
+    )
+    upstream_url: str | None = Field(
+        default=None,
+        description="An OpenAI-compatible server whose model writes answers, such as `http://host:8000/v1`. "
+        "Without it: extractive answers only.",
+    )
+    upstream_key: SecretStr | None = Field(default=None, description="The API key for the upstream server.")
+    upstream_model: str | None = Field(
+        default=None,
+        description="The model's name at the upstream server; it is sold under the same name, at its price in the "
+        "price book.",
+    )
+    upstream_context_chars: int = Field(
+        default=12_000, ge=1_000, le=1_000_000, description="The most characters of passages in the upstream's prompt."
+    )
+    conversation_chars: int = Field(
+        default=32_000, ge=1, le=1_000_000, description="The longest conversation that a model reads, in characters."
+    )
     question_chars: int = Field(default=8_000, ge=1, description="The longest question, in characters.")
     body_bytes: int = Field(default=16_000_000, ge=1_000, description="The largest request body, in bytes.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least severe log line that is written."
     )
+
+    @property
+    def embedding_model(self) -> str:
+        """The name under which the embedding model is sold: of a folder, its last part."""
+        return self.embedder.rstrip("/").rpartition("/")[2]

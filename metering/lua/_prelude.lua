@@ -11,7 +11,7 @@
 --   {sNN}:keys:ID         hash    state of the account's API keys, KEY:field ->
 --                                 revoked; requests, tokens (rate limits: theoretical arrival times, ms);
 --                                 running, held (its holds: how many, units); day, day_spent, month_spent (units)
---   {sNN}:idem:ID:HASH    hash    fingerprint, hold, state, response
+--   {sNN}:idem:ID:HASH    hash    fingerprint, hold, state, response, replays
 --   {sNN}:done:HOLD       string  stream id of the captured record
 --   {sNN}:usage           stream  r -> canonical bytes of a usage record
 --   {sNN}:probe           string  written by check

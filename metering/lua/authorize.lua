@@ -4,6 +4,8 @@
 --       6 fingerprint ('': no Idempotency-Key)  7 ttl of a running idem entry (ms)
 --       8 key  9 tokens that the query may use  10 tokens a minute  11 requests at once
 --       12 the key's cap of a day  13 of a month  14 the day  15 free amount of a month
+--       16 how often the client's library has sent this again ('': the client sent the Idempotency-Key itself)
+--       17 the most replays to such a library
 -- A limit or cap of 0 is none. Answers with what the rates leave: requests, until all are back (ms), tokens, until all
 -- are back (ms), requests at once.
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
@@ -47,12 +49,21 @@ if again then return {'ok', again, quota()} end -- sent twice over a broken conn
 if state[1] then return {'revoked'} end
 
 if ARGV[6] ~= '' then
-  local first = redis.call('HMGET', KEYS[6], 'fingerprint', 'state', 'response', 'hold')
+  local first = redis.call('HMGET', KEYS[6], 'fingerprint', 'state', 'response', 'hold', 'replays')
   if first[1] then
     if first[1] ~= ARGV[6] then return {'mismatch'} end
-    if first[2] == 'done' then return {'replay', first[3], quota()} end
+    -- A library's first sending begins a new answer, whatever was answered before; so does one too many.
+    local again = ARGV[16] ~= '0'
+    if again and first[2] == 'done' then
+      if ARGV[16] == '' then return {'replay', first[3], quota()} end
+      if tonumber(first[5] or '0') < tonumber(ARGV[17]) then
+        redis.call('HINCRBY', KEYS[6], 'replays', 1)
+        return {'replay', first[3], quota()}
+      end
     -- A running request whose hold has lapsed died on the way; this one takes its place.
-    if redis.call('HEXISTS', KEYS[4], first[4]) == 1 then return {'running'} end
+    elseif again and redis.call('HEXISTS', KEYS[4], first[4]) == 1 then
+      return {'running'}
+    end
   end
 end
 
@@ -89,6 +100,7 @@ redis.call('HSET', KEYS[4], ARGV[2], int(paid) .. ' ' .. int(free) .. ' ' .. key
 redis.call('ZADD', KEYS[3], int(now + tonumber(ARGV[4])), ARGV[2])
 if ARGV[6] ~= '' then
   redis.call('HSET', KEYS[6], 'fingerprint', ARGV[6], 'state', 'running', 'hold', ARGV[2])
+  redis.call('HDEL', KEYS[6], 'response', 'replays')
   redis.call('PEXPIRE', KEYS[6], ARGV[7])
 end
 return {'ok', int(free), quota()}

@@ -1,7 +1,7 @@
 -- Charge a query and log its usage record: both or neither.
 -- KEYS  1 deployment  2 account  3 expiry  4 holds  5 done  6 usage  7 idem  8 keys
 -- ARGV  1 deployment  2 hold  3 charge  4 record  5 ttl of the done mark (ms)
---       6 '1' if the hold has an Idempotency-Key  7 response to replay  8 ttl of the replay (ms)
+--       6 '1' if the hold has an Idempotency-Key  7 response to replay ('': none)  8 ttl of the replay (ms)
 --       9 key  10 free part of the charge  11 the record's day  12 free amount of a month
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
 local before = redis.call('GET', KEYS[5])
@@ -11,6 +11,8 @@ if before then
 end
 if redis.call('EXISTS', KEYS[2]) == 0 then return {'account'} end
 
+-- The Idempotency-Key may be another request's by now: one that took this lapsed one's place, or a library's next.
+local idem = ARGV[6] == '1' and redis.call('HGET', KEYS[7], 'hold')
 local free, day = tonumber(ARGV[10]), ARGV[11]
 local paid, month = tonumber(ARGV[3]) - free, string.sub(day, 1, 7)
 local last = redis.call('HGET', KEYS[8], ARGV[9] .. ':day') or ''
@@ -20,6 +22,8 @@ if held then
     return {'above', int(tonumber(held) + tonumber(held_free))}
   end
   release(KEYS[2], KEYS[3], KEYS[4], KEYS[8], ARGV[2])
+elseif idem and idem ~= ARGV[2] then
+  return {'expired'}
 elseif available(KEYS[2]) < paid or free > 0 and free_left(KEYS[2], month, tonumber(ARGV[12])) < free then
   return {'expired'}
 end
@@ -40,8 +44,12 @@ if string.sub(last, 1, 7) <= month then redis.call('HINCRBY', KEYS[8], ARGV[9] .
 
 local id = redis.call('XADD', KEYS[6], '*', 'r', ARGV[4])
 redis.call('SET', KEYS[5], id, 'PX', ARGV[5])
-if ARGV[6] == '1' then
-  redis.call('HSET', KEYS[7], 'state', 'done', 'response', ARGV[7])
-  redis.call('PEXPIRE', KEYS[7], ARGV[8])
+if idem == ARGV[2] then
+  if ARGV[7] == '' then
+    redis.call('DEL', KEYS[7])
+  else
+    redis.call('HSET', KEYS[7], 'state', 'done', 'response', ARGV[7])
+    redis.call('PEXPIRE', KEYS[7], ARGV[8])
+  end
 end
 return {'ok', id}

@@ -67,6 +67,8 @@ async def receipt(receipt: str, caller: Customer, service: TheService) -> Respon
     """One receipt: what a query cost, and which documents it used."""
     record = await asyncio.to_thread(_logged, service.books, caller.id, receipt)
     if record is None:
+        record = await asyncio.to_thread(service.metering.spool.find, receipt)
+    if record is None:
         fresh = await service.metering.meter.find_record(caller.id, receipt)
         record = decode_record(fresh) if fresh else None
     if record is None or record.account != caller.id:

@@ -5,7 +5,21 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from serving import __version__
-from serving.api import account, admin, books, chat, documents, errors, health, keys, query, statements
+from serving.api import (
+    account,
+    admin,
+    books,
+    chat,
+    documents,
+    embeddings,
+    errors,
+    health,
+    keys,
+    models,
+    query,
+    responses,
+    statements,
+)
 from serving.api.middleware import Edge
 from serving.assembly import Service
 from serving.metrics import Metrics
@@ -23,7 +37,8 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     app.state.service = service
     app.state.metrics = metrics
     app.state.draining = False
-    for part in (query, chat, account, documents, statements, admin, keys, books, health):
+    paid = (query, chat, responses, embeddings, models)
+    for part in (*paid, account, documents, statements, admin, keys, books, health):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(Edge, metrics=metrics, body_bytes_max=service.books.settings.body_bytes)

@@ -30,13 +30,15 @@ from metering.periods import PeriodError
 from metering.pricing import PriceError, UnknownModel
 from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
-from serving.answering import AlreadyCharged, MaxPriceExceeded, Overloaded, QueryError, QuestionTooLong
 from serving.api.quotas import quota_headers
 from serving.booking import BookingError, Conflict, ReferenceUsed, Unknown
 from serving.closing import ClosingError
+from serving.generators.generator import AnswerTimeout, GeneratorBusy, GeneratorError
 from serving.identity import IdentityError, InvalidName, UnknownKey
 from serving.keys import UnknownOwner
 from serving.limits import LimitError
+from serving.query import MaxPriceExceeded, QueryError, QuestionTooLong
+from serving.till import AlreadyCharged, Overloaded
 from serving.webhooks import WebhookError
 
 _SERVER_ERROR = 500
@@ -50,8 +52,9 @@ _KINDS = {
 }
 _RETRY_SECONDS = 1
 _TRANSLATED = (
-    AlreadyCharged, BookingError, ClosingError, DocumentError, IdentityError, LimitError, MeterError, MoneyError,
-    Overloaded, PeriodError, PriceError, QueryError, WebhookError, sa.exc.DataError, sa.exc.OperationalError,
+    AlreadyCharged, BookingError, ClosingError, DocumentError, GeneratorError, IdentityError, LimitError, MeterError,
+    MoneyError, Overloaded, PeriodError, PriceError, QueryError, WebhookError, sa.exc.DataError,
+    sa.exc.OperationalError,
 )  # fmt: skip
 
 
@@ -170,8 +173,14 @@ def translate(error: Exception) -> ApiError:
             return ApiError(503, "hold_expired", f"{error}; nothing was charged", headers=soon)
         case Overloaded():
             return ApiError(503, "overloaded", f"{error}; retry", headers=soon)
+        case GeneratorBusy():
+            return ApiError(503, "model_busy", f"{error}; retry", headers=soon)
+        case AnswerTimeout():
+            return ApiError(504, "answer_timeout", str(error), headers={"x-should-retry": "false"})
+        case GeneratorError():
+            return ApiError(502, "model_failed", str(error))
         case QuestionTooLong():
-            return ApiError(413, "question_too_long", str(error), param="question")
+            return ApiError(413, "question_too_long", str(error), param=error.param)
         case UnknownModel():
             return ApiError(404, "model_not_found", str(error), param="model")
         case Unknown() | UnknownKey() | UnknownOwner():

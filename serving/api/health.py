@@ -46,7 +46,10 @@ async def ready(request: Request, service: TheService) -> Response:
 async def metrics(request: Request, service: TheService) -> Response:
     """Metrics in Prometheus's text format."""
     found: Metrics = request.app.state.metrics
-    found.queries_running.set(service.answering.running)
+    spooled = await asyncio.to_thread(service.metering.spool.state)
+    found.spool_waiting.set(len(spooled.waiting))
+    found.spool_unsettled.set(len(spooled.damaged) + len(spooled.refused))
+    found.queries_running.set(service.till.running)
     return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)
 
 

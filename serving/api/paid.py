@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import Request
 from pydantic import BaseModel, Field
 
+from metering.meter import Quota
 from metering.money import Currency, MoneyError
 from metering.records import fingerprint
-from serving.answering import Answered
 from serving.api.errors import ApiError
 from serving.api.quotas import quota_headers
+from serving.identity import Caller
+from serving.query import Idempotency
+from serving.settings import Settings
 
 _KEY_CHARS_MAX = 255
+_RETRIES = re.compile(r"\d{1,4}", re.ASCII)
 
 
 class Money(BaseModel):
@@ -43,8 +48,11 @@ def units(price: Money | str | None, currency: Currency, param: str) -> int | No
         raise ApiError(422, "invalid", str(error), param=param) from error
 
 
-async def idempotency(request: Request) -> tuple[str, str]:
-    """The Idempotency-Key, or an empty one, and the fingerprint of what is asked.
+async def idempotency(request: Request, caller: Caller, settings: Settings) -> Idempotency:
+    """Under which key the call is charged once.
+
+    Without an Idempotency-Key, the ``openai`` client's count of its own retries serves: its retry is the same request
+    by the same API key.
 
     Raises:
         ApiError: 400, the key is too long.
@@ -52,14 +60,20 @@ async def idempotency(request: Request) -> tuple[str, str]:
     key = request.headers.get("idempotency-key", "")
     if len(key) > _KEY_CHARS_MAX:
         raise ApiError(400, "invalid_idempotency_key", f"Idempotency-Key is longer than {_KEY_CHARS_MAX} characters")
-    return key, fingerprint(request.url.path, await request.body()) if key else ""
+    if key:
+        return Idempotency(key, fingerprint(request.url.path, await request.body()))
+    retries = request.headers.get("x-stainless-retry-count", "")
+    if not settings.retry_seconds or not _RETRIES.fullmatch(retries):
+        return Idempotency()
+    body_hash = fingerprint(caller.key, request.url.path, await request.body())
+    return Idempotency(f"retries of {body_hash}", body_hash, int(retries))
 
 
-def receipt_headers(answered: Answered, currency: Currency) -> dict[str, str]:
-    """The headers of a paid response."""
+def headers(receipt: str, charge: int, free: int, quota: Quota | None, currency: Currency) -> dict[str, str]:
+    """The headers of a paid response: its receipt, its charge, what of that was free, and what the key has left."""
     return {
-        "x-patronage-receipt": answered.id,
-        "x-patronage-charge": currency.format(answered.charge),
-        **({"x-patronage-free": currency.format(answered.free)} if answered.free else {}),
-        **quota_headers(answered.quota),
+        "x-patronage-receipt": receipt,
+        "x-patronage-charge": currency.format(charge),
+        **({"x-patronage-free": currency.format(free)} if free else {}),
+        **quota_headers(quota),
     }

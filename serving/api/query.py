@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from serving import rendering
-from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.api import paid
 from serving.api.context import Payer, TheService, json_response
+from serving.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.rulebook import EXTRACTIVE
 
 router = APIRouter()
@@ -24,6 +24,7 @@ class QueryBody(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     question: str
+    model: str = EXTRACTIVE
     top_k: TopK = TOP_K_DEFAULT
     purpose: str = PURPOSE_DEFAULT
     max_price: paid.Price = None
@@ -33,17 +34,18 @@ class QueryBody(BaseModel):
 async def query(body: QueryBody, request: Request, caller: Payer, service: TheService) -> Response:
     """Answer a question from the documents, with citations and a receipt."""
     currency = service.books.currency
-    key, body_hash = await paid.idempotency(request)
     answered = await service.answering.answer(
         caller,
         Query(
             question=body.question,
-            model=EXTRACTIVE,
+            model=body.model,
             top_k=body.top_k,
             purpose=body.purpose,
             max_price=paid.units(body.max_price, currency, "max_price"),
-            idempotency_key=key,
-            body_hash=body_hash,
+            idempotency=await paid.idempotency(request, caller, service.books.settings),
         ),
     )
-    return json_response(rendering.answer(answered, currency), headers=paid.receipt_headers(answered, currency))
+    return json_response(
+        rendering.answer(answered, currency),
+        headers=paid.headers(answered.id, answered.charge, answered.free, answered.quota, currency),
+    )

@@ -11,9 +11,10 @@ import typer
 from retrieval.ingest import Ingest, Report
 from retrieval.readers import read
 from serving import reembedding, rendering
-from serving.answering import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Answered, Query
+from serving.answered import Answered
 from serving.assembly import open_books, open_service
 from serving.cli.console import CommandError, Out, current
+from serving.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.rulebook import EXTRACTIVE
 
 _documents = typer.Typer(help="The catalogue of documents.", no_args_is_help=True)

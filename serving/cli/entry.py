@@ -26,7 +26,6 @@ from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__, logs
-from serving.answering import Overloaded, QueryError
 from serving.assembly import AssemblyError
 from serving.booking import BookingError
 from serving.cli import books, checks, customers, documents, keys, meter, money, people, prices, server
@@ -36,8 +35,10 @@ from serving.data_dir import DataDirError
 from serving.database import DatabaseError
 from serving.identity import IdentityError
 from serving.limits import LimitError
+from serving.query import QueryError
 from serving.rebuilding import RebuildError
 from serving.settings import Settings
+from serving.till import Overloaded
 from serving.webhooks import WebhookError
 
 app = typer.Typer(

@@ -15,8 +15,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from attribution.values import COUNTERFACTUAL, Table, counterfactual
 from retrieval.chunking import SENTENCE_CHARS_MAX
 from retrieval.retriever import Retrieval, RetrievedDocument
+from serving.generators.generator import Citation, Delivered
+from serving.query import Query
 
 NO_ANSWER: Final = "The documents do not answer this question."
 DOCUMENTS_READ: Final = 12
@@ -69,18 +72,6 @@ _WORD: Final = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
-class Citation:
-    """A sentence of the answer. Spans are code points, end exclusive."""
-
-    source: int
-    """Index into the retrieved documents."""
-    quote: str
-    passage: tuple[int, int]
-    """Where the quote stands in the text of the document's version."""
-    answer_span: tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
     """An answer, and what its counterfactuals are computed from."""
 
@@ -93,6 +84,41 @@ class Answer:
     def slots(self) -> int:
         """How many sentences the answer has; 0 where the documents do not answer."""
         return len(self.citations)
+
+    def game(self) -> Table:
+        """The worth of every coalition of the documents read."""
+        return counterfactual(self.worths, self.slots)
+
+
+class Extractive:
+    """Implements :class:`serving.generators.generator.Generator`; every answer is there at once."""
+
+    def reads(self, query: Query) -> str:
+        """The question alone."""
+        return query.question
+
+    def tokens_max(self, query: Query) -> int:  # noqa: ARG002 # what the query asks for concerns language models
+        """The longest three sentences."""
+        return ANSWER_TOKENS_MAX
+
+    def begin(self, query: Query, retrieval: Retrieval) -> Delivered:  # noqa: ARG002 # the retrieval has its question
+        """The answer, with its exact counterfactual."""
+        found = answer(retrieval)
+        return Delivered(found.text, found.citations, found.game(), COUNTERFACTUAL)
+
+
+class ExtractiveProxy:
+    """Values an answer that another model wrote by what the extractive answer to the same retrieval was worth.
+
+    It sees what the documents offer for the question, and nothing of what the model made of it: hence its name.
+    Implements :class:`serving.generators.upstream.ValueFunction`.
+    """
+
+    name = "extractive-proxy/1"
+
+    def values(self, retrieval: Retrieval, text: str) -> Table:  # noqa: ARG002 # what makes it a proxy
+        """The game of the extractive answer; it is all zeros where the documents do not answer."""
+        return answer(retrieval).game()
 
 
 @dataclass(frozen=True, slots=True)

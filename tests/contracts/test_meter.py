@@ -14,6 +14,7 @@ from metering.meter import (
     IdempotencyRunning,
     InsufficientFunds,
     KeyRevoked,
+    Limits,
     MeterLost,
     MeterUnavailable,
     RateLimited,
@@ -22,7 +23,7 @@ from metering.meter import (
 )
 from metering.redis_connection import RedisUnfit, connect, demand, examine
 from metering.redis_meter import RedisMeter, deployment_key, shard_of, stream_entries, usage_stream
-from tests.records import a_record
+from tests.records import MOMENT_MS, a_record
 
 SHARDS = 16
 pytestmark = pytest.mark.anyio
@@ -30,7 +31,13 @@ pytestmark = pytest.mark.anyio
 
 def a_meter(client, deployment="d", hold_ttl_ms=60_000, ack="none"):
     return RedisMeter(
-        client, deployment=deployment, shards=SHARDS, hold_ttl_ms=hold_ttl_ms, replay_ttl_ms=60_000, ack=ack
+        client,
+        deployment=deployment,
+        shards=SHARDS,
+        hold_ttl_ms=hold_ttl_ms,
+        replay_ttl_ms=60_000,
+        retry_ttl_ms=60_000,
+        ack=ack,
     )
 
 
@@ -50,7 +57,7 @@ async def meter(client):
 
 
 def asked(hold="h", ceiling=100, account="acme", **more):
-    return Request(hold, account, "key", ceiling, **more)
+    return Request(hold, account, "key", ceiling, at_ms=MOMENT_MS, **more)
 
 
 async def balance(meter, account="acme"):
@@ -141,9 +148,9 @@ async def test_an_authorize_that_is_sent_twice_holds_once(meter):
 
 async def test_a_rate_limit_lets_a_minutes_requests_through_and_says_when_to_come_again(meter):
     for number in range(3):
-        await meter.authorize(asked(f"h{number}", requests_per_minute=3))
+        await meter.authorize(asked(f"h{number}", limits=Limits(requests_per_minute=3)))
     with pytest.raises(RateLimited) as refused:
-        await meter.authorize(asked("h3", requests_per_minute=3))
+        await meter.authorize(asked("h3", limits=Limits(requests_per_minute=3)))
     assert 0 < refused.value.retry_after_s <= 20
 
 

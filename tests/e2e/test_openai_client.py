@@ -208,7 +208,6 @@ def test_models_are_listed_and_shown(client: openai.OpenAI, customer: Account):
     assert customer.balance == 1, "looking is free"
 
 
-@pytest.mark.xfail(strict=True, reason="in the contract, and not built yet")
 def test_responses_are_answered_with_citations_and_charged(client: openai.OpenAI, customer: Account):
     reply = client.responses.with_raw_response.create(model=_MODEL, input=_BUILT[0]["content"])
     response = reply.parse()
@@ -225,7 +224,6 @@ def test_responses_are_answered_with_citations_and_charged(client: openai.OpenAI
     assert customer.client.get(f"/v1/receipts/{reply.headers['x-patronage-receipt']}").status_code == 200
 
 
-@pytest.mark.xfail(strict=True, reason="in the contract, and not built yet")
 def test_responses_are_streamed(client: openai.OpenAI):
     with client.responses.create(model=_MODEL, input=_BUILT[0]["content"], stream=True) as stream:
         events = list(stream)
@@ -237,7 +235,6 @@ def test_responses_are_streamed(client: openai.OpenAI):
     assert [event.sequence_number for event in events] == [events[0].sequence_number + i for i in range(len(events))]
 
 
-@pytest.mark.xfail(strict=True, reason="in the contract, and not built yet")
 def test_embeddings_are_given_and_charged(client: openai.OpenAI, customer: Account):
     """One of the models that are listed embeds."""
     reply = None

@@ -32,6 +32,8 @@ class Route:
 _ROUTES = (
     Route("customer", "POST", "/v1/query", _QUESTION),
     Route("customer", "POST", "/v1/chat/completions", _CHAT),
+    Route("customer", "POST", "/v1/responses", {"model": "patronage-extractive", "input": _QUESTION["question"]}),
+    Route("customer", "POST", "/v1/embeddings", {"model": "all-MiniLM-L6-v2", "input": "honey"}),
     Route("customer", "GET", "/v1/models"),
     Route("customer", "GET", "/v1/models/patronage-extractive"),
     Route("customer", "GET", "/v1/account"),
@@ -56,8 +58,6 @@ _ROUTES = (
 )
 _OPEN = ("/", "/health/live", "/health/ready", "/metrics")
 _LATER = (
-    Route("customer", "POST", "/v1/responses", {"model": "patronage-extractive", "input": _QUESTION["question"]}),
-    Route("customer", "POST", "/v1/embeddings", {"model": "all-MiniLM-L6-v2", "input": "honey"}),
     Route("customer", "POST", "/v1/receipts/{receipt}/outcome", {"rating": 0.5}, (200, 201, 202, 204)),
     Route("customer", "GET", "/v1/checkpoint"),
     Route("customer", "GET", "/v1/checkpoint/consistency?from=0", None, (200, 400, 422)),

@@ -127,8 +127,10 @@ def open_world(data_dir: Path, env: dict[str, str]) -> Iterator[World]:
         # By the command line, beside the running server: what one process stores, the other must see.
         taken = cli(data_dir, "ingest", str(corpus), env=env)
         assert (taken["documents"], taken["rejected"]) == (len(DOCUMENTS), []), taken
-        yield world
-        world.close()
+        try:
+            yield world
+        finally:
+            world.close()
 
 
 def problem(reply: httpx.Response) -> dict[str, Any]:

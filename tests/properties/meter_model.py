@@ -20,6 +20,7 @@ from metering.meter import (
     SpendingCapReached,
     TooManyTokens,
 )
+from metering.redis_meter import RETRY_REPLAYS_MAX
 
 
 @dataclass
@@ -55,6 +56,8 @@ class Model:
     """The tokens of every admitted request, by key."""
     idempotency: dict[str, tuple[str, str, str]] = field(default_factory=dict)
     """Fingerprint, state and hold of every Idempotency-Key."""
+    replays: dict[str, int] = field(default_factory=dict)
+    """How often each answer was replayed to a client's library."""
 
     @property
     def spent(self) -> int:
@@ -110,6 +113,7 @@ class Model:
         self.admitted.setdefault(request.key, []).append(request.tokens)
         if request.idempotency_key:
             self.idempotency[request.idempotency_key] = (request.fingerprint, "running", request.hold)
+            self.replays.pop(request.idempotency_key, None)
         return "ok"
 
     def _known(self, request: Request) -> type[MeterError] | str | None:
@@ -118,11 +122,15 @@ class Model:
         state = self.idempotency.get(request.idempotency_key) if request.idempotency_key else None
         if state and state[0] != request.fingerprint:
             return IdempotencyMismatch
-        if state and state[1] == "done":
-            return "replay"
-        if state and state[2] in self.holds:
-            return IdempotencyRunning
-        return None
+        if state is None or request.retries == 0:
+            return None
+        if state[1] == "done":
+            if request.retries is None:
+                return "replay"
+            replays = self.replays.get(request.idempotency_key, 0)
+            self.replays[request.idempotency_key] = replays + 1
+            return "replay" if replays < RETRY_REPLAYS_MAX else None
+        return IdempotencyRunning if state[2] in self.holds else None
 
     def _limited(self, request: Request) -> type[MeterError] | None:
         limits = request.limits
@@ -137,17 +145,22 @@ class Model:
             return RateLimited
         return None
 
-    def capture(self, request: Request, day: str, charge: int, free: int) -> bool:
-        """Whether it is charged; a lapsed hold is if the money and the free amount are still there."""
+    def capture(self, request: Request, day: str, charge: int, free: int, *, kept: bool) -> bool:
+        """Whether it is charged; a lapsed hold is if its money, free amount and Idempotency-Key are still there."""
         paid = charge - free
+        state = self.idempotency.get(request.idempotency_key)
+        taken = state is not None and state[2] != request.hold
         if request.hold not in self.holds:
             left = self.free_left(day[:7], request.free_per_month)
-            if self.available < paid or (free and left < free):
+            if taken or self.available < paid or (free and left < free):
                 return False
         self.holds.pop(request.hold, None)
         self.captured[request.hold] = Captured(request.key, day, paid, free)
-        if request.idempotency_key:
-            self.idempotency[request.idempotency_key] = (request.fingerprint, "done", request.hold)
+        if state is not None and not taken:
+            if kept:
+                self.idempotency[request.idempotency_key] = (request.fingerprint, "done", request.hold)
+            else:
+                del self.idempotency[request.idempotency_key]
         return True
 
     def void(self, request: Request) -> None:

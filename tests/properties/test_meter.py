@@ -50,7 +50,7 @@ class MeterMachine(RuleBasedStateMachine):
     def connect(cls, url: str) -> None:
         cls.loop = asyncio.new_event_loop()
         cls.client = connect(url)
-        options = {"deployment": DEPLOYMENT, "shards": SHARDS, "replay_ttl_ms": 60_000}
+        options = {"deployment": DEPLOYMENT, "shards": SHARDS, "replay_ttl_ms": 60_000, "retry_ttl_ms": 60_000}
         cls.meter = RedisMeter(cls.client, hold_ttl_ms=60_000, **options)
         cls.fleeting = RedisMeter(cls.client, hold_ttl_ms=0, **options)
         cls.run(cls.meter.claim(fresh=True))
@@ -81,8 +81,12 @@ class MeterMachine(RuleBasedStateMachine):
         fleeting=st.booleans(),
         idempotency=st.sampled_from(["", "", "k1", "k2"]),
         body=st.sampled_from("ab"),
+        retries=st.sampled_from([None, None, 0, 1]),
     )
-    def authorize(self, ceiling, tokens, key, fleeting, idempotency, body):
+    def authorize(self, ceiling, tokens, key, fleeting, idempotency, body, retries):
+        """With ``retries`` the Idempotency-Key is made of what a client's library sends, first or again."""
+        if retries is not None:
+            idempotency = f"made-of-{body}"
         request = Request(
             f"hold-{next(self.numbers)}",
             self.account,
@@ -94,6 +98,7 @@ class MeterMachine(RuleBasedStateMachine):
             at_ms=self.now_ms,
             idempotency_key=idempotency,
             fingerprint=body,
+            retries=retries,
         )
         meter = self.fleeting if fleeting else self.meter
         expected = self.model.authorize(request, lapsing=fleeting)
@@ -118,8 +123,8 @@ class MeterMachine(RuleBasedStateMachine):
         if own.concurrent_requests:
             assert quota.concurrent_left == own.concurrent_requests - len(self.model.of_key(key))
 
-    @rule(target=captured, hold=consumes(holds), part=st.floats(0, 1), ago=st.integers(0, 2))
-    def capture(self, hold, part, ago):
+    @rule(target=captured, hold=consumes(holds), part=st.floats(0, 1), ago=st.integers(0, 2), kept=st.booleans())
+    def capture(self, hold, part, ago, kept):
         """The record may be days old: its capture waited for Redis, or for the server to come back."""
         request = hold.request
         charge = int(request.ceiling * part)
@@ -128,10 +133,10 @@ class MeterMachine(RuleBasedStateMachine):
         record = a_record(
             id=request.hold, account=self.account, key=request.key, charge=charge, free=free, finished_ms=finished_ms
         )
-        response = b"answer to " + request.hold.encode()
+        response = b"answer to " + request.hold.encode() if kept else b""
         day = periods.day_of(finished_ms)
         lapsed = request.hold not in self.model.holds
-        if not self.model.capture(request, day, charge, free):
+        if not self.model.capture(request, day, charge, free, kept=kept):
             with pytest.raises(HoldExpired):
                 self.run(self.meter.capture(hold, record, response))
             return multiple()

@@ -1,0 +1,54 @@
+"""The answered query, as every interface shows it."""
+
+from __future__ import annotations
+
+import msgspec
+
+from metering.meter import Quota
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A retrieved document, as the customer sees it."""
+
+    document_id: str
+    version: str
+    title: str
+    contributor: str
+    url: str | None
+    score: float
+    share: float
+    cited: bool
+
+
+class Citation(msgspec.Struct, frozen=True):
+    """A quotation in the answer. Spans are code points, end exclusive."""
+
+    source: int
+    quote: str
+    passage: tuple[int, int]
+    answer_span: tuple[int, int]
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """An answered query, with everything that any of the interfaces shows of it."""
+
+    id: str
+    created_ms: int
+    model: str
+    answer: str
+    sources: tuple[Source, ...]
+    citations: tuple[Citation, ...]
+    model_residual: float
+    charge: int
+    input_tokens: int
+    output_tokens: int
+    price_version: int
+    policy_version: int
+    finish: str = "stop"
+    """Why the answer ends: ``stop``, ``length``, or what else the model says."""
+    interrupted: str = ""
+    """The code of the error that broke the answer off, or nothing: then it is whole."""
+    free: int = 0
+    """The part of the charge that the operator pays."""
+    quota: Quota | None = None
+    """What the key's limits leave now: of this response, not of the stored one."""

@@ -1,0 +1,66 @@
+"""``POST /v1/embeddings``, as the official ``openai`` client expects it."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from retrieval.embedding import Vector
+from serving.api import paid
+from serving.api.context import Payer, TheService, json_response
+from serving.api.errors import ApiError
+
+router = APIRouter()
+
+
+class EmbeddingsBody(BaseModel):
+    """The body of an embedding. ``max_price`` goes in the client's ``extra_body``."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    model: str
+    input: str | list[str]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    max_price: paid.Price = None
+
+
+@router.post("/v1/embeddings")
+async def embed(body: EmbeddingsBody, request: Request, caller: Payer, service: TheService) -> Response:
+    """The vectors of some texts."""
+    currency = service.books.currency
+    if body.dimensions not in (None, service.embeddings.dimension):
+        size = service.embeddings.dimension
+        raise ApiError(422, "invalid", f"dimensions: this model's vectors have {size}", param="dimensions")
+    embedded = await service.embeddings.embed(
+        caller,
+        body.model,
+        [body.input] if isinstance(body.input, str) else body.input,
+        max_price=paid.units(body.max_price, currency, "max_price"),
+        idempotency=await paid.idempotency(request, caller, service.books.settings),
+    )
+    bought = embedded.paid
+    return json_response(
+        {
+            "object": "list",
+            "model": body.model,
+            "data": [
+                {"object": "embedding", "index": index, "embedding": _encode(vector, body.encoding_format)}
+                for index, vector in enumerate(embedded.vectors)
+            ],
+            "usage": {"prompt_tokens": bought.tokens, "total_tokens": bought.tokens},
+            "receipt": {"id": bought.receipt, "charge": currency.amount(bought.charge)},
+        },
+        headers=paid.headers(bought.receipt, bought.charge, bought.free, embedded.quota, currency),
+    )
+
+
+def _encode(vector: Vector, encoding: str) -> Any:
+    """A list of numbers, or the base64 of little-endian 32-bit floats."""
+    if encoding == "float":
+        return vector.tolist()
+    return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode()

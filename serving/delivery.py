@@ -1,0 +1,176 @@
+"""The delivery: an answer on its way to the customer, in pieces, and what is paid for it.
+
+Whoever takes the pieces ends with exactly one of :meth:`Delivery.paid`, :meth:`Delivery.whole` and
+:meth:`Delivery.leave`. However it ends, the customer pays for the pieces that were taken, and for nothing if none was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from typing import Final, Self
+
+import msgspec
+
+from metering.meter import Quota
+from metering.records import UsageRecord
+from serving.answered import Answered
+from serving.generators.generator import AnswerTimeout, Delivered, Generation, GeneratorError, Transcript
+from serving.till import Sale, Till
+
+CLIENT_LEFT: Final = "client_left"
+"""How an answer is marked that its customer did not wait for."""
+
+Conclude = Callable[[Delivered, str], tuple[Answered, UsageRecord]]
+"""From what was delivered, and the code of what broke it off, to the two views of it. Computes."""
+
+
+class Delivery:
+    """An answer on its way. Iterating takes its pieces, and raises ``GeneratorError`` where the model breaks off."""
+
+    def __init__(
+        self,
+        sale: Sale,
+        generation: Generation,
+        transcript: Transcript,
+        *,
+        till: Till,
+        conclude: Conclude,
+        workers: Executor,
+        timeout_s: float,
+    ) -> None:
+        """The time-out is for the whole answer, and begins now."""
+        self._sale = sale
+        self._generation = generation
+        self._transcript = transcript
+        self._till = till
+        self._conclude = conclude
+        self._workers = workers
+        self._timeout_s = timeout_s
+        self._deadline = asyncio.get_running_loop().time() + timeout_s
+        self._pieces = generation.pieces()
+        self._ahead = ""
+        self._ending: asyncio.Task[Answered | None] | None = None
+
+    @property
+    def receipt(self) -> str:
+        """The id of the receipt."""
+        return self._sale.receipt
+
+    @property
+    def quota(self) -> Quota | None:
+        """What the limits of the customer's key leave."""
+        return self._sale.hold.quota
+
+    @property
+    def model(self) -> str:
+        """The model that answers."""
+        return self._sale.model
+
+    @property
+    def started_ms(self) -> int:
+        """When the query was admitted."""
+        return self._sale.started_ms
+
+    def __aiter__(self) -> Self:
+        """The delivery itself: there is one taker."""
+        return self
+
+    async def __anext__(self) -> str:
+        """The next piece."""
+        piece, self._ahead = self._ahead, ""
+        return piece or await self._next()
+
+    async def begun(self) -> None:
+        """Wait for the first piece, which stays to be taken; until then a failure costs nothing.
+
+        Raises:
+            GeneratorError: there is none.
+        """
+        try:
+            self._ahead = await self._next()
+        except StopAsyncIteration:
+            raise GeneratorError("the model gave no answer") from None
+        finally:
+            if not self._ahead:
+                await self.leave()
+
+    async def whole(self) -> Answered:
+        """Take the answer at once. Half of it is nothing to a customer who asked for all of it: it is void.
+
+        Raises:
+            GeneratorError: the model breaks off; nothing is charged.
+            MeterError: as :meth:`serving.till.Till.charge`.
+        """
+        try:
+            async for _ in self:
+                pass
+            if not self._transcript.text:
+                raise GeneratorError("the model gave no answer")
+        except BaseException:
+            await self._end(charged=False)
+            raise
+        return await self.paid()
+
+    async def paid(self, interrupted: str = "") -> Answered:
+        """Charge for what was taken. ``interrupted`` is the code of the error that broke it off.
+
+        Raises:
+            MeterError: as :meth:`serving.till.Till.charge`.
+        """
+        found = await asyncio.shield(self._start(charged=True, interrupted=interrupted))
+        if found is None:
+            raise GeneratorError("nothing was delivered")
+        return found
+
+    async def leave(self) -> None:
+        """The customer is gone, or was never there: end it, unless it has ended."""
+        await self._end(charged=bool(self._transcript.text))
+
+    async def _next(self) -> str:
+        while not self._transcript.full:
+            try:
+                async with asyncio.timeout_at(self._deadline):
+                    piece = await anext(self._pieces)
+            except TimeoutError:
+                raise AnswerTimeout(f"the answer took longer than {self._timeout_s:g} s") from None
+            taken = self._transcript.take(piece)
+            if taken:
+                return taken
+        raise StopAsyncIteration
+
+    async def _end(self, *, charged: bool) -> None:
+        await asyncio.wait({self._start(charged=charged, interrupted=CLIENT_LEFT)})
+
+    def _start(self, *, charged: bool, interrupted: str) -> asyncio.Task[Answered | None]:
+        if self._ending is None:
+            work = self._charge(interrupted) if charged else self._void()
+            self._ending = self._till.start(work)
+        return self._ending
+
+    async def _charge(self, interrupted: str) -> Answered:
+        try:
+            await self._close()
+            finish = "length" if self._transcript.full else self._generation.finish
+            loop = asyncio.get_running_loop()
+            answered, record = await loop.run_in_executor(self._workers, self._concluded, finish, interrupted)
+        except BaseException:
+            await self._till.void(self._sale)
+            raise
+        # A library's retry of half an answer gets a new one.
+        response = b"" if interrupted and self._sale.retried else msgspec.msgpack.encode(answered)
+        await self._till.charge(self._sale, record, response)
+        return answered
+
+    async def _void(self) -> None:
+        await self._close()
+        await self._till.void(self._sale)
+
+    async def _close(self) -> None:
+        with suppress(GeneratorError):  # it is over for us
+            await self._pieces.aclose()
+
+    def _concluded(self, finish: str, interrupted: str) -> tuple[Answered, UsageRecord]:
+        return self._conclude(self._generation.delivered(self._transcript.text, finish), interrupted)

@@ -1,0 +1,123 @@
+"""Embeddings: vectors of texts, paid by the token. They use no document, so nobody's documents earn from them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from metering.meter import Quota, Replay
+from metering.pricing import UnknownModel, Usage
+from retrieval.embedding import Embedder, Vector
+from serving.identity import Caller
+from serving.query import Idempotency, QueryError
+from serving.till import Till
+
+TEXTS_MAX: Final = 2_048
+PURPOSE: Final = "embedding"
+_NO_GAME: Final = "none"
+
+
+class Paid(msgspec.Struct, frozen=True):
+    """What was paid for embeddings. The vectors are not kept: the same texts have them again."""
+
+    receipt: str
+    charge: int
+    tokens: int
+    free: int = 0
+    """The part of the charge that the operator pays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The vectors of some texts, in their order, and what was paid for them."""
+
+    vectors: tuple[Vector, ...]
+    paid: Paid
+    quota: Quota | None
+    """What the key's limits leave now."""
+
+
+_PAID = msgspec.msgpack.Decoder(Paid)
+
+
+class Embeddings:
+    """Sells embeddings."""
+
+    def __init__(self, *, till: Till, embedder: Embedder, model: str, workers: Executor) -> None:
+        """``model`` is the name under which the embedder is sold."""
+        self._till = till
+        self._embedder = embedder
+        self.model = model
+        self._workers = workers
+
+    @property
+    def dimension(self) -> int:
+        """The length of every vector."""
+        return self._embedder.dimension
+
+    async def embed(
+        self,
+        caller: Caller,
+        model: str,
+        texts: Sequence[str],
+        *,
+        max_price: int | None,
+        idempotency: Idempotency,
+    ) -> Embedded:
+        """Embed some texts and charge the caller's account for their tokens.
+
+        Raises:
+            QueryError: a text is empty or longer than the model reads, or there are too many.
+            PriceError: the model is not priced, or does not embed.
+            MaxPriceExceeded, MeterError, AlreadyCharged, Overloaded: as :meth:`serving.till.Till.open`.
+        """
+        if model != self.model:
+            raise UnknownModel(f"there is no model {model!r} that embeds")
+        if not 1 <= len(texts) <= TEXTS_MAX:
+            raise QueryError(f"input must have 1 to {TEXTS_MAX} texts", "input")
+        loop = asyncio.get_running_loop()
+        tokens = await loop.run_in_executor(self._workers, self._tokens, texts)
+        usage = Usage(tokens, 0, 0)
+        sale = await self._till.open(
+            caller, model=model, purpose=PURPOSE, most=usage, max_price=max_price, idempotency=idempotency
+        )
+        if isinstance(sale, Replay):
+            return Embedded(await self._vectors(texts), _PAID.decode(sale.response), sale.quota)
+        try:
+            vectors = await self._vectors(texts)
+            record = sale.record(usage, value_function=_NO_GAME, values=(0,), uses=())
+            paid = Paid(record.id, record.charge, tokens, record.free)
+            response = msgspec.msgpack.encode(paid) if idempotency.key else b""
+        except BaseException:
+            await self._till.void(sale)
+            raise
+        await self._till.charge(sale, record, response)
+        return Embedded(vectors, paid, sale.hold.quota)
+
+    async def _vectors(self, texts: Sequence[str]) -> tuple[Vector, ...]:
+        """Each text is a job of its own, so that a long list does not hold up others."""
+        loop = asyncio.get_running_loop()
+        jobs = [loop.run_in_executor(self._workers, self._embedder.embed_query, text) for text in texts]
+        return tuple(await asyncio.gather(*jobs))
+
+    def _tokens(self, texts: Sequence[str]) -> int:
+        total = 0
+        for number, text in enumerate(texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise QueryError(f"input {number} is not valid Unicode", "input") from None
+            tokens = self._embedder.count_tokens(text)
+            if not tokens:
+                raise QueryError(f"input {number} is empty", "input")
+            if tokens > self._embedder.tokens_max:
+                raise QueryError(
+                    f"input {number} has {tokens} tokens; the model reads {self._embedder.tokens_max}", "input"
+                )
+            total += tokens
+        return total

@@ -1,0 +1,276 @@
+"""The till: where every paid call is opened and closed.
+
+A sale holds the most that the call may cost, and ends with exactly one of charge and void. Both run to their end
+whatever becomes of the task that asked for them. A charge that Redis cannot take goes into the spool, so what a
+customer is told to have paid is charged, now or later. A void that Redis cannot take is left to the hold's expiry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+import sqlalchemy as sa
+import structlog
+
+from attribution.policy import Policy
+from metering import ledger
+from metering.meter import Hold, IdempotencyRunning, Limits, Meter, MeterUnavailable, Replay, Request
+from metering.money import Currency
+from metering.pricing import ModelPrice, Usage
+from metering.records import UsageRecord, Use, fingerprint
+from metering.spool import Spool
+from serving.identity import Caller
+from serving.query import Idempotency, MaxPriceExceeded
+from serving.rulebook import Rulebook
+from serving.settings import Settings
+from serving.vault import Vault
+
+T = TypeVar("T")
+
+_log = structlog.get_logger()
+_RUNNING_PAUSE_S: Final = 0.2
+
+
+class Overloaded(RuntimeError):
+    """Too many paid calls are in progress in this process."""
+
+
+class AlreadyCharged(RuntimeError):
+    """The Idempotency-Key was charged before, and its response is no longer kept."""
+
+    def __init__(self, receipt: str) -> None:
+        """``receipt`` is the id of the receipt of the charge."""
+        super().__init__(f"this Idempotency-Key was charged with receipt {receipt}, whose response is no longer kept")
+        self.receipt = receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Sale:
+    """A paid call that was admitted, at the prices and under the policy of that moment."""
+
+    hold: Hold
+    model: str
+    purpose: str
+    price: ModelPrice
+    price_version: int
+    policy: Policy
+    started_ms: int
+
+    @property
+    def receipt(self) -> str:
+        """The id of the receipt, if it is charged."""
+        return self.hold.request.hold
+
+    @property
+    def retried(self) -> bool:
+        """Whether a client's library, and not the client, asks for idempotency."""
+        return self.hold.request.retries is not None
+
+    def record(self, usage: Usage, *, value_function: str, values: Sequence[int], uses: Sequence[Use]) -> UsageRecord:
+        """The usage record of what was delivered."""
+        request = self.hold.request
+        charge, cost = self.price.charge(usage), self.price.cost(usage)
+        platform, royalty = self.policy.divide(charge, cost)
+        return UsageRecord(
+            id=request.hold,
+            account=request.account,
+            key=request.key,
+            model=self.model,
+            purpose=self.purpose,
+            started_ms=self.started_ms,
+            finished_ms=time.time_ns() // 1_000_000,
+            price_version=self.price_version,
+            policy_version=self.policy.version,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            passages=usage.passages,
+            charge=charge,
+            cost=cost,
+            platform=platform,
+            royalty=royalty,
+            free=min(charge, self.hold.free),
+            value_function=value_function,
+            values=tuple(values),
+            uses=tuple(uses),
+            # What a library asks for is forgotten with its retries; what the client asks for is kept for ever.
+            idempotency=fingerprint(request.idempotency_key) if request.idempotency_key and not self.retried else "",
+        )
+
+
+class Till:
+    """Opens sales and closes them."""
+
+    def __init__(
+        self,
+        *,
+        meter: Meter,
+        spool: Spool,
+        rulebook: Rulebook,
+        engine: sa.Engine,
+        vault: Vault,
+        currency: Currency,
+        settings: Settings,
+        limits: Limits,
+    ) -> None:
+        """The parts are owned by the caller; :meth:`settle` before they are closed.
+
+        ``limits`` are those of a key that has none of its own.
+        """
+        self._meter = meter
+        self._spool = spool
+        self._rulebook = rulebook
+        self._engine = engine
+        self._vault = vault
+        self._currency = currency
+        self._settings = settings
+        self._limits = limits
+        self._running = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @property
+    def running(self) -> int:
+        """Paid calls in progress."""
+        return self._running
+
+    async def open(
+        self,
+        caller: Caller,
+        *,
+        model: str,
+        purpose: str,
+        most: Usage,
+        max_price: int | None = None,
+        idempotency: Idempotency = Idempotency(),  # noqa: B008 # immutable
+    ) -> Sale | Replay:
+        """Hold the price of ``most`` usage, or give the response to the same call before, opened and uncharged.
+
+        Raises:
+            PriceError: the model is not priced.
+            MaxPriceExceeded: ``most`` costs more than ``max_price`` (units).
+            MeterError: the meter refused; see :mod:`metering.meter`.
+            AlreadyCharged, Overloaded: as they say.
+        """
+        if self._running >= self._settings.concurrent_queries:
+            raise Overloaded("too many queries in progress")
+        started_ms = time.time_ns() // 1_000_000
+        prices = self._rulebook.prices_at(started_ms)
+        price = prices.price(model)
+        ceiling = price.charge(most)
+        if max_price is not None and ceiling > max_price:
+            raise MaxPriceExceeded(self._currency.format(ceiling))
+        request = Request(
+            hold=f"{started_ms:012x}{secrets.token_hex(8)}",
+            account=caller.id,
+            key=caller.key,
+            ceiling=ceiling,
+            tokens=most.input_tokens + most.output_tokens,
+            limits=caller.limits.over(self._limits),
+            free_per_month=prices.free_per_month,
+            at_ms=started_ms,
+            idempotency_key=idempotency.key,
+            fingerprint=idempotency.body_hash,
+            retries=idempotency.retries,
+        )
+        self._running += 1
+        try:
+            hold = await self._authorize(request)
+        except BaseException:
+            self._running -= 1
+            raise
+        if isinstance(hold, Replay):
+            self._running -= 1
+            return replace(hold, response=self._vault.open(hold.response, caller.id))
+        return Sale(hold, model, purpose, price, prices.version, self._rulebook.policy, started_ms)
+
+    async def charge(self, sale: Sale, record: UsageRecord, response: bytes) -> None:
+        """Charge a sale. ``response`` is what the same call gets again; nothing keeps nothing.
+
+        Raises:
+            MeterUnavailable: neither the meter nor the spool can take it: nothing is promised.
+            HoldExpired: the hold lapsed and was used since; nothing was charged.
+        """
+        await asyncio.shield(self.start(self._charge(sale, record, response)))
+
+    async def void(self, sale: Sale) -> None:
+        """Charge nothing and release the hold."""
+        await asyncio.shield(self.start(self._void(sale)))
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run something about money to its end, whatever becomes of the caller."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def settle(self) -> None:
+        """Wait until everything that was started has ended."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _authorize(self, request: Request) -> Hold | Replay:
+        if self._spool.waiting:
+            # What is owed already comes before anything new is promised.
+            await self._spool.replay(self._meter)
+        hold = await self._admitted(request)
+        if isinstance(hold, Hold) and request.idempotency_key and request.retries is None:
+            try:
+                await asyncio.to_thread(self._refuse_charged, request)
+            except BaseException:
+                await asyncio.shield(self.start(self._release(hold)))
+                raise
+        return hold
+
+    async def _admitted(self, request: Request) -> Hold | Replay:
+        """A library's retry waits for the answer that it did not wait for before."""
+        deadline = time.monotonic() + self._settings.answer_seconds
+        while True:
+            try:
+                return await self._meter.authorize(request)
+            except IdempotencyRunning:
+                if not request.retries or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(_RUNNING_PAUSE_S)
+
+    async def _charge(self, sale: Sale, record: UsageRecord, response: bytes) -> None:
+        try:
+            kept = self._vault.seal(response, record.account) if response else b""
+            try:
+                await self._meter.capture(sale.hold, record, kept)
+            except MeterUnavailable as error:
+                try:
+                    await asyncio.to_thread(self._spool.put, sale.hold, record, kept)
+                except OSError as full:
+                    _log.error("neither meter nor spool takes a charge", receipt=record.id, reason=str(full))
+                    raise error from full
+                _log.warning("the meter is away: a charge waits in the spool", receipt=record.id)
+        finally:
+            self._running -= 1
+
+    async def _void(self, sale: Sale) -> None:
+        try:
+            await self._release(sale.hold)
+        finally:
+            self._running -= 1
+
+    async def _release(self, hold: Hold) -> None:
+        try:
+            await self._meter.void(hold)
+        except MeterUnavailable:
+            _log.warning("the meter is away: a hold is left to lapse", hold=hold.request.hold)
+
+    def _refuse_charged(self, request: Request) -> None:
+        """The meter forgets an Idempotency-Key after a while; the ledger never does."""
+        table = ledger.idempotency
+        known = sa.select(table.c.record).where(
+            table.c.account == request.account,
+            table.c.fingerprint == fingerprint(request.idempotency_key),
+        )
+        with self._engine.connect() as connection:
+            receipt = connection.execute(known).scalar_one_or_none()
+        if receipt is not None:
+            raise AlreadyCharged(receipt)

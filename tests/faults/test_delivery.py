@@ -1,0 +1,311 @@
+"""What a customer pays for an answer that does not end well: for what was delivered, and never for more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from decimal import Decimal
+from urllib.parse import urlsplit
+
+import httpx
+import openai
+import pytest
+
+from tests.faults.shop import DOCUMENTS, PATH, PLAIN, STREAM, Shop, events, open_shop, settled, text_of, wait_for
+from tests.servers import cli
+from tests.upstream import MODEL, PIECES, Script, stream_bytes
+
+_STALLS = Script(stall_after=4)
+_GARBAGE = b"data: [1, 2]\n\n"
+_ERROR = b'data: {"error": {"message": "secret of the upstream"}}\n\n'
+_ENDLESS = b"data: " + b"x" * 1_100_000
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory, model_cache, embedder):
+    env = {"PATRONAGE_MODEL_CACHE": str(model_cache), "PATRONAGE_ANSWER_SECONDS": "3"}
+    data_dir = tmp_path_factory.mktemp("shop") / "data"
+    with open_shop(data_dir, env, embedder) as found:
+        yield found
+        # Whatever the tests of this module did, the books hold.
+        wait_for(lambda: b"patronage_queries_running 0.0" in found.world.client().get("/metrics").content)
+        audit = cli(data_dir, "audit", env=env)
+        assert audit["balanced"], audit
+
+
+@pytest.fixture
+def upstream(shop: Shop):
+    shop.upstream.reset()
+    return shop.upstream
+
+
+@pytest.fixture
+def account(upstream, shop: Shop):
+    assert not upstream.requests, "it begins anew"
+    return shop.world.customer()
+
+
+def test_a_whole_stream_is_paid_at_the_price_of_the_book(shop, account):
+    reply = account.client.post(PATH, json=STREAM)
+    found = events(reply.content)
+    receipt = found[-1]["receipt"]
+
+    assert text_of(found) == "".join(PIECES)
+    assert reply.content.endswith(b"data: [DONE]\n\n")
+    assert found[-1]["choices"][0]["finish_reason"] == "stop"
+    assert reply.headers["x-patronage-receipt"] == receipt["id"]
+    assert "x-patronage-charge" not in reply.headers, "it is not known before the end"
+    assert settled(account) == Decimal(receipt["charge"]["amount"]) == shop.price("".join(PIECES))
+    assert account.client.get(f"/v1/receipts/{receipt['id']}").json()["charge"] == receipt["charge"]
+
+
+def test_a_whole_plain_answer_is_paid_at_the_same_price(shop, account):
+    reply = account.client.post(PATH, json=PLAIN)
+
+    assert reply.json()["choices"][0]["message"]["content"] == "".join(PIECES)
+    assert settled(account) == Decimal(reply.headers["x-patronage-charge"]) == shop.price("".join(PIECES))
+
+
+@pytest.mark.parametrize("body", [STREAM, PLAIN], ids=["stream", "plain"])
+@pytest.mark.parametrize(
+    ("script", "status", "code"),
+    [
+        (Script(status=500), 502, "model_failed"),
+        (Script(status=401), 502, "model_failed"),
+        (Script(status=302), 502, "model_failed"),
+        (Script(status=429), 503, "model_busy"),
+        (Script(status=503), 503, "model_busy"),
+        (Script(close_at=0), 502, "model_failed"),
+        (Script(raw=_GARBAGE), 502, "model_failed"),
+        (Script(raw=_ERROR), 502, "model_failed"),
+        (Script(raw=_ENDLESS), 502, "model_failed"),
+        (Script(raw=b""), 502, "model_failed"),
+        (Script(pieces=()), 502, "model_failed"),
+        (Script(stall_after=0), 504, "answer_timeout"),
+    ],
+    ids=["500", "401", "302", "429", "503", "closed", "garbage", "error", "endless", "nothing", "empty", "timeout"],
+)
+def test_an_error_before_the_first_token_costs_nothing(upstream, account, body, script, status, code):
+    upstream.reset(script=script)
+    reply = account.client.post(PATH, json=body)
+
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
+    assert "secret" not in reply.text
+    assert settled(account) == 0
+    assert account.client.get("/v1/usage").json()["data"] == []
+
+
+@pytest.mark.parametrize("close_at", range(1, stream_bytes(Script()) - 20, 71))
+def test_an_upstream_that_closes_at_any_byte_is_paid_for_what_came(shop, upstream, account, close_at):
+    upstream.reset(script=Script(close_at=close_at))
+    reply = account.client.post(PATH, json=STREAM)
+
+    if reply.status_code == 502:
+        assert settled(account) == 0
+        return
+    found = events(reply.content)
+    text = text_of(found)
+    assert text
+    assert "".join(PIECES).startswith(text)
+    if "error" in found[-1]:
+        assert found[-1]["error"]["code"] == "model_failed"
+        assert b"[DONE]" not in reply.content
+    else:
+        assert text == "".join(PIECES), "only the end mark was missing"
+    assert settled(account) == Decimal(found[-1]["receipt"]["charge"]["amount"]) == shop.price(text)
+
+
+def test_a_plain_answer_that_breaks_off_costs_nothing(upstream, account):
+    upstream.reset(script=Script(close_at=stream_bytes(Script()) // 2))
+    reply = account.client.post(PATH, json=PLAIN)
+
+    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "model_failed")
+    assert settled(account) == 0
+
+
+def test_an_error_after_the_first_token_raises_in_the_official_client(shop, upstream, account):
+    upstream.reset(script=Script(raw=b'data: {"choices": [{"delta": {"content": "Half"}}]}\n\n' + _ERROR))
+    client = shop.world.openai(account.key)
+    stream = client.chat.completions.create(**STREAM)
+    text = (next(stream).choices[0].delta.content or "") + (next(stream).choices[0].delta.content or "")
+    with pytest.raises(openai.APIError) as caught:
+        next(stream)
+
+    assert caught.value.code == "model_failed"
+    assert text == "Half"
+    assert settled(account) == shop.price("Half")
+
+
+def test_a_stream_that_takes_too_long_is_paid_for_what_came(shop, upstream, account):
+    upstream.reset(script=_STALLS)
+    found = events(account.client.post(PATH, json=STREAM).content)
+
+    assert found[-1]["error"]["code"] == "answer_timeout"
+    assert text_of(found) == "".join(PIECES[:4])
+    assert settled(account) == shop.price("".join(PIECES[:4]))
+    assert upstream.left.wait(10)
+
+
+def test_a_plain_answer_that_takes_too_long_costs_nothing_and_is_not_retried(shop, upstream, account):
+    upstream.reset(script=_STALLS)
+    with (
+        openai.OpenAI(base_url=f"{shop.world.server.url}/v1", api_key=account.key, max_retries=2) as client,
+        pytest.raises(openai.InternalServerError) as caught,
+    ):
+        client.chat.completions.create(**PLAIN)
+
+    assert caught.value.code == "answer_timeout"
+    assert len(upstream.requests) == 1
+    assert settled(account) == 0
+
+
+@pytest.mark.parametrize("size", [1, 80, 200, 333, 420, 600])
+def test_a_client_that_leaves_at_any_byte_pays_for_what_it_was_sent(shop, upstream, account, size):
+    """It reads so many bytes of the response, headers included, and closes its socket."""
+    upstream.reset(script=_STALLS)
+    request = httpx.Request("POST", f"{shop.world.server.url}{PATH}", json=STREAM)
+    address = urlsplit(shop.world.server.url)
+    with socket.create_connection((address.hostname, address.port), 20) as sock:
+        head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {account.key}\r\n"
+        head += f"content-type: application/json\r\ncontent-length: {len(request.content)}\r\n\r\n"
+        sock.sendall(head.encode() + request.content)
+        read = 0
+        while read < size:
+            data = sock.recv(min(size - read, 64))
+            assert data
+            read += len(data)
+    spent = settled(account)
+
+    assert spent in [shop.price("".join(PIECES[:count])) for count in range(1, 5)]
+    assert upstream.left.wait(10), "the model goes on for nobody"
+    assert sum(row["queries"] for row in account.usage()) == 1
+
+
+def test_a_client_that_has_everything_the_model_said_and_leaves_pays_for_it(shop, upstream, account):
+    upstream.reset(script=_STALLS)
+    with account.client.stream("POST", PATH, json=STREAM) as reply:
+        data = b""
+        for part in reply.iter_raw():
+            data += part
+            if text_of(events(data)) == "".join(PIECES[:4]):
+                break
+    assert settled(account) == shop.price("".join(PIECES[:4]))
+
+
+@pytest.mark.parametrize("body", [STREAM])
+def test_a_client_that_leaves_before_the_first_token_pays_nothing(upstream, account, body):
+    upstream.reset(script=Script(stall_after=0))
+    with pytest.raises(httpx.ReadTimeout):
+        account.client.post(PATH, json=body, timeout=0.7)
+
+    assert upstream.left.wait(10)
+    assert settled(account) == 0
+    assert account.client.get("/v1/usage").json()["data"] == []
+
+
+def test_a_client_that_leaves_a_plain_answer_pays_for_it_and_can_have_it(shop, upstream, account):
+    upstream.reset(script=_STALLS)
+    once = {"Idempotency-Key": "order-1"}
+    with pytest.raises(httpx.ReadTimeout):
+        account.client.post(PATH, json=PLAIN, timeout=0.7, headers=once)
+    upstream.go.set()
+    assert settled(account) == shop.price("".join(PIECES))
+    again = account.client.post(PATH, json=PLAIN, headers=once)
+
+    assert again.json()["choices"][0]["message"]["content"] == "".join(PIECES)
+    assert settled(account) == shop.price("".join(PIECES))
+    assert len(upstream.requests) == 1
+
+
+def test_a_task_that_is_cancelled_pays_for_what_came(shop, upstream, account):
+    upstream.reset(script=_STALLS)
+
+    async def ask() -> None:
+        url = f"{shop.world.server.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key=account.key, max_retries=0) as client:
+            stream = await client.chat.completions.create(**STREAM)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.7):
+                    async for _ in stream:
+                        pass
+            await stream.close()
+
+    asyncio.run(ask())
+    assert settled(account) == shop.price("".join(PIECES[:4]))
+
+
+def test_an_interrupted_answer_with_an_idempotency_key_is_replayed_as_it_was(shop, upstream, account):
+    once = {"Idempotency-Key": "order-1"}
+    upstream.reset(script=Script(close_at=stream_bytes(Script()) // 2))
+    first = events(account.client.post(PATH, json=STREAM, headers=once).content)
+    spent = settled(account)
+    again = events(account.client.post(PATH, json=STREAM, headers=once).content)
+
+    assert text_of(again) == text_of(first) != ""
+    assert again[-1]["error"]["code"] == first[-1]["error"]["code"] == "model_failed"
+    assert again[-1]["receipt"] == first[-1]["receipt"]
+    assert settled(account) == spent == shop.price(text_of(first))
+    assert len(upstream.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        tuple("word " for _ in range(3_000)),
+        ("word " * 3_000,),
+        ("x" * 50_000,),
+        tuple("\U0001f989" for _ in range(900)),
+    ],
+    ids=["many", "one", "unspaced", "emoji"],
+)
+def test_a_model_that_sends_more_than_it_may_is_cut_off(shop, upstream, account, embedder, pieces):
+    upstream.reset(script=Script(pieces=pieces))
+    found = events(account.client.post(PATH, json={**STREAM, "max_tokens": 20}).content)
+    text = text_of(found)
+
+    assert upstream.requests[0]["max_tokens"] == 20
+    assert 0 < embedder.count_tokens(text) <= 20
+    assert len(text) <= 320
+    assert found[-1]["choices"][0]["finish_reason"] == "length"
+    assert settled(account) == shop.price(text) <= shop.price("word " * 20)
+
+
+def test_a_balance_below_the_ceiling_is_refused_before_the_model_is_asked(shop, upstream):
+    account = shop.world.customer(credit="0.010000")
+    refused = account.client.post(PATH, json=STREAM)
+    allowed = account.client.post(PATH, json={**STREAM, "max_tokens": 50})
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (402, "insufficient_funds")
+    assert allowed.status_code == 200
+    assert len(upstream.requests) == 1
+
+
+def test_max_price_is_compared_with_the_most_that_the_answer_may_cost(account):
+    refused = account.client.post(PATH, json={**STREAM, "max_price": "0.01"})
+    allowed = account.client.post(PATH, json={**STREAM, "max_price": "0.01", "max_tokens": 50})
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "max_price_exceeded")
+    assert allowed.status_code == 200
+
+
+def test_the_prompt_has_the_passages_and_the_conversation_and_the_log_has_no_secret(shop, upstream, account):
+    messages = [
+        {"role": "system", "content": "Be brief, Socrates."},
+        {"role": "user", "content": "Hello?"},
+        {"role": "assistant", "content": "Yes?"},
+        {"role": "tool", "content": "not for models"},
+        STREAM["messages"][0],
+    ]
+    body = {**PLAIN, "messages": messages, "temperature": 0.5, "top_p": 0.9}
+    assert account.client.post(PATH, json=body).status_code == 200
+    sent = upstream.requests[0]
+
+    assert [message["role"] for message in sent["messages"]] == ["system", "system", "user", "assistant", "user"]
+    assert "[1] The Vellmar lighthouse\n" in sent["messages"][0]["content"]
+    assert f"[{DOCUMENTS}] " in sent["messages"][0]["content"]
+    assert (sent["model"], sent["temperature"], sent["top_p"], sent["stream"]) == (MODEL, 0.5, 0.9, True)
+    assert upstream.keys[-1] == "Bearer upstream-secret"
+    log = shop.world.server.log.read_text()
+    assert "upstream-secret" not in log
+    assert "Socrates" not in log
