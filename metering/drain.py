@@ -68,6 +68,8 @@ class Drain:
         self._release = Script(client, "release")
         self._requeue = Script(client, "requeue")
         self._charged: set[str] = set()
+        self._sole: dict[int, int] = {}
+        """By shard, the token under which nobody else can have written a segment; 0 where none was needed yet."""
 
     async def lag(self) -> Lag:
         """What is captured and not registered yet.
@@ -75,15 +77,14 @@ class Drain:
         Raises:
             MeterUnavailable: Redis does not answer.
         """
-        records, oldest = 0, time.time() * 1000
+        records, seconds = 0, 0.0
         with reached():
-            for shard in range(self._shards):
-                waiting = int(await self._client.xlen(usage_stream(shard)))
-                if waiting:
-                    records += waiting
-                    first = stream_entries(await self._client.xrange(usage_stream(shard), count=1))
-                    oldest = min([oldest, *(stream_order(entry)[0] for entry, _ in first)])
-        return Lag(records, max(0.0, time.time() - oldest / 1000))
+            for shard, waiting in enumerate(await self._lengths()):
+                if waiting != 0:
+                    records += waiting or int(await self._client.xlen(usage_stream(shard)))
+                    for entry, _ in stream_entries(await self._client.xrange(usage_stream(shard), count=1)):
+                        seconds = max(seconds, time.time() - stream_order(entry)[0] / 1000)
+        return Lag(records, seconds)
 
     def take_charged(self) -> set[str]:
         """The accounts whose records were registered since this was last called."""
@@ -103,10 +104,12 @@ class Drain:
         """
         moved = 0
         failed: Exception | None = None
-        for shard in range(self._shards):
+        with reached():
+            lengths = await self._lengths()
+        for shard, length in enumerate(lengths):
             try:
                 with reached():
-                    moved += await self._drain_shard(shard)
+                    moved += await self._drain_shard(shard, length)
             except DrainBusy:
                 continue
             except MeterUnavailable as error:
@@ -152,15 +155,33 @@ class Drain:
                 keys = [deployment_key(shard), drainer_key(shard)]
                 await self._release(keys=keys, args=[self._deployment, self._owner])
 
-    async def _drain_shard(self, shard: int) -> int:
+    async def _lengths(self) -> list[int | None]:
+        """How many entries every stream has: in one round trip where one server has them all, else not known yet."""
+        if not isinstance(self._client, Redis):
+            return [None] * self._shards
+        pipeline = self._client.pipeline(transaction=False)
+        for shard in range(self._shards):
+            pipeline.xlen(usage_stream(shard))
+        return [int(length) for length in await pipeline.execute()]
+
+    async def _drain_shard(self, shard: int, length: int | None) -> int:
         stream = usage_stream(shard)
+        waiting = await self._client.xlen(stream) if length is None else length
+        if not waiting and shard in self._sole:
+            return 0
+        sole = self._sole.pop(shard, None)  # whatever fails below may leave a segment that is not registered
         mark, fence = await asyncio.to_thread(self._mark, shard)
-        moved = await self._adopt(shard, mark, fence)
+        token = await self._take_lease(shard, fence) if waiting else 0
+        moved = await self._adopt(shard, mark, fence) if sole is None or token != sole else 0
         if moved:
             mark, fence = await asyncio.to_thread(self._mark, shard)
-        if not await self._client.xlen(stream):
-            return moved
-        await self._take_lease(shard, fence)
+        if waiting:
+            moved += await self._drain_stream(shard, mark, fence)
+        self._sole[shard] = token
+        return moved
+
+    async def _drain_stream(self, shard: int, mark: str, fence: int) -> int:
+        stream, moved = usage_stream(shard), 0
         await self._clear(shard, mark)
         while batch := await self._batch(stream, mark):
             for table in await asyncio.to_thread(_by_period, batch):

@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         "0 keeps none, and each retry is paid.",
     )
     drain_seconds: float = Field(
-        default=0.5,
+        default=1.0,
         gt=0,
         le=60,
         description="How often captured records are moved from Redis to the log and the ledger.",

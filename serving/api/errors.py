@@ -20,7 +20,6 @@ from metering.meter import (
     InsufficientFunds,
     KeyRevoked,
     MeterError,
-    MeterUnavailable,
     RateLimited,
     SpendingCapReached,
     TooManyTokens,
@@ -136,41 +135,14 @@ def translate(error: Exception) -> ApiError:
     """The client's view of an error of the application."""
     soon = {"retry-after": str(_RETRY_SECONDS)}
     match error:
-        case InsufficientFunds():
-            return ApiError(
-                402,
-                "insufficient_funds",
-                "the available balance does not cover what this query may cost; add credit",
-            )
+        case MeterError():
+            return _refused(error, soon)
         case MaxPriceExceeded():
             return ApiError(422, "max_price_exceeded", str(error), param="max_price")
         case QueryError() if not isinstance(error, QuestionTooLong):
             return ApiError(422, "invalid", str(error), param=error.param)
-        case SpendingCapReached():
-            return ApiError(402, "spending_cap", str(error), headers={"x-should-retry": "false"})
-        case RateLimited():
-            wait = max(1, math.ceil(error.retry_after_s))
-            headers = {"retry-after": str(wait), **quota_headers(error.quota)}
-            return ApiError(429, "rate_limited", f"{error}; retry in {wait} s", headers=headers)
-        case TooManyTokens():
-            return ApiError(413, "too_many_tokens", str(error))
-        case KeyRevoked():
-            return ApiError(401, "key_revoked", str(error))
-        case IdempotencyMismatch():
-            return ApiError(422, "idempotency_mismatch", str(error), param="Idempotency-Key")
-        case IdempotencyRunning():
-            return ApiError(409, "idempotency_running", str(error), headers=soon)
         case AlreadyCharged():
             return ApiError(409, "idempotency_expired", str(error), headers={"x-should-retry": "false"})
-        case MeterUnavailable():
-            return ApiError(
-                503,
-                "metering_unavailable",
-                "payments cannot be taken now, so nothing is served; retry",
-                headers=soon,
-            )
-        case HoldExpired():
-            return ApiError(503, "hold_expired", f"{error}; nothing was charged", headers=soon)
         case Overloaded():
             return ApiError(503, "overloaded", f"{error}; retry", headers=soon)
         case GeneratorBusy():
@@ -203,6 +175,40 @@ def translate(error: Exception) -> ApiError:
             return ApiError(422, "invalid", "a value has characters that cannot be stored")
         case _:
             return ApiError(422, "invalid", str(error))
+
+
+def _refused(error: MeterError, soon: dict[str, str]) -> ApiError:
+    """Why the meter does not let a call be paid."""
+    match error:
+        case InsufficientFunds():
+            return ApiError(
+                402,
+                "insufficient_funds",
+                "the available balance does not cover what this query may cost; add credit",
+            )
+        case SpendingCapReached():
+            return ApiError(402, "spending_cap", str(error), headers={"x-should-retry": "false"})
+        case RateLimited():
+            wait = max(1, math.ceil(error.retry_after_s))
+            headers = {"retry-after": str(wait), **quota_headers(error.quota)}
+            return ApiError(429, "rate_limited", f"{error}; retry in {wait} s", headers=headers)
+        case TooManyTokens():
+            return ApiError(413, "too_many_tokens", str(error))
+        case KeyRevoked():
+            return ApiError(401, "key_revoked", str(error))
+        case IdempotencyMismatch():
+            return ApiError(422, "idempotency_mismatch", str(error), param="Idempotency-Key")
+        case IdempotencyRunning():
+            return ApiError(409, "idempotency_running", str(error), headers=soon)
+        case HoldExpired():
+            return ApiError(503, "hold_expired", f"{error}; nothing was charged", headers=soon)
+        case _:
+            return ApiError(
+                503,
+                "metering_unavailable",
+                "payments cannot be taken now, so nothing is served; retry",
+                headers=soon,
+            )
 
 
 def _invalid(error: RequestValidationError) -> ApiError:
