@@ -6,6 +6,7 @@ and a cluster, because all keys of a script share the account's hash tag.
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Sequence
 from importlib.resources import files
@@ -41,6 +42,9 @@ Client = Redis | RedisCluster
 
 DONE_TTL_MS = 7 * 24 * 3600 * 1000
 """How long a capture is recognised when it is sent again (a replayed spool may be days old)."""
+
+IN_FLIGHT_MAX = 64
+"""Scripts sent at once. Redis runs one at a time: a connection for each of a thousand queries only takes longer."""
 
 _SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check")
 
@@ -99,6 +103,7 @@ class RedisMeter:
         self._shards = shards
         self._hold_ttl_ms = hold_ttl_ms
         self._replay_ttl_ms = replay_ttl_ms
+        self._in_flight = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._scripts = {name: load_script(client, name) for name in _SCRIPTS}
 
     async def claim(self, *, fresh: bool) -> None:
@@ -295,7 +300,8 @@ class RedisMeter:
         missing: Exception | None = None,
     ) -> list[Any]:
         try:
-            reply: list[Any] = await self._scripts[name](keys=keys, args=args)
+            async with self._in_flight:
+                reply: list[Any] = await self._scripts[name](keys=keys, args=args)
         except RedisError as error:
             raise MeterUnavailable(f"Redis does not answer: {error}") from error
         if reply[0] == b"lost":

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from pathlib import Path
 
 import httpx
 import openai
@@ -154,7 +153,7 @@ class TestRevoking:
         with Server(tmp_path_factory.mktemp("revoking") / "data", e2e_env) as server:
             yield server
 
-    def test_a_key_is_refused_at_once_and_for_ever(self, server: Server, e2e_env: dict[str, str], tmp_path: Path):
+    def test_a_key_is_refused_at_once_and_for_ever(self, server: Server, e2e_env: dict[str, str]):
         data = server.data_dir
         keys = {
             "customer": cli(data, "customer", "add", "A", "--id", "a", "--credit", "1", env=e2e_env)["api_key"],

@@ -1,4 +1,4 @@
-"""Price books, free amounts and invoiced accounts: what is sold at which price, who pays for it, and that it adds up."""
+"""Price books, free amounts and invoiced accounts: what is sold at which price, who pays, and that it adds up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Admission under pressure: whatever the number of requests at once, an account pays for what was delivered and no more."""
+"""Admission under pressure: however many requests at once, an account pays for what was delivered and no more."""
 
 from __future__ import annotations
 
