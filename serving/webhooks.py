@@ -15,6 +15,7 @@ import ipaddress
 import secrets
 import socket
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 import httpx
@@ -80,30 +81,40 @@ async def call(client: httpx.AsyncClient, url: str, secret: str, identifier: str
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             target = httpx.URL(url)
-            address = await _resolve(target, private=private)
-            request = client.build_request(
-                "POST",
-                target.copy_with(host=address),
-                content=data,
-                headers={"host": target.netloc.decode(), "content-type": "application/json", **signed},
-                extensions={"sni_hostname": target.host},
-            )
-            response = await client.send(request, stream=True)
-            await response.aclose()
+            *others, last = await _resolve(target, private=private)
+            for address in others:
+                with suppress(httpx.ConnectError):
+                    status = await _post(client, target, address, data, signed)
+                    break
+            else:
+                status = await _post(client, target, last, data, signed)
     except (httpx.HTTPError, OSError, TimeoutError) as error:
         raise WebhookError(f"{type(error).__name__}: {error}"[:200]) from error
-    if not response.is_success:
-        raise WebhookError(f"status {response.status_code}")
+    if not httpx.codes.is_success(status):
+        raise WebhookError(f"status {status}")
 
 
-async def _resolve(target: httpx.URL, *, private: bool) -> str:
+async def _post(client: httpx.AsyncClient, target: httpx.URL, address: str, data: bytes, signed: dict[str, str]) -> int:
+    request = client.build_request(
+        "POST",
+        target.copy_with(host=address),
+        content=data,
+        headers={"host": target.netloc.decode(), "content-type": "application/json", **signed},
+        extensions={"sni_hostname": target.host},
+    )
+    response = await client.send(request, stream=True)
+    await response.aclose()
+    return response.status_code
+
+
+async def _resolve(target: httpx.URL, *, private: bool) -> list[str]:
     port = target.port or (443 if target.scheme == "https" else 80)
     found: list[Any] = await asyncio.get_running_loop().getaddrinfo(target.host, port, type=socket.SOCK_STREAM)
     for each in found:
         address = _address(str(each[4][0]))
         if not private and (address is None or not _public(address)):
             raise WebhookError(_refused(target.host))
-    return str(found[0][4][0])
+    return [str(each[4][0]) for each in found]
 
 
 def _address(host: str) -> _Address | None:
