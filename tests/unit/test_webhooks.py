@@ -52,8 +52,9 @@ async def test_a_name_that_resolves_to_a_private_address_is_not_called():
     """Whatever it resolved to when it was set: what is looked at is what is called."""
     called = asyncio.Event()
 
-    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         called.set()
+        await reader.readuntil(b"{}")
         writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
         await writer.drain()
         writer.close()
@@ -65,5 +66,5 @@ async def test_a_name_that_resolves_to_a_private_address_is_not_called():
         with pytest.raises(WebhookError, match="not a public address"):
             await webhooks.call(client, url, webhooks.new_secret(), "msg_1", "{}", private=False)
         assert not called.is_set()
-        await webhooks.call(client, url.replace("localhost", "127.0.0.1"), "whsec_AAAA", "msg_1", "{}", private=True)
+        await webhooks.call(client, url, webhooks.new_secret(), "msg_1", "{}", private=True)
         assert called.is_set()
