@@ -26,7 +26,9 @@ from metering.meter import (
     Request,
     SpendingCapReached,
 )
+from metering.pricing import ModelPrice, PriceBook
 from metering.redis_meter import RedisMeter
+from serving.audit import Check, _Free
 from tests.records import MOMENT_MS, a_record
 
 pytestmark = pytest.mark.anyio
@@ -155,6 +157,19 @@ async def test_a_meter_that_lost_its_books_is_told_what_was_spent_and_what_was_f
     assert await outcome(meter, Request("h", "acme", "other", 1)) is KeyRevoked
     # What the meter knows better, a late view does not undo.
     assert isinstance(await outcome(meter, Request("h", "acme", "key", 100, at_ms=MOMENT_MS)), Hold)
+
+
+def test_the_audit_names_an_account_that_was_given_more_than_its_free_amount():
+    price = ModelPrice(request=1)
+    given = _Free(Check("free"))
+    prices = {1: PriceBook(1, {"m": price}, 0, 100), 2: PriceBook(2, {"m": price}, 50, 80)}
+    for account, version, free, day in (
+        ("fair", 1, 60, 0), ("fair", 2, 40, 0), ("fair", 2, 80, 20), ("greedy", 2, 50, 0), ("greedy", 2, 31, 1),
+    ):  # fmt: skip
+        finished_ms = MOMENT_MS + day * DAY_MS
+        given.add(a_record(account=account, price_version=version, free=free, finished_ms=finished_ms), prices)
+    given.compare()
+    assert given.check.faults == ["account greedy used 81 of 80 free units in 2026-01"]
 
 
 class TestTheLedgersView:
