@@ -6,6 +6,7 @@ and a cluster, because all keys of a script share the account's hash tag.
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import Sequence
 from typing import Any, Final
@@ -36,6 +37,9 @@ DONE_TTL_MS = 7 * 24 * 3600 * 1000
 
 RETRY_REPLAYS_MAX: Final = 3
 """How often one answer is replayed to a client's library that sends its request again."""
+
+IN_FLIGHT_MAX: Final = 64
+"""Scripts sent at once. Redis runs one at a time: a connection for each of a thousand queries only takes longer."""
 
 _SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check", "set_aside", "put_back")
 
@@ -115,6 +119,7 @@ class RedisMeter:
         self._replay_ttl_ms = replay_ttl_ms
         self._retry_ttl_ms = retry_ttl_ms
         self._ack = ack
+        self._in_flight = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._scripts = {name: Script(client, name) for name in _SCRIPTS}
 
     async def claim(self, *, fresh: bool) -> None:
@@ -346,8 +351,9 @@ class RedisMeter:
     ) -> list[Any]:
         script = self._scripts[name]
         run = script.synced if name == "capture" and self._ack == "aof" else script
-        with reached():
-            reply = await run(keys=keys, args=args)
+        async with self._in_flight:
+            with reached():
+                reply = await run(keys=keys, args=args)
         if reply[0] == b"lost":
             raise MeterLost("Redis does not hold this deployment's accounts (flushed, or another server)")
         if reply[0] == b"account":

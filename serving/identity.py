@@ -167,7 +167,7 @@ class Identities:
         return _key(row)
 
     def set_limits(self, identifier: str, changes: Mapping[str, int | None]) -> ApiKey:
-        """Change limits of a key; they hold for its requests within a second.
+        """Change limits of a key; they hold for its next request, and in other processes within a second.
 
         Raises:
             UnknownKey: there is none of that id.
@@ -175,6 +175,8 @@ class Identities:
         if changes:
             with self._engine.begin() as connection:
                 connection.execute(sa.update(api_keys).where(api_keys.c.id == identifier).values(**changes))
+            with self._lock:
+                self._known.clear()
         return self.key(identifier)
 
     def revoke(self, identifier: str) -> ApiKey:

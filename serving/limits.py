@@ -66,6 +66,9 @@ def parse(given: Mapping[str, object], currency: Currency) -> dict[str, int | No
     Raises:
         LimitError: one is not a limit.
     """
+    unknown = set(given) - set(NAMES)
+    if unknown:
+        raise LimitError(f"there is no limit {min(unknown)[:40]}; there are {', '.join(NAMES)}")
     return {name: _parse(name, value, currency) for name, value in given.items()}
 
 

@@ -15,6 +15,7 @@ import ipaddress
 import secrets
 import socket
 import time
+from contextlib import suppress
 from typing import Any, Final
 
 import httpx
@@ -23,6 +24,7 @@ URL_CHARS_MAX: Final = 2_000
 _PREFIX: Final = "whsec_"
 _SECRET_BYTES: Final = 32
 _TIMEOUT_S: Final = 10
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -46,11 +48,9 @@ def check_url(url: object, *, private: bool) -> str:
         )
     if parsed.userinfo:
         raise WebhookError("webhook: a URL with a user or password is not called; the signature says who sends")
-    try:
-        _check_address(parsed.host, private=private)
-    except ValueError:
-        if parsed.host == "localhost" and not private:
-            raise WebhookError(_refused("localhost")) from None
+    address = _address(parsed.host)
+    if not private and (parsed.host == "localhost" or (address is not None and not _public(address))):
+        raise WebhookError(_refused(parsed.host))
     return str(parsed)
 
 
@@ -81,39 +81,61 @@ async def call(client: httpx.AsyncClient, url: str, secret: str, identifier: str
     try:
         async with asyncio.timeout(_TIMEOUT_S):
             target = httpx.URL(url)
-            address = await _resolve(target, private=private)
-            request = client.build_request(
-                "POST",
-                target.copy_with(host=address),
-                content=data,
-                headers={"host": target.netloc.decode(), "content-type": "application/json", **signed},
-                extensions={"sni_hostname": target.host},
-            )
-            response = await client.send(request, stream=True)
-            await response.aclose()
+            *others, last = await _resolve(target, private=private)
+            for address in others:
+                with suppress(httpx.ConnectError):
+                    status = await _post(client, target, address, data, signed)
+                    break
+            else:
+                status = await _post(client, target, last, data, signed)
     except (httpx.HTTPError, OSError, TimeoutError) as error:
         raise WebhookError(f"{type(error).__name__}: {error}"[:200]) from error
-    if not response.is_success:
-        raise WebhookError(f"status {response.status_code}")
+    if not httpx.codes.is_success(status):
+        raise WebhookError(f"status {status}")
 
 
-async def _resolve(target: httpx.URL, *, private: bool) -> str:
+async def _post(client: httpx.AsyncClient, target: httpx.URL, address: str, data: bytes, signed: dict[str, str]) -> int:
+    request = client.build_request(
+        "POST",
+        target.copy_with(host=address),
+        content=data,
+        headers={"host": target.netloc.decode(), "content-type": "application/json", **signed},
+        extensions={"sni_hostname": target.host},
+    )
+    response = await client.send(request, stream=True)
+    await response.aclose()
+    return response.status_code
+
+
+async def _resolve(target: httpx.URL, *, private: bool) -> list[str]:
     port = target.port or (443 if target.scheme == "https" else 80)
     found: list[Any] = await asyncio.get_running_loop().getaddrinfo(target.host, port, type=socket.SOCK_STREAM)
-    addresses = [str(each[4][0]) for each in found]
-    for address in addresses:
-        _check_address(address, private=private)
-    return addresses[0]
+    for each in found:
+        address = _address(str(each[4][0]))
+        if not private and (address is None or not _public(address)):
+            raise WebhookError(_refused(target.host))
+    return [str(each[4][0]) for each in found]
 
 
-def _check_address(text: str, *, private: bool) -> None:
-    """Refuse what is not public, also behind an IPv6 address that carries an IPv4 one."""
-    address = ipaddress.ip_address(text.partition("%")[0])
-    public = address.is_global and not address.is_multicast
-    if isinstance(address, ipaddress.IPv6Address):
-        public = public and not (address.ipv4_mapped or address.sixtofour or address.teredo or address in _NAT64)
-    if not public and not private:
-        raise WebhookError(_refused(text))
+def _address(host: str) -> _Address | None:
+    """The address that a host is written as, also in the short forms that resolvers take; None if it is a name."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        pass
+    try:
+        return ipaddress.IPv4Address(socket.inet_aton(host))
+    except (OSError, ValueError):
+        return None
+
+
+def _public(address: _Address) -> bool:
+    """Not even behind an IPv6 address that carries an IPv4 one."""
+    if isinstance(address, ipaddress.IPv6Address) and (
+        address.ipv4_mapped or address.sixtofour or address.teredo or address in _NAT64
+    ):
+        return False
+    return address.is_global and not address.is_multicast
 
 
 def _refused(host: str) -> str:

@@ -92,6 +92,25 @@ async def test_captured_records_reach_the_log_and_the_ledger_once(rig):
         assert usage == {"acme": (7, 14_000_000), "beta": (1, 1_000)}
 
 
+async def test_what_is_free_is_paid_by_the_operator_and_earns_the_same(rig):
+    async with rig:
+        parts = {"cost": 100, "platform": 500, "royalty": 400, "charge": 1_000}
+        for number, free in enumerate((0, 300, 550, 700, 1_000)):
+            await rig.capture(a_record(id=f"r{number}", free=free, **parts))
+        await rig.drain.drain()
+        balances = rig.balances()
+        assert balances["customer:acme"] == -(1_000 + 700 + 450 + 300 + 0)
+        assert balances["operator:promotions"] == -(300 + 550 + 700 + 1_000)
+        assert (balances["operator:compute"], balances["operator:platform"]) == (500, 2_500)
+        assert balances["pool:2026-01"] == 2_000
+        assert sum(balances.values()) == 0
+        with rig.engine.connect() as connection:
+            view = ledger.funding(connection, "acme")
+        assert (view.spent, view.free_used) == (2_450, 2_550)
+        assert rig.drain.take_charged() == {"acme"}
+        assert rig.drain.take_charged() == set()
+
+
 async def test_records_survive_the_log_unchanged(rig):
     record = a_record(id="r1", account="ünï-cödé", idempotency="f" * 64)
     async with rig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from metering.pricing import ModelPrice, PriceBook, PriceError, Usage
+from metering.pricing import ModelPrice, PriceBook, PriceError, Usage, in_force
 
 PRICE = ModelPrice(
     request=1_000,
@@ -52,3 +52,18 @@ def test_a_book_survives_json_and_refuses_what_it_does_not_know():
             PriceBook.from_json(broken)
     with pytest.raises(PriceError, match="no price for model 'other'"):
         book.price("other")
+
+
+def test_the_book_in_force_is_the_one_that_took_effect_last():
+    books = [PriceBook(1, {"m": PRICE}), PriceBook(2, {"m": PRICE}, 200), PriceBook(3, {"m": PRICE}, 100)]
+    found = [in_force(books, at_ms).version for at_ms in (0, 99, 100, 199, 200, 10**15)]
+    assert found == [1, 1, 3, 3, 2, 2]
+    assert in_force([*books, PriceBook(4, {"m": PRICE}, 200)], 200).version == 4
+    with pytest.raises(PriceError, match="no price book is in effect"):
+        in_force(books[1:], 99)
+
+
+@pytest.mark.parametrize("wrong", [{"models": {}}, {"models": {"m": PRICE}, "free_per_month": -1}])
+def test_books_that_sell_nothing_or_take_money_for_free_are_refused(wrong):
+    with pytest.raises(PriceError):
+        PriceBook(1, **wrong)
