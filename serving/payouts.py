@@ -67,13 +67,13 @@ def start(books: Books, contributor: str, units: int | None, reference: str) -> 
     """
     identifier = transfer_id(ledger.PAYOUT, reference)
     account = ledger.contributor(contributor)
-    found = _find(books.engine, reference)
+    with books.engine.connect() as connection:
+        owed = ledger.balance(connection, account)
+    found = _find(books.engine, reference)  # after that: a payout that was started in between is no debt, but is found
     if found is not None:
         if found.contributor != contributor or units not in (None, found.amount):
             raise ReferenceUsed(reference)
         return found
-    with books.engine.connect() as connection:
-        owed = ledger.balance(connection, account)
     if owed <= 0:
         if contributor not in books.catalogue.contributors():
             raise Unknown(f"there is no contributor {contributor[:200]}")

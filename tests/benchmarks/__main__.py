@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import attribution, embedding, metering
+from tests.benchmarks import attribution, embedding, ledger, metering
 from tests.benchmarks.measure import Result
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Result]]] = {
     "embedding": embedding.run,
     "attribution": attribution.run,
     "metering": metering.run,
+    "ledger": ledger.run,
 }
 
 

@@ -56,6 +56,11 @@ _WRONG_USAGE = {
     "unknown command": ("frobnicate",),
     "unknown option": ("audit", "--loudly"),
     "missing reference": ("customer", "credit", "acme", "5"),
+    "refund without a reason": ("customer", "refund", "acme", "5", "--reference", "r"),
+    "correction without a reference": ("ledger", "correct", "--of", "x", "--reason", "r"),
+    "journal that is none": ("ledger", "export", "--format", "gnucash"),
+    "journal as JSON and no file": ("--json", "ledger", "export"),
+    "payout that stands so": ("payout", "list", "--state", "lost"),
     "port that is none": ("serve", "--port", "99999"),
     "format that is none": ("statement", "--contributor", "mary", "--period", _PERIOD, "--format", "pdf"),
     "top-k of zero": ("query", "why?", "--key", "k", "--top-k", "0"),
@@ -71,6 +76,44 @@ def test_wrong_usage_is_status_2(tmp_path: Path, subtests: pytest.Subtests):
 
 
 _REFUSED: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
+    "books": {
+        "refund to nobody": (("customer", "refund", "nobody", "1", "--reference", "r", "--reason", "x"), "nobody"),
+        "refund of too much": (("customer", "refund", "acme", "5.01", "--reference", "r", "--reason", "x"), "only 5.0"),
+        "refund of less than nothing": (
+            ("customer", "refund", "acme", "-1", "--reference", "r", "--reason", "x"),
+            "above zero",
+        ),
+        "correction of nothing": (
+            ("ledger", "correct", "--of", "no/such", "--reference", "r", "--reason", "x"),
+            "no/such",
+        ),
+        "correction without accounts": (("ledger", "correct", "--reference", "r", "--reason", "x"), "needed"),
+        "correction of a pool": (
+            (
+                "ledger",
+                "correct",
+                "--debit",
+                "bank",
+                "--credit",
+                f"pool:{_PERIOD}",
+                "--amount",
+                "1",
+                "--reference",
+                "r",
+                "--reason",
+                "x",
+            ),
+            "periods alone",
+        ),
+        "account that is none": (("ledger", "show", "customer:nobody"), "customer:nobody"),
+        "moment that is none": (("ledger", "balances", "--at", "tomorrow"), "2026-11-30"),
+        "range that is none": (("ledger", "export", "--from", "2026-02-30"), "2026-11-30"),
+        "journal that cannot be written": (("ledger", "export", "-o", "/nonexistent/books"), "No such file"),
+        "payout to nobody": (("payout", "start", "nobody", "--reference", "r"), "nobody"),
+        "payout of nothing": (("payout", "start", "mary", "--reference", "r"), "owed nothing"),
+        "payout that was not started": (("payout", "settle", "r"), "no payout r"),
+        "payout that is cancelled for no reason": (("payout", "cancel", "r", "--reason", ""), "reason"),
+    },
     "money": {
         "credit to nobody": (("customer", "credit", "nobody", "5", "--reference", "r"), "nobody"),
         "credit of zero": (("customer", "credit", "acme", "0", "--reference", "r"), "above zero"),

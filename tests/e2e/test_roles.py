@@ -14,6 +14,8 @@ from tests.e2e.world import World, problem
 
 _QUESTION = {"question": "How much honey does a hive on Osk Island give?"}
 _CHAT = {"model": "patronage-extractive", "messages": [{"role": "user", "content": _QUESTION["question"]}]}
+_REFUND = {"amount": "0.01", "reference": "roles", "reason": "roles"}
+_CORRECTION = {"debit": "bank", "credit": "residual", **_REFUND}
 _PERIOD = "2020-02"
 _ROLES = ("customer", "contributor", "operator")
 
@@ -46,6 +48,7 @@ _ROUTES = (
     Route("contributor", "GET", "/v1/documents/mary/light"),
     Route("contributor", "DELETE", "/v1/documents/mary/withdrawn"),
     Route("contributor", "GET", "/v1/earnings"),
+    Route("contributor", "GET", "/v1/payouts"),
     Route("contributor", "GET", "/v1/statements"),
     Route("contributor", "GET", "/v1/statements/2019-12", None, (404,)),
     Route("operator", "GET", "/v1/admin/customers"),
@@ -60,6 +63,13 @@ _ROUTES = (
     Route("operator", "DELETE", "/v1/admin/keys/none", None, (404,)),
     Route("operator", "GET", "/v1/admin/prices"),
     Route("operator", "POST", "/v1/admin/prices", {"models": {}}, (422,)),
+    Route("operator", "POST", "/v1/admin/customers/{customer}/refunds", _REFUND),
+    Route("operator", "GET", "/v1/admin/ledger"),
+    Route("operator", "POST", "/v1/admin/ledger/corrections", _CORRECTION, (201,)),
+    Route("operator", "GET", "/v1/admin/payouts"),
+    Route("operator", "POST", "/v1/admin/payouts", {"contributor": "mary", "reference": "roles"}, (201, 409)),
+    Route("operator", "POST", "/v1/admin/payouts/of/nobody/settle", None, (404,)),
+    Route("operator", "POST", "/v1/admin/payouts/of/nobody/cancel", {"reason": "roles"}, (404,)),
     Route("operator", "GET", "/v1/admin/contributors"),
     Route("operator", "POST", "/v1/admin/contributors", {"name": "Someone"}, (201,)),
     Route("operator", "GET", "/v1/admin/policy"),

@@ -1,0 +1,172 @@
+"""kill -9 of a real process at every step of a payout and of a refund: repeating the command is all there is to do."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from metering import ledger, withdrawals
+from metering.ledger import Transfer
+from serving import funding, payouts
+from serving.assembly import open_metering
+from serving.audit import audit
+from tests.records import MOMENT_MS
+
+OWED = 10**10
+PROGRAM = """
+import os, signal, sys
+import sqlalchemy as sa
+from metering import ledger, withdrawals
+from metering.redis_meter import RedisMeter
+from serving import payouts
+from serving.cli.entry import run
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def after(owner, name):
+    real = getattr(owner, name)
+    def dying(*arguments, **options):
+        real(*arguments, **options)
+        die()
+    setattr(owner, name, dying)
+
+def after_awaiting(owner, name):
+    real = getattr(owner, name)
+    async def dying(*arguments, **options):
+        await real(*arguments, **options)
+        die()
+    setattr(owner, name, dying)
+
+match sys.argv[1]:
+    case "before the transfer": ledger.post = die
+    case "transfer inserted": ledger._move = die
+    case "balances moved": after(ledger, "_move")
+    case "about to commit": sa.event.listen(sa.Engine, "commit", die)
+    case "committed": payouts.Payout.to_json = die
+    case "row written": after(withdrawals, "_begin")
+    case "set aside": after_awaiting(RedisMeter, "set_aside")
+    case "refund inserted": after(ledger, "post")
+    case "refund committed": after(withdrawals, "_post")
+    case "meter told": RedisMeter.put_back = die
+    case "put back": after_awaiting(RedisMeter, "put_back")
+sys.exit(run(sys.argv[2:]))
+"""
+
+
+def command(books, *arguments: str, point: str = "") -> list[str]:
+    return [sys.executable, "-c", PROGRAM, point, "--data-dir", str(books.directory.path), *arguments]
+
+
+def killed(books, point: str, *arguments: str) -> None:
+    """Run a command that is killed at a point."""
+    done = subprocess.run(command(books, *arguments, point=point), capture_output=True, check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
+
+
+def balances(books) -> dict[str, int]:
+    with books.engine.connect() as connection:
+        return {account: units for account, units in ledger.balances(connection).items() if units}
+
+
+def faults(books) -> list[str]:
+    async def run() -> list[str]:
+        async with open_metering(books) as metering:
+            return [check["name"] for check in await audit(books, metering) if not check["ok"]]
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def owing(books):
+    """Books in which mary is owed ten dollars."""
+    books.catalogue.add_contributor("mary", "Mary")
+    owed = Transfer("owed", MOMENT_MS, "bank", ledger.contributor("mary"), OWED, ledger.CORRECTION, "r", "a gift")
+    with books.engine.begin() as connection:
+        ledger.post(connection, [owed])
+    return books
+
+
+START = ("payout", "start", "mary", "--amount", "4", "--reference", "wire")
+STEPS = {
+    "start": (START, {"bank": -OWED, "contributor:mary": OWED * 6 // 10, "payouts": OWED * 4 // 10}),
+    "settle": (("payout", "settle", "wire"), {"bank": -OWED * 6 // 10, "contributor:mary": OWED * 6 // 10}),
+    "cancel": (("payout", "cancel", "wire", "--reason", "why"), {"bank": -OWED, "contributor:mary": OWED}),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "point", ["before the transfer", "transfer inserted", "balances moved", "about to commit", "committed"]
+)
+def test_a_payout_that_is_killed_is_as_it_was_or_done_and_repeating_it_does_it_once(owing, step, point):
+    arguments, after = STEPS[step]
+    if step != "start":
+        payouts.start(owing, "mary", OWED * 4 // 10, "wire")
+    before = balances(owing)
+    killed(owing, point, *arguments)
+    assert balances(owing) == (after if point == "committed" else before)
+    with owing.engine.connect() as connection:
+        assert ledger.drifted(connection) == []
+    done = subprocess.run(command(owing, *arguments), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert balances(owing) == after
+    assert faults(owing) == []
+
+
+def test_operators_in_several_processes_pay_what_is_owed_once(owing):
+    starts = [command(owing, "payout", "start", "mary", "--reference", f"wire-{n}") for n in range(4)]
+    running = [subprocess.Popen(each, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for each in starts]
+    ended = [(each.communicate(timeout=120)[1], each.returncode) for each in running]
+    assert sorted(status for _, status in ended) == [0, 1, 1, 1]
+    assert all("owed nothing" in said or "has only" in said for said, status in ended if status)
+    assert balances(owing) == {"bank": -OWED, "payouts": OWED}
+    assert faults(owing) == []
+
+
+def test_a_settlement_and_a_cancellation_in_two_processes_leave_one_end(owing):
+    payouts.start(owing, "mary", None, "wire")
+    ends = [command(owing, *STEPS["settle"][0]), command(owing, *STEPS["cancel"][0])]
+    running = [subprocess.Popen(each, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for each in ends]
+    ended = [(each.communicate(timeout=120)[1], each.returncode) for each in running]
+    assert sorted(status for _, status in ended) == [0, 1]
+    (said,) = (said for said, status in ended if status)
+    assert "already" in said
+    assert balances(owing) in ({}, {"bank": -OWED, "contributor:mary": OWED})
+    assert faults(owing) == []
+
+
+@pytest.mark.parametrize(
+    "point", ["row written", "set aside", "refund inserted", "refund committed", "meter told", "put back"]
+)
+def test_a_refund_that_is_killed_is_not_made_or_made_once(books, monkeypatch, point):
+    """And until it is known which, no query can spend the money."""
+    books.identities.add_customer("acme", "Acme")
+
+    async def fund() -> None:
+        async with open_metering(books) as metering:
+            await funding.open_account(books, metering.meter, "acme")
+            await funding.credit(books, metering.meter, "acme", OWED, "opening")
+
+    async def available() -> int:
+        async with open_metering(books) as metering:
+            return (await metering.meter.balance("acme")).available
+
+    arguments = ("customer", "refund", "acme", "7", "--reference", "r", "--reason", "why")
+    asyncio.run(fund())
+    killed(books, point, *arguments)
+    made = point in ("refund committed", "meter told", "put back")
+    assert balances(books)["customer:acme"] == (OWED * 3 // 10 if made else OWED)
+    assert asyncio.run(available()) == (OWED if point == "row written" else OWED * 3 // 10)
+    assert faults(books) == []
+    monkeypatch.setattr(withdrawals, "LAPSE_MS", -1)
+    assert asyncio.run(available()) == (OWED * 3 // 10 if made else OWED)
+    done = subprocess.run(command(books, *arguments), capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "3.000000 USD" in done.stdout
+    assert asyncio.run(available()) == balances(books)["customer:acme"] == OWED * 3 // 10
+    assert faults(books) == []
