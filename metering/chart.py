@@ -7,7 +7,7 @@ from typing import Final
 
 from metering import ledger
 
-ROOTS: Final = ("Assets", "Liabilities", "Equity", "Income")
+ROOTS: Final = ("Assets", "Liabilities", "Equity", "Income", "Expenses")
 
 _FIXED: Final = {
     ledger.BANK: ("Assets", "Bank"),
@@ -15,6 +15,7 @@ _FIXED: Final = {
     ledger.RESIDUAL: ("Equity", "Residual"),
     ledger.COMPUTE: ("Income", "Compute"),
     ledger.PLATFORM: ("Income", "Platform"),
+    ledger.PROMOTIONS: ("Expenses", "Promotions"),
 }
 _GROUPS: Final = {
     "customer": ("Liabilities", "Customers"),

@@ -13,7 +13,7 @@ from serving import funding
 from serving.assembly import Books
 from serving.booking import BookingError, Unknown, check_reason, now_ms, refused, transfer_id
 
-_OPEN: Final = (ledger.BANK, ledger.COMPUTE, ledger.PLATFORM, ledger.RESIDUAL)
+_OPEN: Final = (ledger.BANK, ledger.COMPUTE, ledger.PLATFORM, ledger.PROMOTIONS, ledger.RESIDUAL)
 _CUSTOMER: Final = ledger.customer("")
 
 
