@@ -252,6 +252,10 @@ def _insert(connection: sa.Connection, segment: Segment, period: str, batch: Seq
         )
     )
     connection.execute(
+        sa.insert(ledger.segment_hours),
+        [{"segment": segment.name, "hour": hour, "records": records} for hour, records in segment.hours],
+    )
+    connection.execute(
         sa.insert(ledger.receipts),
         [
             {"id": record.id, "account": record.account, "segment": segment.name, "row": row}

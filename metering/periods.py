@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
+HOUR_MS = 3_600_000
+
 _PERIOD = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 
 
@@ -31,6 +33,16 @@ def of(milliseconds: int) -> str:
 def day_of(milliseconds: int) -> str:
     """The day of a moment, ``YYYY-MM-DD``."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d")
+
+
+def hour_of(milliseconds: int) -> int:
+    """The hour of a moment, in hours since the epoch."""
+    return milliseconds // HOUR_MS
+
+
+def hour_name(hour: int) -> str:
+    """An hour as ``YYYY-MM-DDTHH``."""
+    return datetime.fromtimestamp(hour * HOUR_MS / 1000, UTC).strftime("%Y-%m-%dT%H")
 
 
 def following(period: str) -> str:

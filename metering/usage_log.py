@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 
 from metering.merkle import leaf_hash
+from metering.periods import hour_of
 from metering.records import UsageRecord, decode_record
 
 _SPLIT: Final = pa.struct([("contributor", pa.string()), ("role", pa.string()), ("ppm", pa.int64())])
@@ -64,6 +66,8 @@ class Segment:
     last: str
     records: int
     sha256: str
+    hours: tuple[tuple[int, int], ...]
+    """The hours, since the epoch, in which its queries were answered, and how many in each."""
 
     @property
     def name(self) -> str:
@@ -76,11 +80,11 @@ class UsageLog:
 
     def __init__(self, folder: Path) -> None:
         """``folder`` is made when the first segment is written."""
-        self._folder = folder
+        self.folder = folder
 
     def path(self, name: str) -> Path:
         """Where the segment of that name is stored."""
-        return self._folder / f"{name}.parquet"
+        return self.folder / f"{name}.parquet"
 
     def write(self, shard: int, entries: Sequence[tuple[str, bytes]]) -> tuple[Segment, list[UsageRecord]]:
         """Store consecutive stream entries ``(stream id, canonical record bytes)`` as one segment.
@@ -103,12 +107,19 @@ class UsageLog:
         buffer = io.BytesIO()
         pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue()
-        segment = Segment(shard, entries[0][0], entries[-1][0], len(records), hashlib.sha256(data).hexdigest())
-        _write_durably(self.path(segment.name), data)
+        segment = Segment(
+            shard=shard,
+            first=entries[0][0],
+            last=entries[-1][0],
+            records=len(records),
+            sha256=hashlib.sha256(data).hexdigest(),
+            hours=tuple(sorted(Counter(hour_of(record.finished_ms) for record in records).items())),
+        )
+        write_durably(self.path(segment.name), data)
         return segment, records
 
-    def read(self, name: str, sha256: str) -> pa.Table:
-        """The segment's columns: ``RECORD_SCHEMA``, ``stream_id`` and ``leaf``.
+    def read(self, name: str, sha256: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The segment's columns, or those of them named: ``RECORD_SCHEMA``, ``stream_id`` and ``leaf``.
 
         Raises:
             SegmentError: it is missing, or is not byte for byte what was registered.
@@ -119,7 +130,7 @@ class UsageLog:
             raise SegmentError(f"segment {name} cannot be read: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise SegmentError(f"segment {name} was altered: its SHA-256 is not the registered one")
-        return pq.read_table(io.BytesIO(data), use_threads=False)
+        return pq.ParquetFile(pa.BufferReader(data)).read(columns and list(columns), use_threads=False)
 
     def find(self, name: str, sha256: str, row: int) -> UsageRecord:
         """One record of a segment.
@@ -135,7 +146,7 @@ class UsageLog:
         A damaged one is put aside under the suffix ``.damaged``, for the audit to name; Redis may still have its
         records.
         """
-        folder = self._folder / f"s{shard:02d}"
+        folder = self.folder / f"s{shard:02d}"
         found = {path.stem.partition("_")[0]: path for path in folder.glob("*_*.parquet")} if folder.is_dir() else {}
         for first in sorted(found, key=stream_order):
             if stream_order(first) <= stream_order(after):
@@ -149,7 +160,7 @@ class UsageLog:
 
     def damaged(self) -> list[str]:
         """The names of the segments that were damaged before they were registered."""
-        return sorted(str(path.relative_to(self._folder)) for path in self._folder.glob(f"*/*{DAMAGED}"))
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.glob(f"*/*{DAMAGED}"))
 
 
 def _entries(path: Path) -> list[tuple[str, bytes]]:
@@ -176,7 +187,12 @@ def stream_order(stream_id: str) -> tuple[int, int]:
     return int(milliseconds), int(sequence)
 
 
-def _write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes) -> None:
+    """Store a file that exists whole or not at all, also after a crash.
+
+    Raises:
+        OSError: the disk refuses; nothing is left behind.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:

@@ -9,7 +9,7 @@ from alembic.migration import MigrationContext
 
 from metering import ledger
 from retrieval import catalogue
-from serving import closing, deployment, identity, rulebook
+from serving import closing, deployment, identity, outcomes, rulebook, run_log
 from serving.database import open_database
 
 PARTS = (
@@ -18,9 +18,23 @@ PARTS = (
     identity.METADATA,
     rulebook.METADATA,
     closing.METADATA,
+    outcomes.METADATA,
+    run_log.METADATA,
     deployment.METADATA,
 )
-APPEND_ONLY = ("transfers", "segments", "receipts", "runs", "statements", "price_books", "policies", "versions")
+APPEND_ONLY = (
+    "transfers",
+    "segments",
+    "receipts",
+    "runs",
+    "statements",
+    "price_books",
+    "policies",
+    "versions",
+    "segment_hours",
+    "outcomes",
+    "run_log",
+)
 
 
 def declared() -> sa.MetaData:

@@ -25,7 +25,15 @@ from serving.settings import Settings
 from tests.records import MOMENT_MS, a_record, a_use
 
 PERIOD = periods.of(MOMENT_MS)
-FILES = ("manifest.json", "credits.parquet", "checkpoint.txt", "statements.jsonl")
+FILES = (
+    "manifest.json",
+    "hours.json",
+    "records.parquet",
+    "credits.parquet",
+    "outcomes.parquet",
+    "checkpoint.txt",
+    "statements.jsonl",
+)
 
 
 def queries(books, count: int, seed: int = 1):
@@ -125,22 +133,20 @@ def test_copies_close_to_the_same_bytes(used, tmp_path, model_cache):
 def test_the_order_and_the_partition_of_the_segments_do_not_matter(used, tmp_path):
     """The same records, cut into other segments and shuffled, give the same manifest and credits."""
     segments = closing.segments_of(used.engine, PERIOD)
-    options = (PERIOD, used.catalogue, used.currency, 1)
-    expected = closing.attribute(used.log, segments, *options)
-    every = [record.encode() for name, sha256 in segments for record in records(used.log.read(name, sha256))]
+    expected = closing.attribute(used, used.log, segments, PERIOD, 1, tmp_path / "expected")
+    every = [record.encode() for each in segments for record in records(used.log.read(each.name, each.sha256))]
     for seed, size in ((1, 1), (2, 7), (3, 150)):
         random.Random(seed).shuffle(every)
         log = type(used.log)(tmp_path / str(seed))
         cut = []
         for start in range(0, len(every), size):
             entries = [(f"{start + i + 1}-0", data) for i, data in enumerate(every[start : start + size])]
-            segment, _ = log.write(0, entries)
-            cut.append((segment.name, segment.sha256))
+            cut.append(log.write(0, entries)[0])
         random.Random(seed).shuffle(cut)
-        found = closing.attribute(log, cut, *options)
+        found = closing.attribute(used, log, cut, PERIOD, 1, tmp_path / f"parts-{seed}")
         assert found.issue.manifest == expected.issue.manifest
         assert found.issue.statements == expected.issue.statements
-        assert found.parquet == expected.parquet
+        assert found.hours == expected.hours
 
 
 @pytest.mark.parametrize("step", ["_attribute", "_write", "_transfers", "canonical"])
@@ -207,7 +213,7 @@ def test_a_full_disk_stops_a_close_and_loses_nothing(used, monkeypatch):
 
 
 def damage_segment(books) -> None:
-    path = books.log.path(closing.segments_of(books.engine, PERIOD)[0][0])
+    path = books.log.path(closing.segments_of(books.engine, PERIOD)[0].name)
     path.write_bytes(path.read_bytes()[:-3])
 
 

@@ -53,7 +53,7 @@ def test_small_shares_earn_what_they_should_on_average():
         assert abs(total - expected) < 5 * (expected**0.5 + 1)
 
 
-@pytest.mark.parametrize(("total", "shares"), [(1, []), (1, [0, 0]), (-1, [1]), (1, [2, -1])])
+@pytest.mark.parametrize(("total", "shares"), [(1, []), (1, [0, 0]), (-1, [1]), (1, [2, -2]), (0, [1, -1])])
 def test_what_cannot_be_split_is_refused(total, shares):
     with pytest.raises(ValueError, match=r"weight|negative"):
         apportion(total, shares, b"")

@@ -1,0 +1,264 @@
+"""Attribution hour by hour: a pure function of an hour's segments, mapped over every core, kept on disk.
+
+What an hour gives is a part: its records and credits in the order of record ids, and their sums. A part lies in a
+file that is named after everything it was computed from (the hour, its segments' hashes, the code), and carries its
+own hash. So a run that was killed finds what it had done, a preview computes the hours that have new records, and nothing that
+is stale or damaged is ever used. Each job is small and picklable: any engine that maps functions can run it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from attribution.inputs import Hour
+from attribution.run import RunError
+from attribution.tally import Totals
+from metering import merkle
+from metering.periods import HOUR_MS, hour_name
+from metering.usage_log import Segment, SegmentError, UsageLog, write_durably
+from serving.division import COLUMNS, digest, divided
+
+_SUFFIX: Final = ".part"
+_HASH_BYTES: Final = 32
+_HEADER: Final = b"part"
+_POOL_RECORDS_MIN: Final = 20_000
+"""Fewer new records than this are divided sooner than processes are started."""
+_STALE_SECONDS: Final = 3600
+
+Progress = Callable[[int, int], None]
+"""Called with the records done and their total."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One hour to attribute."""
+
+    hour: int
+    records: int
+    segments: tuple[tuple[str, str], ...]
+    """Name and SHA-256, in order."""
+    log: Path
+    folder: Path
+    """Where the part goes."""
+
+    @property
+    def path(self) -> Path:
+        """The file of the part."""
+        key = hashlib.sha256(f"{_code()}\n{self.hour}\n{json.dumps(self.segments)}".encode()).hexdigest()
+        return self.folder / f"{hour_name(self.hour)}-{key[:32]}{_SUFFIX}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one hour gave. The tables are those of :class:`serving.division.Divided`, records by id."""
+
+    hour: Hour
+    totals: Totals
+    policy_version: int
+    """The newest policy of its records."""
+    credits_digest: str
+    records: pa.Table
+    credits: pa.Table
+    lines: pa.Table
+    credited: pa.Table
+
+    @property
+    def named_credits(self) -> pa.Table:
+        """The credits with the ids of their records."""
+        return _named(self.credits, self.records["id"])
+
+
+def jobs_of(log: UsageLog, segments: Iterable[Segment], folder: Path) -> list[Job]:
+    """The hours of some segments, in order.
+
+    Raises:
+        SegmentError: a segment's hours do not hold all of its records.
+    """
+    found: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    records: dict[int, int] = defaultdict(int)
+    for segment in sorted(segments, key=lambda each: each.name):
+        if sum(count for _, count in segment.hours) != segment.records:
+            raise SegmentError(f"segment {segment.name} has {segment.records} records, and other hours are registered")
+        for hour, count in segment.hours:
+            found[hour].append((segment.name, segment.sha256))
+            records[hour] += count
+    return [Job(hour, records[hour], tuple(found[hour]), log.folder, folder) for hour in sorted(found)]
+
+
+def attribute_hour(job: Job) -> Path:
+    """Attribute one hour and store its part. Depends on nothing but the job's segments.
+
+    Raises:
+        SegmentError: a segment is missing or altered.
+        RunError: a record cannot be attributed, or is there twice.
+    """
+    log = UsageLog(job.log)
+    tables = []
+    for name, sha256 in job.segments:
+        table = log.read(name, sha256, COLUMNS)
+        tables.append(table.filter(pc.equal(pc.divide(table["finished_ms"], HOUR_MS), job.hour)))
+    table = pa.concat_tables(tables)
+    if len(table) != job.records:
+        raise SegmentError(f"the log has {len(table)} records of {hour_name(job.hour)}, {job.records} are registered")
+    write_durably(job.path, _stored(job.hour, table))
+    return job.path
+
+
+def parts_of(jobs: Sequence[Job], progress: Progress | None = None, workers: int | None = None) -> Iterator[Part]:
+    """The parts of all jobs, those that are stored first; each is computed once, on every core.
+
+    Args:
+        jobs: which hours.
+        progress: is told how far it is.
+        workers: how many processes; as many as there are cores if it is not said.
+
+    Raises:
+        SegmentError, RunError: as :func:`attribute_hour`.
+    """
+    done, total = 0, sum(job.records for job in jobs)
+    pending = []
+    say = progress or (lambda _done, _total: None)
+    for job in jobs:
+        stored = load(job.path)
+        if stored is None:
+            pending.append(job)
+            continue
+        done += job.records
+        say(done, total)
+        yield stored
+    for job in _computed(pending, workers or os.cpu_count() or 1):
+        part = load(job.path)
+        if part is None:
+            raise SegmentError(f"{job.path} cannot be read back: does another program write there?")
+        done += job.records
+        say(done, total)
+        yield part
+
+
+def load(path: Path) -> Part | None:
+    """The part in a file; None if it is not there, or not whole."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    body = memoryview(data)[_HASH_BYTES:]
+    if hashlib.sha256(body).digest() != data[:_HASH_BYTES]:
+        return None
+    source = pa.BufferReader(pa.py_buffer(body))
+    tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]
+    header = json.loads(tables[0].schema.metadata[_HEADER])
+    return Part(
+        Hour(header["hour"], header["records"], bytes.fromhex(header["root"])),
+        msgspec.convert(header["totals"], Totals),
+        header["policy_version"],
+        header["credits"],
+        *(table.replace_schema_metadata(None) for table in tables),
+    )
+
+
+def prune(jobs: Iterable[Job], folder: Path) -> None:
+    """Remove the parts that none of the jobs uses and that nobody wrote lately."""
+    used = {job.path for job in jobs}
+    for path in folder.glob(f"*{_SUFFIX}"):
+        with suppress(FileNotFoundError):
+            if path not in used and path.stat().st_mtime < time.time() - _STALE_SECONDS:
+                path.unlink()
+
+
+def _computed(jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+    """The jobs as they are done."""
+    workers = min(workers, len(jobs))
+    if workers <= 1 or sum(job.records for job in jobs) < _POOL_RECORDS_MIN:
+        for job in jobs:
+            attribute_hour(job)
+            yield job
+        return
+    # A server has threads and an index loaded, which do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
+        running = {pool.submit(attribute_hour, job): job for job in jobs}
+        try:
+            for future in as_completed(running):
+                future.result()
+                yield running.pop(future)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101 # this runs in a worker
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _stored(hour: int, table: pa.Table) -> bytes:
+    """The file of a part."""
+    found = divided(table)
+    order = pc.sort_indices(found.records["id"])
+    records = found.records.take(order)
+    ids = records["id"].combine_chunks()
+    twice = np.flatnonzero(pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False))
+    if len(twice):
+        raise RunError(f"record {ids[int(twice[0])].as_py()} is in the log twice")
+    place = np.empty(len(records), np.int64)
+    place[order.to_numpy()] = np.arange(len(records))
+    rows = place[found.credits["record"].to_numpy()]
+    ordered = np.argsort(rows, kind="stable")
+    credits_ = found.credits.set_column(0, "record", pa.array(rows)).take(pa.array(ordered)).combine_chunks()
+    header = {
+        "hour": hour,
+        "records": len(records),
+        "root": merkle.Tree(records["leaf"].to_pylist()).root.hex(),
+        "totals": asdict(found.totals),
+        "policy_version": found.policy_version,
+        "credits": digest(_named(credits_, ids)),
+    }
+    sink = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
+    records = records.combine_chunks().replace_schema_metadata({_HEADER: json.dumps(header)})
+    for each in (records, credits_, found.lines, found.credited):
+        with pa.ipc.new_stream(sink, each.schema, options=options) as writer:
+            writer.write_table(each)
+    body = sink.getvalue()
+    return hashlib.sha256(body).digest() + body
+
+
+def _named(credits_: pa.Table, ids: Any) -> pa.Table:
+    return credits_.set_column(0, "record", ids.take(credits_["record"]))
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """A hash of the code that decides what a part is: another version's parts are not this one's."""
+    sha256 = hashlib.sha256(f"pyarrow {pa.__version__} numpy {np.__version__}\n".encode())
+    for package in ("attribution", "metering", "serving"):
+        for source in sorted(files(package).iterdir(), key=lambda each: each.name):
+            if source.name.endswith(".py") and (package != "serving" or source.name in ("division.py", "hours.py")):
+                sha256.update(source.read_bytes())
+    return sha256.hexdigest()
