@@ -6,7 +6,6 @@ statement is a leaf of one Merkle tree; the signed checkpoint of the run binds t
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import json
@@ -17,7 +16,15 @@ from attribution.apportionment import RULE
 from attribution.inputs import TREE
 from attribution.outcomes import RULE as OUTCOME_RULE
 from attribution.tally import FLOOR_RULE, LineKey, Tally
-from attribution.transparency import Checkpoint, CheckpointError, Signer, fingerprint, open_note
+from attribution.transparency import (
+    Checkpoint,
+    CheckpointError,
+    Signer,
+    decode_proof,
+    encode_proof,
+    fingerprint,
+    open_note,
+)
 from metering import merkle
 from metering.money import MAX_TOTAL, Currency, MoneyError
 
@@ -106,7 +113,7 @@ class Issue:
                 "proof": {
                     "index": index,
                     "size": len(tree),
-                    "path": [base64.b64encode(node).decode() for node in tree.inclusion_proof(index)],
+                    "path": encode_proof(tree.inclusion_proof(index)),
                 },
                 "checkpoint": checkpoint,
                 "public_key": signer.public_key,
@@ -155,7 +162,7 @@ def verify(bundle: Any, trusted_key: str | None = None) -> list[dict[str, Any]]:
         statement, manifest, proof = bundle["statement"], bundle["run"], bundle["proof"]
         key = trusted_key or str(bundle["public_key"])
         checkpoint = open_note(str(bundle["checkpoint"]), key)
-        path = [base64.b64decode(node, validate=True) for node in proof["path"]]
+        path = decode_proof(proof["path"])
         index, size = int(proof["index"]), int(proof["size"])
         currency = Currency(manifest["currency"]["code"], int(manifest["currency"]["scale"]))
         check("signature", True, f"the checkpoint is signed by the key {fingerprint(key)}")

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from attribution.inputs import Hour, input_tree
 from attribution.statements import canonical
 from attribution.tally import CreditKey
+from attribution.transparency import encode_proof
 from metering import merkle
 from metering.periods import hour_name
 from metering.usage_log import SegmentError
@@ -133,8 +134,13 @@ def inclusion(folder: Path, hour: int, record: str) -> dict[str, Any]:
     index = table["id"].to_pylist().index(record)
     tree, run = merkle.Tree(table["leaf"].to_pylist()), input_tree(hours)
     return {
-        "record": {"index": index, "path": tree.inclusion_proof(index)},
-        "hour": {**_named(hours[place]), "index": place, "size": len(run), "path": run.inclusion_proof(place)},
+        "record": {"index": index, "path": encode_proof(tree.inclusion_proof(index))},
+        "hour": {
+            **_named(hours[place]),
+            "index": place,
+            "size": len(run),
+            "path": encode_proof(run.inclusion_proof(place)),
+        },
     }
 
 

@@ -24,9 +24,10 @@ from metering import ledger, periods
 from metering.drain import close_period, first_open
 from metering.ledger import Transfer
 from metering.money import Currency
+from metering.records import UsageRecord
 from metering.usage_log import Segment, UsageLog
-from serving import run_log
-from serving.archive import Archived, write
+from serving import archive, run_log
+from serving.archive import Archived
 from serving.assembly import Books
 from serving.division import Sums
 from serving.hours import Job, Progress, jobs_of, parts_of, prune
@@ -224,6 +225,30 @@ def statement_periods(books: Books, contributor: str) -> list[str]:
         return list(connection.execute(query.order_by(statements.c.period)).scalars())
 
 
+def inclusion(books: Books, record: UsageRecord) -> dict[str, Any] | None:
+    """The proof that a record is in the run of its period, and that run in the log.
+
+    None if there is no run yet, or its files are not what was written: the audit says which.
+    """
+    receipts, segments = ledger.receipts, ledger.segments
+    query = (
+        sa.select(runs.c.run_id, runs.c.period, runs.c.manifest)
+        .join_from(runs, segments, runs.c.period == segments.c.period)
+        .join(receipts, receipts.c.segment == segments.c.name)
+        .where(receipts.c.id == record.id)
+    )
+    with books.engine.connect() as connection:
+        run = connection.execute(query).first()
+    if run is None:
+        return None
+    try:
+        found = archive.inclusion(books.directory.run(run.period), periods.hour_of(record.finished_ms), record.id)
+    except (OSError, ValueError, KeyError):
+        return None
+    found["record"]["content"] = record.encode().decode()
+    return {**found, "run": json.loads(run.manifest), "log": run_log.inclusion(books, run.run_id)}
+
+
 def open_period(engine: sa.Engine) -> str:
     """The period that what is captured now belongs to."""
     with engine.connect() as connection:
@@ -268,7 +293,7 @@ def _write(folder: Path, found: Attribution, checkpoint: str, bundles: Sequence[
         "checkpoint.txt": checkpoint.encode(),
         "statements.jsonl": b"".join(canonical(bundle) + b"\n" for bundle in bundles),
     }
-    write(folder, [job.path for job in found.jobs], found.hours, found.moved, texts)
+    archive.write(folder, [job.path for job in found.jobs], found.hours, found.moved, texts)
 
 
 def _now_ms() -> int:

@@ -2,8 +2,8 @@
 
 What an hour gives is a part: its records and credits in the order of record ids, and their sums. A part lies in a
 file that is named after everything it was computed from (the hour, its segments' hashes, the code), and carries its
-own hash. So a run that was killed finds what it had done, a preview computes the hours that have new records, and nothing that
-is stale or damaged is ever used. Each job is small and picklable: any engine that maps functions can run it.
+own hash. So a run that was killed finds what it had done, a preview computes the hours that have new records, and
+nothing that is stale or damaged is ever used. A job is small and picklable: any engine that maps functions can run it.
 """
 
 from __future__ import annotations

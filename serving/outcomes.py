@@ -84,8 +84,8 @@ def latest_of(engine: sa.Engine, receipt: str) -> Outcome | None:
     return None if row is None else Outcome(row.value, row.rating_ppm)
 
 
-def of_period(engine: sa.Engine, period: str) -> dict[str, dict[str, Outcome]]:
-    """The outcomes that count in a period, by account and receipt."""
+def of_period(engine: sa.Engine, period: str, account: str | None = None) -> dict[str, dict[str, Outcome]]:
+    """The outcomes that count in a period, by account and receipt; of one account, where it is named."""
     receipts, segments = ledger.receipts, ledger.segments
     query = (
         sa.select(outcomes)
@@ -94,6 +94,8 @@ def of_period(engine: sa.Engine, period: str) -> dict[str, dict[str, Outcome]]:
         .where(segments.c.period == period)
         .order_by(outcomes.c.account, outcomes.c.receipt, outcomes.c.revision)
     )
+    if account is not None:
+        query = query.where(outcomes.c.account == account)
     found: dict[str, dict[str, Outcome]] = {}
     with engine.connect() as connection:
         for row in connection.execute(query):

@@ -67,6 +67,16 @@ class Rulebook:
         """The price book in force."""
         return PriceBook.from_json(self._read(price_books))
 
+    def price_book(self, version: int) -> PriceBook:
+        """The price book of a version.
+
+        Raises:
+            NoResultFound: there never was one.
+        """
+        with self._engine.connect() as connection:
+            body = connection.execute(sa.select(price_books.c.body).where(price_books.c.version == version))
+            return PriceBook.from_json(json.loads(body.scalar_one()))
+
     @property
     def policy(self) -> Policy:
         """The policy in force."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from attribution.transparency import Checkpoint
+from attribution.transparency import Checkpoint, encode_proof
 from metering import merkle
 from serving.assembly import Books
 
@@ -64,7 +64,7 @@ def consistency(books: Books, size: int) -> dict[str, Any]:
         path = found.consistency_proof(size)
     except IndexError as error:
         raise LogSizeError(f"the log has {len(found)} runs, not {size}") from error
-    return {"from": size, "to": len(found), "path": base64_of(path), **_checkpoint(books, found)}
+    return {"from": size, "to": len(found), "path": encode_proof(path), **_checkpoint(books, found)}
 
 
 def inclusion(books: Books, run_id: str) -> dict[str, Any] | None:
@@ -75,12 +75,7 @@ def inclusion(books: Books, run_id: str) -> dict[str, Any] | None:
     if number is None:
         return None
     found = tree(books.engine)
-    return {"index": number, "path": base64_of(found.inclusion_proof(number)), **_checkpoint(books, found)}
-
-
-def base64_of(path: list[bytes]) -> list[str]:
-    """A proof as it is shown."""
-    return [base64.b64encode(node).decode() for node in path]
+    return {"index": number, "path": encode_proof(found.inclusion_proof(number)), **_checkpoint(books, found)}
 
 
 def _checkpoint(books: Books, found: merkle.Tree) -> dict[str, Any]:

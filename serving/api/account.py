@@ -11,10 +11,11 @@ from fastapi import APIRouter, Response
 
 from metering import ledger
 from metering.records import SCORE_ONE, UsageRecord, decode_record
-from serving import rendering
+from serving import closing, receipts, rendering
 from serving.api.context import Customer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.assembly import Books
+from serving.outcomes import latest_of
 
 router = APIRouter()
 
@@ -44,13 +45,14 @@ async def usage(caller: Customer, service: TheService, start: date | None = None
 @router.get("/v1/receipts/{receipt}")
 async def receipt(receipt: str, caller: Customer, service: TheService) -> Response:
     """One receipt: what a query cost, and which documents it used."""
-    record = await asyncio.to_thread(_logged, service.books, caller.id, receipt)
+    logged = await asyncio.to_thread(receipts.find, service.books, receipt, caller.id)
+    record = None if logged is None else logged.record
     if record is None:
         fresh = await service.metering.meter.find_record(caller.id, receipt)
         record = decode_record(fresh) if fresh else None
     if record is None or record.account != caller.id:
         raise ApiError(404, "not_found", f"there is no receipt {receipt[:80]}")
-    return json_response(_render(record, service.books))
+    return json_response(await asyncio.to_thread(_whole, service.books, record))
 
 
 def _usage(books: Books, account: str, start: date | None, end: date | None) -> list[dict[str, Any]]:
@@ -75,16 +77,16 @@ def _usage(books: Books, account: str, start: date | None, end: date | None) -> 
         ]
 
 
-def _logged(books: Books, account: str, receipt: str) -> UsageRecord | None:
-    receipts, segments = ledger.receipts, ledger.segments
-    query = (
-        sa.select(receipts.c.segment, receipts.c.row, segments.c.sha256)
-        .join_from(receipts, segments, receipts.c.segment == segments.c.name)
-        .where(receipts.c.id == receipt, receipts.c.account == account)
-    )
-    with books.engine.connect() as connection:
-        row = connection.execute(query).first()
-    return None if row is None else books.log.find(row.segment, row.sha256, row.row)
+def _whole(books: Books, record: UsageRecord) -> dict[str, Any]:
+    """The receipt with what came after the answer: what the customer said of it, and the proof that it is in a run."""
+    found = _render(record, books)
+    outcome = latest_of(books.engine, record.id)
+    if outcome is not None:
+        found["outcome"] = rendering.outcome(outcome, books.currency)
+    inclusion = closing.inclusion(books, record)
+    if inclusion is not None:
+        found["inclusion"] = inclusion
+    return found
 
 
 def _render(record: UsageRecord, books: Books) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from serving import __version__
-from serving.api import account, admin, chat, documents, errors, health, query, statements
+from serving.api import account, admin, chat, documents, errors, health, outcomes, query, statements, transparency
 from serving.api.middleware import Edge
 from serving.assembly import Service
 from serving.metrics import Metrics
@@ -23,7 +23,7 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     app.state.service = service
     app.state.metrics = metrics
     app.state.draining = False
-    for part in (query, chat, account, documents, statements, admin, health):
+    for part in (query, chat, account, documents, outcomes, statements, transparency, admin, health):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(Edge, metrics=metrics, body_bytes_max=service.books.settings.body_bytes)

@@ -31,6 +31,7 @@ from serving.answering import AlreadyCharged, MaxPriceExceeded, Overloaded, Quer
 from serving.closing import ClosingError
 from serving.funding import FundingError, ReferenceUsed, UnknownCustomer
 from serving.identity import IdentityError, InvalidName
+from serving.run_log import LogSizeError
 
 _SERVER_ERROR = 500
 _KINDS = {
@@ -43,8 +44,8 @@ _KINDS = {
 }
 _RETRY_SECONDS = 1
 _TRANSLATED = (
-    AlreadyCharged, ClosingError, DocumentError, FundingError, IdentityError, MeterError, MoneyError, Overloaded,
-    PeriodError, PriceError, QueryError, sa.exc.DataError, sa.exc.OperationalError,
+    AlreadyCharged, ClosingError, DocumentError, FundingError, IdentityError, LogSizeError, MeterError, MoneyError,
+    Overloaded, PeriodError, PriceError, QueryError, sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
 
 
