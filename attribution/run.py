@@ -83,48 +83,48 @@ def divide(batch: Batch) -> Division:
     Raises:
         RunError: a record's game is not a table over its documents.
     """
-    units = np.zeros(len(batch.ppm), np.int64)
+    numerators = np.zeros(len(batch.owners), np.int64)
+    players, denominators = np.zeros(len(batch.ids), np.int64), np.ones(len(batch.ids), np.int64)
     for rows, weights, denominator in _solved(batch):
-        players = weights.shape[1]
-        first_use = batch.use_offsets[rows]
-        uses = (first_use[:, None] + np.arange(players)).ravel()
-        counts = batch.split_offsets[uses + 1] - batch.split_offsets[uses]
-        cells = _ranges(batch.split_offsets[uses], counts)
-        numerators = np.repeat(weights.ravel(), counts)
-        whole = denominator * VALUE_ONE * PPM
-        lengths = batch.split_offsets[first_use + players] - batch.split_offsets[first_use]
-        line = _Line(batch, rows, numerators, batch.ppm[cells], np.cumsum(lengths) - lengths, lengths, whole)
-        units[cells] = apportion_all(
-            batch.royalties[rows],
-            lengths,
-            numerators.astype(np.float64) * line.ppm / whole,
-            [batch.leaves[row] for row in rows.tolist()],
-            line.exactly,
-        )
+        players[rows], denominators[rows] = weights.shape[1], denominator
+        numerators[(batch.use_offsets[rows][:, None] + np.arange(weights.shape[1])).ravel()] = weights.ravel()
+    # The cells of a record are the splits of its players, which come first among its uses.
     starts = batch.split_offsets[batch.use_offsets]
+    lengths = batch.split_offsets[batch.use_offsets[:-1] + players] - starts[:-1]
+    cells = _ranges(starts[:-1], lengths)
+    of_split = np.repeat(numerators, np.diff(batch.split_offsets))
+    line = _Line(batch, of_split, starts, lengths, denominators)
+    units = np.zeros(len(batch.ppm), np.int64)
+    units[cells] = apportion_all(
+        batch.royalties,
+        lengths,
+        of_split[cells]
+        * batch.ppm[cells].astype(np.float64)
+        / np.repeat(denominators * float(VALUE_ONE * PPM), lengths),
+        batch.leaves,
+        line.exactly,
+    )
     reached = np.concatenate([np.zeros(1, np.int64), np.cumsum(units)])
     return Division(units, reached[starts[1:]] - reached[starts[:-1]])
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """The lines of one group of records, to be split by integers where floats cannot tell."""
+    """The lines of records, to be split by integers where floats cannot tell."""
 
     batch: Batch
-    rows: Ints
     numerators: Ints
-    ppm: Ints
+    """For each split."""
     starts: Ints
     lengths: Ints
-    whole: int
+    denominators: Ints
 
     def exactly(self, row: int) -> list[int]:
         cells = slice(self.starts[row], self.starts[row] + self.lengths[row])
-        parts = zip(self.numerators[cells].tolist(), self.ppm[cells].tolist(), strict=True)
+        parts = zip(self.numerators[cells].tolist(), self.batch.ppm[cells].tolist(), strict=True)
         weights = [numerator * ppm for numerator, ppm in parts]
-        weights.append(self.whole - sum(weights))
-        number = int(self.rows[row])
-        return apportion(int(self.batch.royalties[number]), weights, self.batch.leaves[number])[:-1]
+        weights.append(int(self.denominators[row]) * VALUE_ONE * PPM - sum(weights))
+        return apportion(int(self.batch.royalties[row]), weights, self.batch.leaves[row])[:-1]
 
 
 def shares(record: UsageRecord) -> tuple[list[float], float]:

@@ -41,19 +41,49 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Divided:
-    """Some records divided. Tables of records and credits are in the order of the records."""
+    """Some records divided. All tables are in the order of the records."""
 
-    totals: Totals
-    policy_version: int
-    """The newest policy of the records; 0 where there are none."""
     records: pa.Table
-    """A row each: id, leaf, account, policy_version, charge, earned."""
-    credits: pa.Table
-    """A row for each unit sum that is not 0: record (its row), document, contributor, role, units."""
-    lines: pa.Table
-    """What each document did, by :class:`attribution.tally.LineKey`."""
-    credited: pa.Table
-    """What each contributor earned with what, by :class:`attribution.tally.CreditKey`; also nothing."""
+    """A row each: id, leaf, account, policy_version, charge, cost, platform, royalty, earned."""
+    uses: pa.Table
+    """A row for each document retrieved: record (its row), and a :class:`attribution.tally.Line` of its own."""
+    cells: pa.Table
+    """A row for each split of each use: record (its row), :class:`attribution.tally.CreditKey`, units."""
+
+    def part(self, begin: int, end: int) -> Divided:
+        """The records from ``begin`` to ``end``."""
+        return Divided(
+            self.records.slice(begin, end - begin),
+            *(_of_records(table, begin, end) for table in (self.uses, self.cells)),
+        )
+
+    @property
+    def totals(self) -> Totals:
+        """The sums over the records."""
+        names = ("charge", "cost", "platform", "royalty", "earned")
+        charge, cost, platform, royalty, earned = (int(_ints(self.records[name]).sum()) for name in names)
+        return Totals(len(self.records), charge, cost, platform, earned, royalty - earned)
+
+    @property
+    def policy_version(self) -> int:
+        """The newest policy of the records; 0 where there are none."""
+        return int(_ints(self.records["policy_version"]).max(initial=0))
+
+    @property
+    def credits(self) -> pa.Table:
+        """Who was given units for what: record (its row), document, contributor, role, units."""
+        names = ["record", "document", "contributor", "role", "units"]
+        return self.cells.filter(pc.not_equal(self.cells["units"], 0)).select(names)
+
+    @property
+    def lines(self) -> pa.Table:
+        """What each document did, by :class:`attribution.tally.LineKey`."""
+        return summed(self.uses, _LINE_KEY, _LINE)
+
+    @property
+    def credited(self) -> pa.Table:
+        """What each contributor earned with what, by :class:`attribution.tally.CreditKey`; also nothing."""
+        return summed(self.cells, _CREDIT_KEY, ["units"])
 
 
 def divided(table: pa.Table) -> Divided:
@@ -82,27 +112,32 @@ def divided(table: pa.Table) -> Divided:
     result = divide(batch)
     record_of_use = np.repeat(np.arange(len(table)), np.diff(batch.use_offsets))
     use_of_split = np.repeat(np.arange(len(use)), np.diff(batch.split_offsets))
-    earned = result.earned
-    cells = pa.table(
-        {
-            "record": record_of_use[use_of_split],
-            "document": use.field("document").take(pa.array(use_of_split)),
-            "contributor": split.field("contributor"),
-            "role": split.field("role"),
-            "units": result.units,
-        }
-    )
     policy = _ints(table["policy_version"])
-    of_policy = cells.append_column("policy_version", pa.array(policy[record_of_use[use_of_split]]))
+    columns = ["id", "leaf", "account", "policy_version", *_SUMS]
     return Divided(
-        totals=_totals(table, int(earned.sum())),
-        policy_version=int(policy.max(initial=0)),
-        records=table.select(["id", "leaf", "account", "policy_version", "charge"]).append_column(
-            "earned", pa.array(earned)
+        records=table.select(columns).append_column("earned", pa.array(result.earned)),
+        uses=pa.table(
+            {
+                "record": record_of_use,
+                "document": use.field("document"),
+                "policy_version": policy[record_of_use],
+                "retrieved": np.ones(len(use), np.int64),
+                "cited": use.field("cited").cast(pa.int64()),
+                "pool": batch.royalties[record_of_use],
+                "residual": (batch.royalties - result.earned)[record_of_use],
+                "platform": _ints(table["platform"])[record_of_use],
+            }
         ),
-        credits=cells.filter(pc.not_equal(cells["units"], 0)),
-        lines=_lines(table, use, record_of_use, earned),
-        credited=summed(of_policy, _CREDIT_KEY, ["units"]),
+        cells=pa.table(
+            {
+                "record": record_of_use[use_of_split],
+                "document": use.field("document").take(pa.array(use_of_split)),
+                "contributor": split.field("contributor"),
+                "role": split.field("role"),
+                "policy_version": policy[record_of_use[use_of_split]],
+                "units": result.units,
+            }
+        ),
     )
 
 
@@ -210,25 +245,11 @@ class _Texts(Sequence[str]):
         return len(self._column)
 
 
-def _totals(table: pa.Table, earned: int) -> Totals:
-    charge, cost, platform, royalty = (int(_ints(table[name]).sum()) for name in _SUMS)
-    return Totals(len(table), charge, cost, platform, earned, royalty - earned)
-
-
-def _lines(table: pa.Table, use: Any, record_of_use: Ints, earned: Ints) -> pa.Table:
-    royalty = _ints(table["royalty"])
-    lines = pa.table(
-        {
-            "document": use.field("document"),
-            "policy_version": _ints(table["policy_version"])[record_of_use],
-            "retrieved": np.ones(len(use), np.int64),
-            "cited": use.field("cited").cast(pa.int64()),
-            "pool": royalty[record_of_use],
-            "residual": (royalty - earned)[record_of_use],
-            "platform": _ints(table["platform"])[record_of_use],
-        }
-    )
-    return summed(lines, _LINE_KEY, _LINE)
+def _of_records(table: pa.Table, begin: int, end: int) -> pa.Table:
+    """The rows of some records, whose numbers then count from 0."""
+    first, last = np.searchsorted(_ints(table["record"]), [begin, end]).tolist()
+    rows = table.slice(first, last - first)
+    return rows.set_column(0, "record", pa.array(_ints(rows["record"]) - begin))
 
 
 def _ints(column: Any) -> Ints:

@@ -15,7 +15,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections import defaultdict
+import uuid
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
@@ -35,13 +36,13 @@ from attribution.run import RunError
 from attribution.tally import Totals
 from metering import merkle
 from metering.periods import HOUR_MS, hour_name
-from metering.usage_log import Segment, SegmentError, UsageLog, write_durably
-from serving.division import COLUMNS, digest, divided
+from metering.usage_log import Segment, SegmentError, UsageLog
+from serving.division import COLUMNS, Divided, digest, divided
 
 _SUFFIX: Final = ".part"
 _HASH_BYTES: Final = 32
 _HEADER: Final = b"part"
-_POOL_RECORDS_MIN: Final = 20_000
+_BATCH_RECORDS: Final = 20_000
 """Fewer new records than this are divided sooner than processes are started."""
 _STALE_SECONDS: Final = 3600
 
@@ -105,23 +106,34 @@ def jobs_of(log: UsageLog, segments: Iterable[Segment], folder: Path) -> list[Jo
     return [Job(hour, records[hour], tuple(found[hour]), log.folder, folder) for hour in sorted(found)]
 
 
-def attribute_hour(job: Job) -> Path:
-    """Attribute one hour and store its part. Depends on nothing but the job's segments.
+def attribute_hours(jobs: Sequence[Job]) -> None:
+    """Attribute some hours, one after the other, and store their parts. Depends on nothing but their segments.
+
+    A segment is read once, however many of the hours it reaches into.
 
     Raises:
         SegmentError: a segment is missing or altered.
         RunError: a record cannot be attributed, or is there twice.
     """
-    log = UsageLog(job.log)
-    tables = []
-    for name, sha256 in job.segments:
-        table = log.read(name, sha256, COLUMNS)
-        tables.append(table.filter(pc.equal(pc.divide(table["finished_ms"], HOUR_MS), job.hour)))
-    table = pa.concat_tables(tables)
-    if len(table) != job.records:
-        raise SegmentError(f"the log has {len(table)} records of {hour_name(job.hour)}, {job.records} are registered")
-    write_durably(job.path, _stored(job.hour, table))
-    return job.path
+    uses = Counter(name for job in jobs for name, _ in job.segments)
+    tables: dict[str, pa.Table] = {}
+    found: list[pa.Table] = []
+    for job in jobs:
+        before = sum(map(len, found))
+        for name, sha256 in job.segments:
+            if name not in tables:
+                tables[name] = UsageLog(job.log).read(name, sha256, COLUMNS)
+            found.append(tables[name].filter(pc.equal(pc.divide(tables[name]["finished_ms"], HOUR_MS), job.hour)))
+            uses[name] -= 1
+            if not uses[name]:
+                del tables[name]
+        read = sum(map(len, found)) - before
+        if read != job.records:
+            raise SegmentError(f"{hour_name(job.hour)} has {job.records} registered records, {read} in the log")
+    whole, begin = divided(pa.concat_tables(found)), 0
+    for job in jobs:
+        _store(job.path, _stored(job.hour, whole.part(begin, begin + job.records)))
+        begin += job.records
 
 
 def parts_of(jobs: Sequence[Job], progress: Progress | None = None, workers: int | None = None) -> Iterator[Part]:
@@ -133,7 +145,7 @@ def parts_of(jobs: Sequence[Job], progress: Progress | None = None, workers: int
         workers: how many processes; as many as there are cores if it is not said.
 
     Raises:
-        SegmentError, RunError: as :func:`attribute_hour`.
+        SegmentError, RunError: as :func:`attribute_hours`.
     """
     done, total = 0, sum(job.records for job in jobs)
     pending = []
@@ -146,7 +158,7 @@ def parts_of(jobs: Sequence[Job], progress: Progress | None = None, workers: int
         done += job.records
         say(done, total)
         yield stored
-    for job in _computed(pending, workers or os.cpu_count() or 1):
+    for job in _computed(_batches(pending), workers or os.cpu_count() or 1):
         part = load(job.path)
         if part is None:
             raise SegmentError(f"{job.path} cannot be read back: does another program write there?")
@@ -185,22 +197,35 @@ def prune(jobs: Iterable[Job], folder: Path) -> None:
                 path.unlink()
 
 
-def _computed(jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+def _batches(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Neighbouring hours together, so that each batch takes a second or so, unless one hour takes longer."""
+    found: list[list[Job]] = []
+    room = 0
+    for job in jobs:
+        if job.records > room:
+            found.append([])
+            room = _BATCH_RECORDS
+        found[-1].append(job)
+        room -= job.records
+    return found
+
+
+def _computed(batches: Sequence[Sequence[Job]], workers: int) -> Iterator[Job]:
     """The jobs as they are done."""
-    workers = min(workers, len(jobs))
-    if workers <= 1 or sum(job.records for job in jobs) < _POOL_RECORDS_MIN:
-        for job in jobs:
-            attribute_hour(job)
-            yield job
+    workers = min(workers, len(batches))
+    if workers <= 1:
+        for batch in batches:
+            attribute_hours(batch)
+            yield from batch
         return
     # A server has threads and an index loaded, which do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _end_with_parent) as pool:
-        running = {pool.submit(attribute_hour, job): job for job in jobs}
+        running = {pool.submit(attribute_hours, batch): batch for batch in batches}
         try:
             for future in as_completed(running):
                 future.result()
-                yield running.pop(future)
+                yield from running.pop(future)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -217,20 +242,20 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _stored(hour: int, table: pa.Table) -> bytes:
+def _stored(hour: int, found: Divided) -> bytes:
     """The file of a part."""
-    found = divided(table)
     order = pc.sort_indices(found.records["id"])
-    records = found.records.take(order)
+    records = found.records.take(order).drop_columns(["cost", "platform", "royalty"])
     ids = records["id"].combine_chunks()
     twice = np.flatnonzero(pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False))
     if len(twice):
         raise RunError(f"record {ids[int(twice[0])].as_py()} is in the log twice")
     place = np.empty(len(records), np.int64)
     place[order.to_numpy()] = np.arange(len(records))
-    rows = place[found.credits["record"].to_numpy()]
+    credits_ = found.credits
+    rows = place[credits_["record"].to_numpy()]
     ordered = np.argsort(rows, kind="stable")
-    credits_ = found.credits.set_column(0, "record", pa.array(rows)).take(pa.array(ordered)).combine_chunks()
+    credits_ = credits_.set_column(0, "record", pa.array(rows)).take(pa.array(ordered)).combine_chunks()
     header = {
         "hour": hour,
         "records": len(records),
@@ -251,6 +276,18 @@ def _stored(hour: int, table: pa.Table) -> bytes:
 
 def _named(credits_: pa.Table, ids: Any) -> pa.Table:
     return credits_.set_column(0, "record", ids.take(credits_["record"]))
+
+
+def _store(path: Path, data: bytes) -> None:
+    """What a crash leaves of it is told by its hash, so that nothing waits for the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @lru_cache(maxsize=1)

@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import attribution, embedding
+from tests.benchmarks import run as whole_run
 from tests.benchmarks.measure import Result
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Result]]] = {
     "embedding": embedding.run,
     "attribution": attribution.run,
+    "run": whole_run.run,
 }
 
 
