@@ -132,7 +132,7 @@ def attribute_hours(jobs: Sequence[Job]) -> None:
             raise SegmentError(f"{hour_name(job.hour)} has {job.records} registered records, {read} in the log")
     whole, begin = divided(pa.concat_tables(found)), 0
     for job in jobs:
-        _store(job.path, _stored(job.hour, whole.part(begin, begin + job.records)))
+        _store(job.path, _stored(job, whole.part(begin, begin + job.records)))
         begin += job.records
 
 
@@ -168,7 +168,7 @@ def parts_of(jobs: Sequence[Job], progress: Progress | None = None, workers: int
 
 
 def load(path: Path) -> Part | None:
-    """The part in a file; None if it is not there, or not whole."""
+    """The part in a file; None if it is not there, not whole, or not the one of that name."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -179,6 +179,8 @@ def load(path: Path) -> Part | None:
     source = pa.BufferReader(pa.py_buffer(body))
     tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]
     header = json.loads(tables[0].schema.metadata[_HEADER])
+    if header["name"] != path.name:
+        return None
     return Part(
         Hour(header["hour"], header["records"], bytes.fromhex(header["root"])),
         msgspec.convert(header["totals"], Totals),
@@ -242,7 +244,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _stored(hour: int, found: Divided) -> bytes:
+def _stored(job: Job, found: Divided) -> bytes:
     """The file of a part."""
     order = pc.sort_indices(found.records["id"])
     records = found.records.take(order).drop_columns(["cost", "platform", "royalty"])
@@ -257,7 +259,8 @@ def _stored(hour: int, found: Divided) -> bytes:
     ordered = np.argsort(rows, kind="stable")
     credits_ = credits_.set_column(0, "record", pa.array(rows)).take(pa.array(ordered)).combine_chunks()
     header = {
-        "hour": hour,
+        "name": job.path.name,
+        "hour": job.hour,
         "records": len(records),
         "root": merkle.Tree(records["leaf"].to_pylist()).root.hex(),
         "totals": asdict(found.totals),
