@@ -11,7 +11,7 @@ import msgspec
 
 from attribution.apportionment import RULE
 from attribution.values import COUNTERFACTUAL
-from metering.records import PPM, VALUE_ONE
+from metering.records import PPM
 
 SOLVER = "owen/1"
 
@@ -66,11 +66,3 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return msgspec.convert(data, cls)
         except msgspec.ValidationError as error:
             raise PolicyError(f"not a policy: {error}") from error
-
-
-def earned_of(royalty: int, value_all: int, value_none: int) -> int:
-    """The part of a royalty pool that documents earned: in proportion to what they added, rounded down.
-
-    The rest is the residual. Values are between 0 and ``VALUE_ONE``.
-    """
-    return royalty * max(value_all - value_none, 0) // VALUE_ONE

@@ -6,26 +6,48 @@ statement is a leaf of one Merkle tree; the signed checkpoint of the run binds t
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import json
 from collections.abc import Iterable
 from typing import Any, Final
 
-from attribution.run import Tally, run_id
-from attribution.transparency import Checkpoint, CheckpointError, Signer, fingerprint, open_note
+from attribution.apportionment import RULE
+from attribution.inputs import TREE
+from attribution.outcomes import RULE as OUTCOME_RULE
+from attribution.tally import FLOOR_RULE, LineKey, Tally
+from attribution.transparency import (
+    Checkpoint,
+    CheckpointError,
+    Signer,
+    decode_proof,
+    encode_proof,
+    fingerprint,
+    open_note,
+)
 from metering import merkle
 from metering.money import MAX_TOTAL, Currency, MoneyError
 
 FORMAT: Final = 1
-ALGORITHMS: Final = {"values": "counterfactual/1", "solver": "owen/1", "rounding": "systematic/1"}
+ALGORITHMS: Final = {
+    "values": "counterfactual/1",
+    "solver": "owen/1",
+    "rounding": RULE,
+    "outcomes": OUTCOME_RULE,
+    "payments": FLOOR_RULE,
+    "input": TREE,
+}
 _SUMS: Final = ("charged", "cost", "platform", "credited", "residual")
 
 
 def canonical(value: Any) -> bytes:
     """The bytes of a JSON value that are hashed and signed: sorted keys, no white space, UTF-8."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def run_id(manifest: dict[str, Any]) -> str:
+    """The run's id: a hash of everything it was computed from and gave, so equal runs have equal ids."""
+    return f"run-{manifest['period']}-{hashlib.sha256(canonical(manifest)).hexdigest()[:32]}"
 
 
 class Issue:
@@ -38,13 +60,18 @@ class Issue:
         input_root: str,
         tally: Tally,
         credits_sha256: str,
+        outcomes: int,
         contributors: Iterable[str],
         currency: Currency,
         default_policy: int,
     ) -> None:
-        """``contributors`` are those who get a statement even for nothing; amounts become decimal strings."""
+        """The documents of a run.
+
+        ``outcomes`` is how many queries have one; ``contributors`` are those who get a statement even for nothing.
+        Amounts become decimal strings.
+        """
         self._currency = currency
-        credited = tally.credited_to()
+        credited, totals = tally.credited_to(), tally.totals
         self.contributors = sorted(set(contributors) | set(credited))
         self.manifest: dict[str, Any] = {
             "format": FORMAT,
@@ -53,12 +80,13 @@ class Issue:
             "policy_version": tally.policy_version or default_policy,
             "algorithms": ALGORITHMS,
             "currency": {"code": currency.code, "scale": currency.scale},
-            "records": tally.totals.records,
-            **{name: currency.amount(getattr(tally.totals, name)) for name in _SUMS},
+            "records": totals.records,
+            "outcomes": outcomes,
+            **{name: currency.amount(getattr(totals, name)) for name in _SUMS},
             "credits_sha256": credits_sha256,
         }
-        self.run_id = run_id(self.manifest, canonical(self.manifest))
-        lines = _lines(tally, currency)
+        self.run_id = run_id(self.manifest)
+        lines, earned = _lines(tally, currency), tally.earned_by()
         self.statements = [
             {
                 "format": FORMAT,
@@ -68,6 +96,7 @@ class Issue:
                 "credited": currency.amount(credited.get(name, 0)),
                 "period_totals": {sum_: self.manifest[sum_] for sum_ in _SUMS},
                 "documents": lines.get(name, []),
+                "offset": currency.amount(credited.get(name, 0) - earned.get(name, 0)),
             }
             for name in self.contributors
         ]
@@ -84,7 +113,7 @@ class Issue:
                 "proof": {
                     "index": index,
                     "size": len(tree),
-                    "path": [base64.b64encode(node).decode() for node in tree.inclusion_proof(index)],
+                    "path": encode_proof(tree.inclusion_proof(index)),
                 },
                 "checkpoint": checkpoint,
                 "public_key": signer.public_key,
@@ -97,8 +126,10 @@ class Issue:
 def _lines(tally: Tally, currency: Currency) -> dict[str, list[dict[str, Any]]]:
     """For each contributor, a line per document, role and policy version, in that order."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for (contributor, document, role, version), units in sorted(tally.credited.items()):
-        line = tally.lines[document, version]
+    for key, units in sorted(tally.credited.items()):
+        contributor, document, role, version = key
+        line = tally.lines[LineKey(document, version)]
+        moved = tally.outcomes.get(key, 0)
         found.setdefault(contributor, []).append(
             {
                 "document": document,
@@ -109,7 +140,8 @@ def _lines(tally: Tally, currency: Currency) -> dict[str, list[dict[str, Any]]]:
                 "pool": currency.amount(line.pool),
                 "residual": currency.amount(line.residual),
                 "platform": currency.amount(line.platform),
-                "credited": currency.amount(units),
+                "outcomes": currency.amount(moved),
+                "credited": currency.amount(units + moved),
             }
         )
     return found
@@ -130,7 +162,7 @@ def verify(bundle: Any, trusted_key: str | None = None) -> list[dict[str, Any]]:
         statement, manifest, proof = bundle["statement"], bundle["run"], bundle["proof"]
         key = trusted_key or str(bundle["public_key"])
         checkpoint = open_note(str(bundle["checkpoint"]), key)
-        path = [base64.b64decode(node, validate=True) for node in proof["path"]]
+        path = decode_proof(proof["path"])
         index, size = int(proof["index"]), int(proof["size"])
         currency = Currency(manifest["currency"]["code"], int(manifest["currency"]["scale"]))
         check("signature", True, f"the checkpoint is signed by the key {fingerprint(key)}")
@@ -139,14 +171,15 @@ def verify(bundle: Any, trusted_key: str | None = None) -> list[dict[str, Any]]:
         leaf = merkle.leaf_hash(canonical(statement))
         included = size == checkpoint.size and merkle.verify_inclusion(leaf, index, size, path, checkpoint.root)
         check("inclusion", included, f"the statement is number {index + 1} of {size} under the signed root")
-        named = run_id(manifest, canonical(manifest))
+        named = run_id(manifest)
         same = statement["run_id"] == named and statement["period"] == manifest["period"]
         check("run", same, f"the statement belongs to {named}")
         lines = sum(_units(currency, line["credited"]) for line in statement["documents"])
+        lines += _units(currency, statement["offset"])
         check(
             "sum",
             lines == _units(currency, statement["credited"]),
-            f"the lines add up to {statement['credited']['amount']} {currency.code}",
+            f"the lines and the offset add up to {statement['credited']['amount']} {currency.code}",
         )
         sums = {name: _units(currency, manifest[name]) for name in _SUMS}
         balanced = sums["charged"] == sum(sums[name] for name in _SUMS[1:])

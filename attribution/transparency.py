@@ -10,6 +10,7 @@ import base64
 import binascii
 import hashlib
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -111,6 +112,20 @@ def open_note(note: str, public_key: str) -> Checkpoint:
     except (InvalidSignature, ValueError) as error:
         raise CheckpointError("the signature of the checkpoint is not valid") from error
     return checkpoint
+
+
+def encode_proof(path: Sequence[bytes]) -> list[str]:
+    """The nodes of a proof in base64."""
+    return [base64.b64encode(node).decode() for node in path]
+
+
+def decode_proof(path: Iterable[str]) -> list[bytes]:
+    """The nodes of a proof.
+
+    Raises:
+        ValueError: not base64.
+    """
+    return [base64.b64decode(node, validate=True) for node in path]
 
 
 def fingerprint(public_key: str) -> str:

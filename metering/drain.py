@@ -326,6 +326,10 @@ def _insert(connection: sa.Connection, segment: Segment, period: str, table: pa.
     )
     ids, accounts = table["id"].to_pylist(), table["account"].to_pylist()
     connection.execute(
+        sa.insert(ledger.segment_hours),
+        [{"segment": segment.name, "hour": hour, "records": records} for hour, records in segment.hours],
+    )
+    connection.execute(
         sa.insert(ledger.receipts),
         [
             {"id": name, "account": account, "segment": segment.name, "row": row}

@@ -96,6 +96,14 @@ segments = sa.Table(
     sa.Column("charge", sa.BigInteger, nullable=False),
 )
 
+segment_hours = sa.Table(
+    "segment_hours",
+    METADATA,
+    sa.Column("segment", _ID, primary_key=True),
+    sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("records", sa.Integer, nullable=False),
+)
+
 shards = sa.Table(
     "shards",
     METADATA,

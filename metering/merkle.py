@@ -62,6 +62,37 @@ class Tree:
             index >>= 1
         return path
 
+    def consistency_proof(self, size: int) -> list[bytes]:
+        """The proof that this tree only adds leaves to the one that its first ``size`` leaves make.
+
+        RFC 6962, section 2.1.2; empty where the trees are the same, or ``size`` is 0.
+
+        Raises:
+            IndexError: this tree has fewer leaves.
+        """
+        if not 0 <= size <= len(self):
+            raise IndexError(f"a tree of {len(self)} leaves cannot be compared with one of {size}")
+        if size == 0:
+            return []
+        path: list[bytes] = []
+        begin, end = 0, len(self)
+        while size != end:
+            split = begin + (1 << (end - begin - 1).bit_length() - 1)
+            if size <= split:
+                path.append(self._node(split, end))
+                end = split
+            else:
+                path.append(self._node(begin, split))
+                begin = split
+        if begin:
+            path.append(self._node(begin, end))
+        return path[::-1]
+
+    def _node(self, begin: int, end: int) -> bytes:
+        """The root over leaves ``begin`` to ``end``: a power of two of them, or those up to the last."""
+        level = (end - begin - 1).bit_length()
+        return self._levels[level][begin >> level]
+
 
 def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], expected_root: bytes) -> bool:
     """Whether ``path`` proves that ``leaf`` is at ``index`` of the tree of ``size`` leaves.
@@ -85,6 +116,37 @@ def verify_inclusion(leaf: bytes, index: int, size: int, path: Sequence[bytes], 
         position >>= 1
         last >>= 1
     return last == 0 and current == expected_root
+
+
+def verify_consistency(first: int, first_root: bytes, second: int, second_root: bytes, path: Sequence[bytes]) -> bool:
+    """Whether ``path`` proves that the tree of ``second`` leaves begins with the tree of ``first`` leaves.
+
+    The algorithm of RFC 9162, section 2.1.4.2. Every tree begins with the empty one.
+    """
+    if first in (0, second):
+        known = EMPTY_ROOT if first == 0 else second_root
+        return first <= second and not path and first_root == known
+    if not 0 < first < second or not path:
+        return False
+    nodes = [first_root, *path] if first & (first - 1) == 0 else list(path)
+    position, last = first - 1, second - 1
+    while position & 1:
+        position >>= 1
+        last >>= 1
+    old = new = nodes[0]
+    for node in nodes[1:]:
+        if last == 0:
+            return False
+        if position & 1 or position == last:
+            old, new = node_hash(node, old), node_hash(node, new)
+            while not position & 1 and position:
+                position >>= 1
+                last >>= 1
+        else:
+            new = node_hash(new, node)
+        position >>= 1
+        last >>= 1
+    return last == 0 and (old, new) == (first_root, second_root)
 
 
 def _parents(level: list[bytes]) -> list[bytes]:

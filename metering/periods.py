@@ -6,6 +6,8 @@ import re
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
+HOUR_MS = 3_600_000
+
 _PERIOD = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _DAY_MS: Final = 86_400_000
@@ -67,6 +69,16 @@ def _moment(text: str) -> tuple[int, int]:
         ) from None
     moment = (found - _EPOCH) // timedelta(milliseconds=1)
     return moment, moment
+
+
+def hour_of(milliseconds: int) -> int:
+    """The hour of a moment, in hours since the epoch."""
+    return milliseconds // HOUR_MS
+
+
+def hour_name(hour: int) -> str:
+    """An hour as ``YYYY-MM-DDTHH``."""
+    return datetime.fromtimestamp(hour * HOUR_MS / 1000, UTC).strftime("%Y-%m-%dT%H")
 
 
 def following(period: str) -> str:

@@ -16,11 +16,13 @@ from typing import Final
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
 from metering.durable import sync_folder, write_durably
 from metering.merkle import leaf_hash
+from metering.periods import HOUR_MS
 from metering.records import RecordError, UsageRecord, decode_record
 
 _SPLIT: Final = pa.struct([("contributor", pa.string()), ("role", pa.string()), ("ppm", pa.int64())])
@@ -66,12 +68,22 @@ class Segment:
     last: str
     records: int
     sha256: str
+    hours: tuple[tuple[int, int], ...]
+    """The hours, since the epoch, in which its queries were answered, and how many in each."""
 
     @classmethod
     def of(cls, shard: int, table: pa.Table, data: bytes) -> Segment:
         """The segment with the records of ``table``, stored as ``data``."""
         ids = table["stream_id"]
-        return cls(shard, ids[0].as_py(), ids[-1].as_py(), table.num_rows, hashlib.sha256(data).hexdigest())
+        hours = pc.value_counts(pc.divide(table["finished_ms"], HOUR_MS)).to_pylist()
+        return cls(
+            shard=shard,
+            first=ids[0].as_py(),
+            last=ids[-1].as_py(),
+            records=table.num_rows,
+            sha256=hashlib.sha256(data).hexdigest(),
+            hours=tuple(sorted((each["values"], each["counts"]) for each in hours)),
+        )
 
     @property
     def name(self) -> str:
@@ -84,11 +96,11 @@ class UsageLog:
 
     def __init__(self, folder: Path) -> None:
         """``folder`` is made when the first segment is written."""
-        self._folder = folder
+        self.folder = folder
 
     def path(self, name: str) -> Path:
         """Where the segment of that name is stored."""
-        return self._folder / f"{name}.parquet"
+        return self.folder / f"{name}.parquet"
 
     def write(self, shard: int, table: pa.Table) -> Segment:
         """Store consecutive entries of a stream, from :func:`parse`, as one segment.
@@ -103,8 +115,8 @@ class UsageLog:
         write_durably(self.path(segment.name), data)
         return segment
 
-    def read(self, name: str, sha256: str) -> pa.Table:
-        """The segment's columns: ``RECORD_SCHEMA``, ``stream_id`` and ``leaf``.
+    def read(self, name: str, sha256: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The segment's columns, or those of them named: ``RECORD_SCHEMA``, ``stream_id`` and ``leaf``.
 
         Raises:
             SegmentError: it is missing, or is not byte for byte what was registered.
@@ -115,7 +127,7 @@ class UsageLog:
             raise SegmentError(f"segment {name} cannot be read: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise SegmentError(f"segment {name} was altered: its SHA-256 is not the registered one")
-        return pq.read_table(io.BytesIO(data), use_threads=False)
+        return pq.ParquetFile(pa.BufferReader(data)).read(columns and list(columns), use_threads=False)
 
     def find(self, name: str, sha256: str, row: int) -> UsageRecord:
         """One record of a segment.
@@ -131,7 +143,7 @@ class UsageLog:
         A damaged one is put aside under the suffix ``.damaged``, for the audit to name; Redis may still have its
         records.
         """
-        folder = self._folder / f"s{shard:02d}"
+        folder = self.folder / f"s{shard:02d}"
         found = {path.stem.partition("_")[0]: path for path in folder.glob("*_*.parquet")} if folder.is_dir() else {}
         for first in sorted(found, key=stream_order):
             if stream_order(first) <= stream_order(after):
@@ -146,7 +158,7 @@ class UsageLog:
 
     def damaged(self) -> list[str]:
         """The names of the segments that were damaged before they were registered."""
-        return sorted(str(path.relative_to(self._folder)) for path in self._folder.glob(f"*/*{DAMAGED}"))
+        return sorted(str(path.relative_to(self.folder)) for path in self.folder.glob(f"*/*{DAMAGED}"))
 
 
 def parse(entries: Sequence[tuple[str, bytes]]) -> pa.Table:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -19,7 +21,7 @@ import sqlalchemy as sa
 from attribution.policy import Policy
 from attribution.run import RunError
 from attribution.statements import canonical, verify
-from metering import ledger, periods
+from metering import ledger, merkle, periods
 from metering.drain import Drain
 from metering.pricing import PriceBook, Usage, in_force
 from metering.records import PPM, UsageRecord
@@ -27,7 +29,7 @@ from metering.redis_meter import RedisMeter
 from metering.spool import Spool
 from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
-from serving import closing, payouts, rulebook
+from serving import archive, closing, payouts, rulebook, run_log
 from serving.assembly import Books, Metering
 
 _EXAMPLES: Final = 3
@@ -277,34 +279,39 @@ def _runs(books: Books) -> list[Check]:
         same.compared += 1
         paid.compared += 1
         try:
-            found = closing.attribute(
-                books.log,
-                closing.segments_of(books.engine, row.period),
-                row.period,
-                books.catalogue,
-                books.currency,
-                manifest["policy_version"],
-            )
+            found = _recomputed(books, row.period, manifest["policy_version"])
         except (SegmentError, RunError, ValueError) as error:
             same.fault(f"run of {row.period}: {error}")
             continue
         if found.issue.run_id != row.run_id or canonical(found.issue.manifest).decode() != row.manifest:
             same.fault(f"run of {row.period} gives {found.issue.run_id}, stored is {row.run_id}")
-        _compare_files(books, row.period, manifest, same)
+        for fault in archive.faults(books.directory.run(row.period), found.hours, found.moved):
+            same.fault(fault)
         _compare_payments(books, row, found, paid)
         _compare_statements(books, row, found, proofs)
-    return [same, proofs, paid]
+    return [same, proofs, paid, _run_log(books, {row.run_id: row.manifest for row in rows})]
 
 
-def _compare_files(books: Books, period: str, manifest: dict[str, Any], check: Check) -> None:
-    path = books.directory.run(period) / "credits.parquet"
-    try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        check.fault(f"{path} cannot be read: {error.strerror}")
-        return
-    if digest != manifest["credits_sha256"]:
-        check.fault(f"{path} was altered")
+def _recomputed(books: Books, period: str, default_policy: int) -> closing.Attribution:
+    """The run again, from the segments alone: nothing that an earlier run left is used."""
+    with tempfile.TemporaryDirectory(dir=books.directory.path, prefix="audit-") as folder:
+        segments = closing.segments_of(books.engine, period)
+        return closing.attribute(books, books.log, segments, period, default_policy, Path(folder))
+
+
+def _run_log(books: Books, manifests: dict[str, str]) -> Check:
+    check = Check("the transparency log has every run once, and in order", unit="runs")
+    with books.engine.connect() as connection:
+        rows = connection.execute(sa.select(run_log.run_log).order_by(run_log.run_log.c.number)).all()
+    for place, row in enumerate(rows):
+        check.compared += 1
+        if row.number != place:
+            check.fault(f"number {place} is missing")
+        if merkle.leaf_hash(manifests.get(row.run_id, "").encode()).hex() != row.leaf:
+            check.fault(f"number {row.number} is not the manifest of {row.run_id}")
+    for run_id in manifests.keys() - {row.run_id for row in rows}:
+        check.fault(f"{run_id} is not in it")
+    return check
 
 
 def _compare_payments(books: Books, row: Any, found: closing.Attribution, check: Check) -> None:

@@ -7,28 +7,31 @@ later step gives the same bytes and posts under the same ids.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import os
+import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import sqlalchemy as sa
 
-from attribution.run import Divided, InputRoot, Tally, divide
+from attribution.inputs import input_tree
 from attribution.statements import Issue, canonical
+from attribution.tally import CreditKey, Tally
 from metering import ledger, periods
 from metering.drain import close_period, first_open
 from metering.ledger import Transfer
 from metering.money import Currency
-from metering.usage_log import UsageLog, records
-from retrieval.catalogue import Catalogue
+from metering.records import UsageRecord
+from metering.usage_log import Segment, UsageLog
+from serving import archive, run_log
+from serving.archive import Archived
 from serving.assembly import Books
+from serving.division import Sums
+from serving.hours import Job, Progress, jobs_of, parts_of, prune
+from serving.outcomes import Moves, of_period
 
 METADATA = sa.MetaData()
 
@@ -58,18 +61,17 @@ class NotOverError(ClosingError):
     """A period that can only be closed early."""
 
 
-Progress = Callable[[int, int], None]
-"""Called with the segments done and their total."""
-
-
 @dataclass(frozen=True, slots=True)
 class Attribution:
     """What a run computed, before it is signed and posted."""
 
     issue: Issue
     tally: Tally
-    parquet: bytes
-    """The credits as a Parquet file, sorted by record."""
+    jobs: list[Job]
+    """Its hours, whose parts are on disk."""
+    hours: list[Archived]
+    moved: list[tuple[str, CreditKey, int]]
+    """What customers' outcomes moved: whose, to whom, units."""
 
     def summary(self, currency: Currency) -> dict[str, Any]:
         """The run as the command line and the operator's interface show it."""
@@ -93,50 +95,68 @@ class Attribution:
         }
 
 
-def segments_of(engine: sa.Engine, period: str) -> list[tuple[str, str]]:
-    """Name and SHA-256 of the registered segments of a period."""
-    table = ledger.segments
-    query = sa.select(table.c.name, table.c.sha256).where(table.c.period == period).order_by(table.c.name)
+def segments_of(engine: sa.Engine, period: str) -> list[Segment]:
+    """The registered segments of a period."""
+    table, hours = ledger.segments, ledger.segment_hours
+    found: dict[str, list[tuple[int, int]]] = {}
     with engine.connect() as connection:
-        return [(row.name, row.sha256) for row in connection.execute(query)]
+        rows = connection.execute(sa.select(table).where(table.c.period == period).order_by(table.c.name)).all()
+        query = sa.select(hours).join_from(hours, table, hours.c.segment == table.c.name)
+        for row in connection.execute(query.where(table.c.period == period).order_by(hours.c.hour)):
+            found.setdefault(row.segment, []).append((row.hour, row.records))
+    return [
+        Segment(row.shard, row.first, row.last, row.records, row.sha256, tuple(found.get(row.name, ()))) for row in rows
+    ]
 
 
 def attribute(
+    books: Books,
     log: UsageLog,
-    segments: Sequence[tuple[str, str]],
+    segments: Sequence[Segment],
     period: str,
-    catalogue: Catalogue,
-    currency: Currency,
     default_policy: int,
+    folder: Path,
     progress: Progress | None = None,
 ) -> Attribution:
     """Run the attribution over segments, in whatever order they come.
+
+    Args:
+        books: the outcomes, the contributors and the currency.
+        log: where the segments are.
+        segments: of the period.
+        period: which one.
+        default_policy: the version that an empty run names.
+        folder: where the hours' parts are kept, so that what is there already is not computed again.
+        progress: is told how far it is.
 
     Raises:
         SegmentError: one is missing or altered.
         RunError: a record cannot be attributed.
     """
-    tally, root = Tally(), InputRoot()
-    rows: list[tuple[str, str, str, str, int]] = []
-    for done, (name, sha256) in enumerate(segments, 1):
-        table = log.read(name, sha256)
-        root.add(table["id"].to_pylist(), table["leaf"].to_pylist())
-        for divided in divide(list(records(table))):
-            tally.add(divided)
-            rows += _rows(divided)
-        if progress:
-            progress(done, len(segments))
-    parquet = _parquet(rows)
+    reported = of_period(books.engine, period)
+    sums, moves, hours = Sums(), Moves(period, reported), list[Archived]()
+    jobs = jobs_of(log, segments, folder)
+    for part in parts_of(jobs, progress):
+        sums.add(part)
+        moves.add(part)
+        hours.append(Archived(part.hour, part.credits_digest))
+    prune(jobs, folder)
+    hours.sort()
+    tally, moved = sums.tally(), list[tuple[str, CreditKey, int]]()
+    for account, each in moves.found():
+        tally.move(each)
+        moved += [(account, key, units) for key, units in each.items()]
     issue = Issue(
         period=period,
-        input_root=root.root(),
+        input_root=input_tree(each.hour for each in hours).root.hex(),
         tally=tally,
-        credits_sha256=hashlib.sha256(parquet).hexdigest(),
-        contributors=catalogue.contributors(),
-        currency=currency,
+        credits_sha256=hashlib.sha256(canonical([[each.credits for each in hours], moved])).hexdigest(),
+        outcomes=sum(map(len, reported.values())),
+        contributors=books.catalogue.contributors(),
+        currency=books.currency,
         default_policy=default_policy,
     )
-    return Attribution(issue, tally, parquet)
+    return Attribution(issue, tally, jobs, hours, moved)
 
 
 def preview(books: Books, period: str, progress: Progress | None = None) -> Attribution:
@@ -168,15 +188,17 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
     found = _attribute(books, period, progress)
     checkpoint, bundles = found.issue.bundles(books.signer)
     _write(books.directory.run(period), found, checkpoint, bundles)
+    manifest = canonical(found.issue.manifest)
     with books.engine.begin() as connection:
         connection.execute(
             sa.insert(runs).values(
                 period=period,
                 run_id=found.issue.run_id,
-                manifest=canonical(found.issue.manifest).decode(),
+                manifest=manifest.decode(),
                 checkpoint=checkpoint,
             )
         )
+        run_log.append(connection, found.issue.run_id, manifest)
         rows = [
             {"period": period, "contributor": name, "bundle": canonical(bundle).decode()}
             for name, bundle in zip(found.issue.contributors, bundles, strict=True)
@@ -184,6 +206,7 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
         if rows:
             connection.execute(sa.insert(statements), rows)
         ledger.post(connection, list(_transfers(connection, found, period)))
+    shutil.rmtree(books.directory.parts(period), ignore_errors=True)
     return found
 
 
@@ -202,6 +225,30 @@ def statement_periods(books: Books, contributor: str) -> list[str]:
         return list(connection.execute(query.order_by(statements.c.period)).scalars())
 
 
+def inclusion(books: Books, record: UsageRecord) -> dict[str, Any] | None:
+    """The proof that a record is in the run of its period, and that run in the log.
+
+    None if there is no run yet, or its files are not what was written: the audit says which.
+    """
+    receipts, segments = ledger.receipts, ledger.segments
+    query = (
+        sa.select(runs.c.run_id, runs.c.period, runs.c.manifest)
+        .join_from(runs, segments, runs.c.period == segments.c.period)
+        .join(receipts, receipts.c.segment == segments.c.name)
+        .where(receipts.c.id == record.id)
+    )
+    with books.engine.connect() as connection:
+        run = connection.execute(query).first()
+    if run is None:
+        return None
+    try:
+        found = archive.inclusion(books.directory.run(run.period), periods.hour_of(record.finished_ms), record.id)
+    except (OSError, ValueError, KeyError):
+        return None
+    found["record"]["content"] = record.encode().decode()
+    return {**found, "run": json.loads(run.manifest), "log": run_log.inclusion(books, run.run_id)}
+
+
 def open_period(engine: sa.Engine) -> str:
     """The period that what is captured now belongs to."""
     with engine.connect() as connection:
@@ -210,12 +257,12 @@ def open_period(engine: sa.Engine) -> str:
 
 def _attribute(books: Books, period: str, progress: Progress | None) -> Attribution:
     return attribute(
+        books,
         books.log,
         segments_of(books.engine, period),
         period,
-        books.catalogue,
-        books.currency,
         books.rulebook.policy.version,
+        books.directory.parts(period),
         progress,
     )
 
@@ -226,22 +273,6 @@ def _check(period: str, *, early: bool) -> None:
         raise ClosingError(f"period {period} is in the future; it is {current} now")
     if period == current and not early:
         raise NotOverError(f"period {period} is not over; it can only be closed early")
-
-
-def _rows(divided: Divided) -> Iterator[tuple[str, str, str, str, int]]:
-    for each in divided.shares:
-        yield each.record, each.document, each.contributor, each.role, each.units
-
-
-def _parquet(rows: list[tuple[str, str, str, str, int]]) -> bytes:
-    rows.sort()
-    columns = list(zip(*rows, strict=True)) if rows else [()] * 5
-    names = ("record", "document", "contributor", "role", "units")
-    types = (pa.string(), pa.string(), pa.string(), pa.string(), pa.int64())
-    table = pa.table([pa.array(column, kind) for column, kind in zip(columns, types, strict=True)], names=list(names))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    return buffer.getvalue()
 
 
 def _transfers(connection: sa.Connection, found: Attribution, period: str) -> Iterable[Transfer]:
@@ -256,18 +287,13 @@ def _transfers(connection: sa.Connection, found: Attribution, period: str) -> It
 
 
 def _write(folder: Path, found: Attribution, checkpoint: str, bundles: Sequence[dict[str, Any]]) -> None:
-    """The run's files: for archives and other programs. The database is what Patronage itself reads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = {"manifest.json": canonical(found.issue.manifest), "credits.parquet": found.parquet}
-    files["checkpoint.txt"] = checkpoint.encode()
-    files["statements.jsonl"] = b"".join(canonical(bundle) + b"\n" for bundle in bundles)
-    for name, data in files.items():
-        temporary = folder / f".{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / name)
+    """The run's files: for archives, proofs and other programs."""
+    texts = {
+        "manifest.json": canonical(found.issue.manifest),
+        "checkpoint.txt": checkpoint.encode(),
+        "statements.jsonl": b"".join(canonical(bundle) + b"\n" for bundle in bundles),
+    }
+    archive.write(folder, [job.path for job in found.jobs], found.hours, found.moved, texts)
 
 
 def _now_ms() -> int:

@@ -73,6 +73,10 @@ class DataDir:
         """The folder of a period's run."""
         return self.path / "runs" / period
 
+    def parts(self, period: str) -> Path:
+        """The folder of what a period's run computed so far."""
+        return self.path / "parts" / period
+
     def signer(self, name: str) -> Signer:
         """The operator's signing key, made on first use."""
         with self._exclusive("keys.lock"):

@@ -1,4 +1,7 @@
-"""Earnings of the open period: what the records so far would give, kept up to date segment by segment."""
+"""Earnings of the open period: what the records so far would give, kept up to date segment by segment.
+
+What customers report of answers counts when the period is closed, and not before.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from attribution.run import Tally, divide
+from attribution.tally import LineKey, Tally
 from metering import ledger, periods
 from metering.drain import first_open
 from metering.money import Currency
-from metering.usage_log import UsageLog, records
+from metering.usage_log import UsageLog
+from serving.division import COLUMNS, Sums, divided
 
 
 class Earnings:
@@ -24,7 +28,8 @@ class Earnings:
         self._lock = threading.Lock()
         self._period = ""
         self._seen: set[str] = set()
-        self._tally = Tally()
+        self._sums, self._tally = Sums(), Tally()
+        self._paid: dict[str, int] = {}
 
     def of(self, contributor: str, currency: Currency) -> dict[str, Any]:
         """The open period of one contributor.
@@ -34,21 +39,21 @@ class Earnings:
         """
         with self._lock:
             self._refresh()
-            tally, period = self._tally, self._period
+            tally, period, paid = self._tally, self._period, self._paid.get(contributor, 0)
             earned: dict[tuple[str, int], int] = {}
             for (name, document, _, version), units in tally.credited.items():
                 if name == contributor:
                     earned[document, version] = earned.get((document, version), 0) + units
             documents: dict[str, dict[str, int]] = {}
             for (document, version), units in earned.items():
-                line = tally.lines[document, version]
+                line = tally.lines[LineKey(document, version)]
                 entry = documents.setdefault(document, {"retrieved": 0, "cited": 0, "units": 0})
                 entry["retrieved"] += line.retrieved
                 entry["cited"] += line.cited
                 entry["units"] += units
         return {
             "period": period,
-            "estimated": currency.amount(sum(earned.values())),
+            "estimated": currency.amount(paid),
             "documents": [
                 {
                     "document": document,
@@ -66,9 +71,12 @@ class Earnings:
             table = ledger.segments
             found = connection.execute(sa.select(table.c.name, table.c.sha256).where(table.c.period == period)).all()
         if period != self._period:
-            self._period, self._seen, self._tally = period, set(), Tally()
+            self._period, self._seen, self._sums, self._tally, self._paid = period, set(), Sums(), Tally(), {}
+        if self._seen.issuperset(name for name, _ in found):
+            return
         for name, sha256 in found:
             if name not in self._seen:
-                for divided in divide(list(records(self._log.read(name, sha256)))):
-                    self._tally.add(divided)
+                self._sums.add(divided(self._log.read(name, sha256, COLUMNS)))
                 self._seen.add(name)
+        self._tally = self._sums.tally()
+        self._paid = self._tally.credited_to()

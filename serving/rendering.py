@@ -7,7 +7,9 @@ from typing import Any
 
 import msgspec
 
+from attribution.outcomes import Outcome
 from metering.money import Currency
+from metering.records import PPM
 from retrieval.catalogue import StoredDocument
 from serving.answered import Answered
 
@@ -38,6 +40,14 @@ def receipt(answered: Answered, currency: Currency) -> dict[str, Any]:
         "documents": len(answered.sources),
         "price_version": answered.price_version,
         "policy_version": answered.policy_version,
+    }
+
+
+def outcome(reported: Outcome, currency: Currency) -> dict[str, Any]:
+    """What a customer said of an answer."""
+    return {
+        "value": None if reported.value is None else currency.amount(reported.value),
+        "rating": None if reported.rating_ppm is None else reported.rating_ppm / PPM,
     }
 
 

@@ -110,6 +110,16 @@ class Rulebook:
             raise PriceError("another price book was set at the same moment: look at it, and set yours again") from None
         return book
 
+    def price_book(self, version: int) -> PriceBook:
+        """The price book of a version.
+
+        Raises:
+            NoResultFound: there never was one.
+        """
+        with self._engine.connect() as connection:
+            body = connection.execute(sa.select(price_books.c.body).where(price_books.c.version == version))
+            return PriceBook.from_json(json.loads(body.scalar_one()))
+
     @property
     def policy(self) -> Policy:
         """The policy in force."""

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+import pyarrow as pa
+
 from metering.records import PPM, VALUE_ONE, Split, UsageRecord, Use
+from metering.usage_log import RECORD_SCHEMA
 
 MOMENT_MS = 1_768_478_400_000
 """2026-01-15T12:00:00Z: in a period that is over whenever the tests run."""
@@ -46,3 +51,9 @@ def a_record(**given: Any) -> UsageRecord:
         "value_function": "counterfactual/1",
     }
     return UsageRecord(**{**defaults, **given})
+
+
+def a_table(records: Sequence[UsageRecord]) -> pa.Table:
+    """Records as the log's columns."""
+    table = pa.Table.from_pylist([msgspec.to_builtins(record) for record in records], RECORD_SCHEMA)
+    return table.append_column("leaf", pa.array([record.leaf() for record in records], pa.binary(32)))

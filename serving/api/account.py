@@ -11,11 +11,12 @@ from fastapi import APIRouter, Query, Response
 
 from metering import ledger
 from metering.records import SCORE_ONE, UsageRecord, decode_record
-from serving import alerts, customers, rendering
+from serving import alerts, closing, customers, receipts, rendering
 from serving.api.alerts import AlertBody, change_alert
 from serving.api.context import Customer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.assembly import Books
+from serving.outcomes import latest_of
 
 router = APIRouter()
 
@@ -65,7 +66,8 @@ async def usage(
 @router.get("/v1/receipts/{receipt}")
 async def receipt(receipt: str, caller: Customer, service: TheService) -> Response:
     """One receipt: what a query cost, and which documents it used."""
-    record = await asyncio.to_thread(_logged, service.books, caller.id, receipt)
+    logged = await asyncio.to_thread(receipts.find, service.books, receipt, caller.id)
+    record = None if logged is None else logged.record
     if record is None:
         record = await asyncio.to_thread(service.metering.spool.find, receipt)
     if record is None:
@@ -73,7 +75,7 @@ async def receipt(receipt: str, caller: Customer, service: TheService) -> Respon
         record = decode_record(fresh) if fresh else None
     if record is None or record.account != caller.id:
         raise ApiError(404, "not_found", f"there is no receipt {receipt[:80]}")
-    return json_response(_render(record, service.books))
+    return json_response(await asyncio.to_thread(_whole, service.books, record))
 
 
 def _usage(
@@ -99,16 +101,16 @@ def _usage(
     ]
 
 
-def _logged(books: Books, account: str, receipt: str) -> UsageRecord | None:
-    receipts, segments = ledger.receipts, ledger.segments
-    query = (
-        sa.select(receipts.c.segment, receipts.c.row, segments.c.sha256)
-        .join_from(receipts, segments, receipts.c.segment == segments.c.name)
-        .where(receipts.c.id == receipt, receipts.c.account == account)
-    )
-    with books.engine.connect() as connection:
-        row = connection.execute(query).first()
-    return None if row is None else books.log.find(row.segment, row.sha256, row.row)
+def _whole(books: Books, record: UsageRecord) -> dict[str, Any]:
+    """The receipt with what came after the answer: what the customer said of it, and the proof that it is in a run."""
+    found = _render(record, books)
+    outcome = latest_of(books.engine, record.id)
+    if outcome is not None:
+        found["outcome"] = rendering.outcome(outcome, books.currency)
+    inclusion = closing.inclusion(books, record)
+    if inclusion is not None:
+        found["inclusion"] = inclusion
+    return found
 
 
 def _render(record: UsageRecord, books: Books) -> dict[str, Any]:

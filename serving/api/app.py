@@ -16,9 +16,11 @@ from serving.api import (
     health,
     keys,
     models,
+    outcomes,
     query,
     responses,
     statements,
+    transparency,
 )
 from serving.api.middleware import Edge
 from serving.assembly import Service
@@ -38,7 +40,7 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     app.state.metrics = metrics
     app.state.draining = False
     paid = (query, chat, responses, embeddings, models)
-    for part in (*paid, account, documents, statements, admin, keys, books, health):
+    for part in (*paid, account, outcomes, documents, statements, transparency, admin, keys, books, health):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(Edge, metrics=metrics, body_bytes_max=service.books.settings.body_bytes)

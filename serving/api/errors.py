@@ -37,6 +37,7 @@ from serving.identity import IdentityError, InvalidName, UnknownKey
 from serving.keys import UnknownOwner
 from serving.limits import LimitError
 from serving.query import MaxPriceExceeded, QueryError, QuestionTooLong
+from serving.run_log import LogSizeError
 from serving.till import AlreadyCharged, Overloaded
 from serving.webhooks import WebhookError
 
@@ -51,8 +52,8 @@ _KINDS = {
 }
 _RETRY_SECONDS = 1
 _TRANSLATED = (
-    AlreadyCharged, BookingError, ClosingError, DocumentError, GeneratorError, IdentityError, LimitError, MeterError,
-    MoneyError, Overloaded, PeriodError, PriceError, QueryError, WebhookError, sa.exc.DataError,
+    AlreadyCharged, BookingError, ClosingError, DocumentError, GeneratorError, IdentityError, LimitError, LogSizeError,
+    MeterError, MoneyError, Overloaded, PeriodError, PriceError, QueryError, WebhookError, sa.exc.DataError,
     sa.exc.OperationalError,
 )  # fmt: skip
 

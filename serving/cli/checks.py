@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from attribution.proofs import verify_growth, verify_receipt
 from attribution.statements import verify as verify_bundle
 from serving import doctor as examination
 from serving.assembly import open_books, open_metering
@@ -42,24 +43,36 @@ def audit() -> None:
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="A statement in JSON.")],
+    file: Annotated[Path, typer.Argument(help="A statement, a receipt or a proof of consistency, in JSON.")],
     public_key: Annotated[
         str | None, typer.Option(help="The operator's public key in base64, if you know it from elsewhere.")
     ] = None,
+    since: Annotated[
+        Path | None, typer.Option(help="The earlier checkpoint, in JSON, that a proof of consistency begins from.")
+    ] = None,
 ) -> None:
-    """Check a statement offline, with nothing but the operator's public key."""
+    """Check a statement, a receipt or the log's consistency offline, with nothing but the operator's public key."""
     _, out = current()
-    if file.stat().st_size > _STATEMENT_BYTES_MAX:
-        raise CommandError(f"{file} is larger than any statement")
-    try:
-        bundle = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CommandError(f"{file} is not a statement in JSON") from error
-    checks = verify_bundle(bundle, public_key)
+    bundle = _read(file)
+    if since is not None:
+        what, checks = "proof", verify_growth(bundle, _read(since), public_key)
+    elif isinstance(bundle, dict) and "sources" in bundle:
+        what, checks = "receipt", verify_receipt(bundle, public_key)
+    else:
+        what, checks = "statement", verify_bundle(bundle, public_key)
     valid = all(check["ok"] for check in checks)
     _show(out, checks, {"valid": valid, "checks": checks})
     if not valid:
-        raise CommandError(f"the statement in {file} is not valid")
+        raise CommandError(f"the {what} in {file} is not valid")
+
+
+def _read(file: Path) -> Any:
+    if file.stat().st_size > _STATEMENT_BYTES_MAX:
+        raise CommandError(f"{file} is larger than any statement")
+    try:
+        return json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CommandError(f"{file} is not a statement in JSON") from error
 
 
 def doctor() -> None:

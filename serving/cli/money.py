@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from metering import periods
-from serving import closing
+from serving import closing, explaining
 from serving.assembly import Books, open_books, open_metering
 from serving.cli.console import CommandError, Out, current
-from serving.portal import statement_pages
+from serving.portal import explanation_pages, statement_pages
 
 _period = typer.Typer(help="Periods: calendar months in UTC.", no_args_is_help=True)
 
@@ -73,6 +74,48 @@ def preview(period: str) -> None:
             task = bar.add_task("attributing", total=None, note="")
             found = closing.preview(books, period, lambda done, total: bar.update(task, completed=done, total=total))
         _show(out, found.summary(books.currency), "preview")
+
+
+@_period.command("explain", epilog="Example: patronage period explain 01a1ffbe14c7d6bf2885ecd64b2f -o credit.html")
+def explain(
+    record: Annotated[str, typer.Argument(help="The id of a record, which is that of its receipt.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it as a page to a file.")] = None,
+) -> None:
+    """Why the documents of one query earned what they did, from the charge to the last unit."""
+    settings, out = current()
+    with open_books(settings) as books:
+        asyncio.run(_settle(books))
+        try:
+            found = explaining.explain(books, record)
+        except explaining.UnknownRecord as error:
+            raise CommandError(str(error.args[0])) from error
+    if output is not None:
+        output.write_text(explanation_pages.as_html(found))
+    if out.result(found):
+        return
+    for step in found["steps"]:
+        out.print(f"{step['title']}. {step['text']}", "")
+    rows = [(each["part"], each["units"], bar) for each, bar in zip(found["picture"], _bars(found), strict=True)]
+    out.table(["part of the charge", "units", ""], rows, numbers=[1])
+    out.print("")
+    _table(out, found["players"], ("document", "contributor", "alone", "last", "share"))
+    out.print("")
+    _table(out, found["credits"], ("document", "contributor", "role", "split_ppm", "exact", "reached", "units"))
+
+
+def _table(out: Out, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    names = {"document", "contributor", "role"}
+    numbers = [place for place, name in enumerate(columns) if name not in names]
+    out.table(columns, [[_cell(row[name]) for name in columns] for row in rows], numbers)
+
+
+def _bars(found: dict[str, Any]) -> list[str]:
+    largest = max((abs(each["units"]) for each in found["picture"]), default=0) or 1
+    return ["█" * round(abs(each["units"]) / largest * _BAR) for each in found["picture"]]
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.6f}" if isinstance(value, float) else str(value)
 
 
 def statement(

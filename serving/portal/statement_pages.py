@@ -19,6 +19,7 @@ _COLUMNS = (
     "pool",
     "residual",
     "platform",
+    "outcomes",
     "credited",
 )
 
@@ -27,19 +28,20 @@ def as_html(bundle: dict[str, Any]) -> str:
     """The statement as a page that stands alone."""
     statement = bundle["statement"]
     lines = sorted(statement["documents"], key=lambda line: (-Decimal(line["credited"]["amount"]), line["document"]))
-    largest = max((Decimal(line["credited"]["amount"]) for line in lines), default=Decimal(0))
-    widths = [float(Decimal(line["credited"]["amount"]) / largest * 100) if largest else 0.0 for line in lines]
+    largest = max((abs(Decimal(line["credited"]["amount"])) for line in lines), default=Decimal(0))
+    widths = [float(abs(Decimal(line["credited"]["amount"])) / largest * 100) if largest else 0.0 for line in lines]
     return render(
         "statement.html",
         statement=statement,
         lines=list(zip(lines, widths, strict=True)),
         key=fingerprint(bundle["public_key"]),
         root=bundle["run"]["input_root"],
+        offset=None if not Decimal(statement["offset"]["amount"]) else statement["offset"]["amount"],
     )
 
 
 def as_csv(bundle: dict[str, Any]) -> str:
-    """A header, a line per document, role and policy, and the total; amounts are plain decimals."""
+    """A header, a line per document, role and policy, the offset if there is one, the total; plain decimals."""
     statement = bundle["statement"]
     out = io.StringIO()
     writer = csv.writer(out)
@@ -49,8 +51,11 @@ def as_csv(bundle: dict[str, Any]) -> str:
     for line in statement["documents"]:
         cells = [line[name]["amount"] if isinstance(line[name], dict) else line[name] for name in _COLUMNS]
         writer.writerow([*map(_harmless, head + cells), currency])
-    total = ["total", *[""] * (len(_COLUMNS) - 2), statement["credited"]["amount"]]
-    writer.writerow([*map(_harmless, head + total), currency])
+    sums = {"total": statement["credited"]["amount"]}
+    if Decimal(statement["offset"]["amount"]):
+        sums = {"offset": statement["offset"]["amount"], **sums}
+    for name, amount in sums.items():
+        writer.writerow([*map(_harmless, head), name, *[""] * (len(_COLUMNS) - 2), amount, currency])
     return out.getvalue()
 
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks import attribution, embedding, ledger, metering
+from tests.benchmarks import run as whole_run
 from tests.benchmarks.measure import Result
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Result]]] = {
@@ -19,6 +20,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Result]]] = {
     "attribution": attribution.run,
     "metering": metering.run,
     "ledger": ledger.run,
+    "run": whole_run.run,
 }
 
 

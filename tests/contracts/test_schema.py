@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 
 from metering import ledger
 from retrieval import catalogue
-from serving import alerts, closing, deployment, identity, rulebook
+from serving import alerts, closing, deployment, identity, outcomes, rulebook, run_log
 from serving.database import open_database
 
 PARTS = (
@@ -22,6 +22,8 @@ PARTS = (
     identity.METADATA,
     rulebook.METADATA,
     closing.METADATA,
+    outcomes.METADATA,
+    run_log.METADATA,
     deployment.METADATA,
     alerts.METADATA,
 )
@@ -37,6 +39,9 @@ APPEND_ONLY = (
     "credit_limits",
     "idempotency",
     "closed_periods",
+    "segment_hours",
+    "outcomes",
+    "run_log",
 )
 
 

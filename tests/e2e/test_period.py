@@ -35,7 +35,15 @@ _QUESTIONS = (
 )
 _PERIOD = datetime.now(UTC).strftime("%Y-%m")
 _NEXT = periods.following(_PERIOD)
-_RUN_FILES = ("manifest.json", "credits.parquet", "checkpoint.txt", "statements.jsonl")
+_RUN_FILES = (
+    "manifest.json",
+    "hours.json",
+    "records.parquet",
+    "credits.parquet",
+    "outcomes.parquet",
+    "checkpoint.txt",
+    "statements.jsonl",
+)
 
 
 @dataclass

@@ -8,16 +8,20 @@ import random
 import shutil
 from pathlib import Path
 
+import msgspec
+import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
+from attribution.outcomes import Outcome
+from attribution.proofs import verify_growth, verify_receipt
 from attribution.statements import verify
 from metering import ledger, periods
 from metering.meter import Funding, Hold, Request
 from metering.pricing import Usage
 from metering.records import VALUE_ONE, Split
 from metering.usage_log import parse, records
-from serving import closing
+from serving import closing, outcomes, receipts, run_log
 from serving.assembly import open_books, open_metering
 from serving.audit import audit
 from serving.rulebook import EXTRACTIVE
@@ -25,7 +29,15 @@ from serving.settings import Settings
 from tests.records import MOMENT_MS, a_record, a_use
 
 PERIOD = periods.of(MOMENT_MS)
-FILES = ("manifest.json", "credits.parquet", "checkpoint.txt", "statements.jsonl")
+FILES = (
+    "manifest.json",
+    "hours.json",
+    "records.parquet",
+    "credits.parquet",
+    "outcomes.parquet",
+    "checkpoint.txt",
+    "statements.jsonl",
+)
 
 
 def queries(books, count: int, seed: int = 1):
@@ -86,6 +98,17 @@ async def use(books, found) -> None:
         await metering.drain.settle()
 
 
+async def use_more(books, found) -> None:
+    """Pay for further records, of the customers that there are."""
+    async with open_metering(books) as metering:
+        for each in found:
+            record = msgspec.structs.replace(each, id=f"more-{each.id}")
+            hold = Hold(Request(record.id, record.account, "key", record.charge))
+            await metering.meter.authorize(hold.request)
+            await metering.meter.capture(hold, record)
+        await metering.drain.settle()
+
+
 async def checks(books) -> list[str]:
     async with open_metering(books) as metering:
         return [check["name"] for check in await audit(books, metering) if not check["ok"]]
@@ -125,22 +148,20 @@ def test_copies_close_to_the_same_bytes(used, tmp_path, model_cache):
 def test_the_order_and_the_partition_of_the_segments_do_not_matter(used, tmp_path):
     """The same records, cut into other segments and shuffled, give the same manifest and credits."""
     segments = closing.segments_of(used.engine, PERIOD)
-    options = (PERIOD, used.catalogue, used.currency, 1)
-    expected = closing.attribute(used.log, segments, *options)
-    every = [record.encode() for name, sha256 in segments for record in records(used.log.read(name, sha256))]
+    expected = closing.attribute(used, used.log, segments, PERIOD, 1, tmp_path / "expected")
+    every = [record.encode() for each in segments for record in records(used.log.read(each.name, each.sha256))]
     for seed, size in ((1, 1), (2, 7), (3, 150)):
         random.Random(seed).shuffle(every)
         log = type(used.log)(tmp_path / str(seed))
         cut = []
         for start in range(0, len(every), size):
             entries = [(f"{start + i + 1}-0", data) for i, data in enumerate(every[start : start + size])]
-            segment = log.write(0, parse(entries))
-            cut.append((segment.name, segment.sha256))
+            cut.append(log.write(0, parse(entries)))
         random.Random(seed).shuffle(cut)
-        found = closing.attribute(log, cut, *options)
+        found = closing.attribute(used, log, cut, PERIOD, 1, tmp_path / f"parts-{seed}")
         assert found.issue.manifest == expected.issue.manifest
         assert found.issue.statements == expected.issue.statements
-        assert found.parquet == expected.parquet
+        assert found.hours == expected.hours
 
 
 @pytest.mark.parametrize("step", ["_attribute", "_write", "_transfers", "canonical"])
@@ -184,6 +205,54 @@ def test_records_that_come_after_the_pin_are_not_in_the_run(used, monkeypatch):
     assert closing.preview(used, periods.following(PERIOD)).tally.totals.records == 1
 
 
+def test_the_log_of_runs_grows_and_every_record_is_provably_in_it(used):
+    closing.close(used, PERIOD, early=False)
+    before = run_log.checkpoint(used)
+    asyncio.run(use_more(used, queries(used, 5, seed=2)))
+    closing.close(used, periods.following(PERIOD), early=False)
+    answer = run_log.consistency(used, before["size"])
+    assert (answer["from"], answer["to"]) == (1, 2)
+    assert all(check["ok"] for check in verify_growth(answer, before))
+    for size in (-1, 3):
+        with pytest.raises(run_log.LogSizeError):
+            run_log.consistency(used, size)
+    for name in ("00000000", "00000149", "more-00000003"):
+        record = receipts.find(used, name).record
+        receipt = {"id": name, "inclusion": closing.inclusion(used, record)}
+        assert [check["name"] for check in verify_receipt(receipt) if not check["ok"]] == []
+    assert asyncio.run(checks(used)) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_outcomes_move_no_money_between_customers(used, seed):
+    """What each customer's queries gave to documents is the same, and who said nothing has moved nothing."""
+    dice = random.Random(seed)
+    plain = closing.preview(used, PERIOD)
+    for number in range(0, 150, 3):
+        outcome = (
+            Outcome(None, dice.randrange(-(10**6), 10**6)) if dice.random() < 0.5 else Outcome(number * 1000, None)
+        )
+        assert outcomes.report(used.engine, "customer-0", f"{number:08d}", outcome) == 1
+    found = closing.close(used, PERIOD, early=False)
+    assert found.moved
+    assert {account for account, _, _ in found.moved} == {"customer-0"}
+    assert sum(units for _, _, units in found.moved) == 0
+    assert found.tally.totals == plain.tally.totals
+    assert found.tally.credited == plain.tally.credited
+    assert sum(found.tally.credited_to().values()) == found.tally.totals.credited
+    assert asyncio.run(checks(used)) == []
+    with pytest.raises(outcomes.OutcomeRefused, match="is closed"):
+        outcomes.report(used.engine, "customer-0", "00000000", Outcome(None, 0))
+
+
+def test_an_outcome_is_revised_so_many_times_and_no_more(used):
+    for turn in range(outcomes.REVISIONS_MAX):
+        assert outcomes.report(used.engine, "customer-0", "00000000", Outcome(turn, None)) == turn + 1
+    assert outcomes.latest_of(used.engine, "00000000") == Outcome(outcomes.REVISIONS_MAX - 1, None)
+    with pytest.raises(outcomes.OutcomeRefused, match="100 times"):
+        outcomes.report(used.engine, "customer-0", "00000000", Outcome(0, 0))
+
+
 def test_a_closed_period_is_not_closed_again(used):
     closing.close(used, PERIOD, early=False)
     with pytest.raises(closing.ClosingError, match="already closed"):
@@ -207,7 +276,7 @@ def test_a_full_disk_stops_a_close_and_loses_nothing(used, monkeypatch):
 
 
 def damage_segment(books) -> None:
-    path = books.log.path(closing.segments_of(books.engine, PERIOD)[0][0])
+    path = books.log.path(closing.segments_of(books.engine, PERIOD)[0].name)
     path.write_bytes(path.read_bytes()[:-3])
 
 
@@ -242,11 +311,40 @@ def damage_receipts(books) -> None:
         connection.execute(sa.delete(ledger.receipts).where(ledger.receipts.c.id == one))
 
 
+def damage_outcomes(books) -> None:
+    """An outcome that comes after the close, past the door."""
+    with books.engine.begin() as connection:
+        row = connection.execute(sa.select(ledger.receipts).limit(1)).one()
+        late = {"receipt": row.id, "revision": 1, "account": row.account, "at_ms": 1, "value": 0, "rating_ppm": None}
+        connection.execute(sa.insert(outcomes.outcomes), late)
+
+
+def damage_run_log(books) -> None:
+    with books.engine.begin() as connection:
+        connection.execute(sa.text("DROP TRIGGER run_log_no_update"))
+        connection.execute(sa.update(run_log.run_log).values(leaf="0" * 64))
+
+
+def damage_hours(books) -> None:
+    path = books.directory.run(PERIOD) / "hours.json"
+    path.write_text(path.read_text().replace('"records":', '"records":1'))
+
+
+def damage_records(books) -> None:
+    path = books.directory.run(PERIOD) / "records.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.take(list(range(len(table)))[::-1]), path)
+
+
 @pytest.mark.parametrize(
     ("damage", "check"),
     [
         (damage_segment, "segments are intact and in sequence"),
         (damage_credits, "every run recomputes to the same bytes"),
+        (damage_outcomes, "every run recomputes to the same bytes"),
+        (damage_hours, "every run recomputes to the same bytes"),
+        (damage_records, "every run recomputes to the same bytes"),
+        (damage_run_log, "the transparency log has every run once, and in order"),
         (damage_statement, "every statement verifies against its signed root"),
         (damage_ledger, "the ledger balances, and agrees with the log"),
         (damage_receipts, "every record has one receipt and is counted once"),

@@ -63,6 +63,45 @@ def test_a_proof_proves_nothing_else(hashes, data):
         assert not merkle.verify_inclusion(hashes[wrong], index, len(hashes), path, root)
 
 
+@given(leaves, st.data())
+def test_a_tree_is_provably_the_beginning_of_what_it_grew_into(hashes, data):
+    size = data.draw(st.integers(0, len(hashes)))
+    new, old = merkle.Tree(hashes), merkle.Tree(hashes[:size])
+    path = new.consistency_proof(size)
+    assert merkle.verify_consistency(size, old.root, len(hashes), new.root, path)
+    assert len(path) <= 2 * len(hashes).bit_length()
+
+
+@given(leaves, st.data())
+def test_a_rewritten_tree_is_no_continuation(hashes, data):
+    """Whoever changes a leaf that was there has no proof: not the honest one, nor one with a node changed."""
+    size = data.draw(st.integers(1, len(hashes)))
+    changed = data.draw(st.integers(0, size - 1))
+    other = merkle.leaf_hash(b"not in the tree")
+    forged = merkle.Tree([*hashes[:changed], other, *hashes[changed + 1 :]])
+    old = merkle.Tree(hashes[:size]).root
+    path = forged.consistency_proof(size)
+    assert not merkle.verify_consistency(size, old, len(hashes), forged.root, path)
+    for place in range(len(path)):
+        wrong = [*path[:place], other, *path[place + 1 :]]
+        assert not merkle.verify_consistency(size, old, len(hashes), forged.root, wrong)
+
+
+@given(leaves, st.data())
+def test_a_proof_of_consistency_holds_for_nothing_else(hashes, data):
+    size = data.draw(st.integers(1, len(hashes)))
+    new, old = merkle.Tree(hashes), merkle.Tree(hashes[:size])
+    path, many = new.consistency_proof(size), len(hashes)
+    assert not merkle.verify_consistency(size, old.root, many, new.root, [*path, old.root])
+    if path:
+        assert not merkle.verify_consistency(size, old.root, many, new.root, path[:-1])
+        assert not merkle.verify_consistency(size - 1, old.root, many, new.root, path)
+    assert not merkle.verify_consistency(many + 1, old.root, many, new.root, path)
+    assert not merkle.verify_consistency(0, old.root, many, new.root, [])
+    with pytest.raises(IndexError):
+        new.consistency_proof(many + 1)
+
+
 @given(leaves)
 def test_the_root_is_that_of_the_recursive_definition(hashes):
     def recursive(part):

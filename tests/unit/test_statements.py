@@ -6,13 +6,14 @@ import copy
 
 import pytest
 
-from attribution.run import RunError, Tally, divide, shares
+from attribution.run import Batch, RunError, divide, shares
 from attribution.statements import Issue, verify
 from attribution.transparency import Checkpoint, CheckpointError, Signer, open_note
 from metering.money import Currency
-from metering.records import PPM, VALUE_ONE, Split
+from metering.records import PPM, Split
+from serving.division import Sums, divided
 from serving.portal import statement_pages
-from tests.records import a_record, a_use
+from tests.records import a_record, a_table, a_use
 
 SPLITS = (Split("ada", "author", 600_000), Split("tom", "translator", 400_000))
 
@@ -24,16 +25,15 @@ def signer(tmp_path):
 
 @pytest.fixture
 def bundle(signer):
-    tally = Tally()
-    for divided in divide(
-        [a_record(id=f"r{i}", uses=(a_use("d1", "ada", splits=SPLITS), a_use("d2", "ben"))) for i in range(3)]
-    ):
-        tally.add(divided)
+    uses = (a_use("d1", "ada", splits=SPLITS), a_use("d2", "ben"))
+    sums = Sums()
+    sums.add(divided(a_table([a_record(id=f"r{i}", uses=uses) for i in range(3)])))
     issue = Issue(
         period="2026-01",
         input_root="00",
-        tally=tally,
+        tally=sums.tally(),
         credits_sha256="11",
+        outcomes=0,
         contributors=["zoe"],
         currency=Currency.of("USD"),
         default_policy=1,
@@ -66,6 +66,7 @@ def change(bundle, path, value):
     [
         (["statement", "credited", "amount"], "1.000000", "inclusion"),
         (["statement", "documents", 0, "credited", "amount"], "1.000000", "sum"),
+        (["statement", "offset", "amount"], "-1.000000", "sum"),
         (["statement", "contributor"], "mallory", "inclusion"),
         (["statement", "run_id"], "run-x", "run"),
         (["run", "records"], 4, "manifest"),
@@ -111,12 +112,12 @@ def test_the_key_is_kept_and_readable_by_its_owner_alone(tmp_path):
 
 def test_a_query_is_divided_exactly():
     record = a_record(charge=1_000_003, uses=(a_use("d1", "ada", splits=SPLITS), a_use("d2", "ben")))
-    (divided,) = divide([record])
-    assert sum(each.units for each in divided.shares) == divided.earned
-    assert divided.earned + divided.residual == record.royalty
-    assert divided.earned == record.royalty * 3 // 4
-    earned = {(each.contributor, each.role): each.units for each in divided.shares}
-    assert earned["ada", "author"] + earned["tom", "translator"] == pytest.approx(divided.earned * 2 / 3, abs=2)
+    division = divide(Batch.of([record]))
+    ada, tom, ben = division.units.tolist()
+    assert division.earned.tolist() == [ada + tom + ben]
+    assert ada + tom + ben == pytest.approx(record.royalty * 3 / 4, abs=1)
+    assert ada + tom == pytest.approx(record.royalty / 2, abs=2)
+    assert ada == pytest.approx(record.royalty * 0.3, abs=1)
     weights, residual = shares(record)
     assert weights == [0.5, 0.25]
     assert residual == 0.25
@@ -125,14 +126,13 @@ def test_a_query_is_divided_exactly():
 def test_documents_beyond_the_game_earn_nothing():
     record = a_record(uses=(a_use("a", "ada"), a_use("b", "ben"), a_use("c", "cleo")))
     assert shares(record) == ([0.5, 0.25, 0.0], 0.25)
-    (divided,) = divide([record])
-    assert {each.document for each in divided.shares} == {"a", "b"}
+    assert set(divided(a_table([record])).credits["document"].to_pylist()) == {"a", "b"}
 
 
-@pytest.mark.parametrize("values", [(), (0,) * 3, (0,) * 8, (0, -VALUE_ONE, 0, 0)])
+@pytest.mark.parametrize("values", [(), (0,) * 3, (0,) * 8])
 def test_a_game_that_does_not_fit_is_named(values):
-    with pytest.raises((RunError, ValueError)):
-        divide([a_record(values=values)])
+    with pytest.raises(RunError, match="record-1"):
+        divide(Batch.of([a_record(values=values)]))
 
 
 def test_a_spreadsheet_runs_no_formula_of_a_document_id(bundle):
