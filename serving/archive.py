@@ -30,7 +30,7 @@ from metering import merkle
 from metering.periods import hour_name
 from metering.usage_log import SegmentError
 from serving.division import digest
-from serving.hours import Part, load
+from serving.hours import Rows, load
 
 _LEAVES: Final = pa.schema([("id", pa.string()), ("leaf", pa.binary(32))])
 _CREDITS: Final = pa.schema(
@@ -83,8 +83,8 @@ def write(
         SegmentError: a part is gone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_tables(folder / "records.parquet", _LEAVES, (part.records.select(_LEAVES.names) for part in _parts(parts)))
-    _write_tables(folder / "credits.parquet", _CREDITS, (part.named_credits for part in _parts(parts)))
+    _write_tables(folder / "records.parquet", _LEAVES, (each.records.select(_LEAVES.names) for each in _rows(parts)))
+    _write_tables(folder / "credits.parquet", _CREDITS, (each.named_credits for each in _rows(parts)))
     rows = [(account, *key, units) for account, key, units in moved]
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(_MOVED)
     table = pa.table([pa.array(column, kind) for column, kind in zip(columns, _MOVED.types, strict=True)], _MOVED)
@@ -159,12 +159,12 @@ def _digests(path: Path) -> list[str]:
     return [digest(file.read_row_group(group)) for group in range(file.num_row_groups)]
 
 
-def _parts(paths: Sequence[Path]) -> Iterator[Part]:
+def _rows(paths: Sequence[Path]) -> Iterator[Rows]:
     for path in paths:
-        part = load(path)
-        if part is None:
+        part = load(path, rows=True)
+        if part is None or part.rows is None:
             raise SegmentError(f"{path} is gone: close the period again")
-        yield part
+        yield part.rows
 
 
 def _write_tables(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:

@@ -117,6 +117,8 @@ def attribute(
     default_policy: int,
     folder: Path,
     progress: Progress | None = None,
+    *,
+    rows: bool = True,
 ) -> Attribution:
     """Run the attribution over segments, in whatever order they come.
 
@@ -128,6 +130,7 @@ def attribute(
         default_policy: the version that an empty run names.
         folder: where the hours' parts are kept, so that what is there already is not computed again.
         progress: is told how far it is.
+        rows: whether the parts must have their rows, as what is archived must; sums alone make a preview.
 
     Raises:
         SegmentError: one is missing or altered.
@@ -136,9 +139,10 @@ def attribute(
     reported = of_period(books.engine, period)
     sums, moves, hours = Sums(), Moves(period, reported), list[Archived]()
     jobs = jobs_of(log, segments, folder)
-    for part in parts_of(jobs, progress):
+    for part in parts_of(jobs, progress, rows=rows or bool(reported)):
         sums.add(part)
-        moves.add(part)
+        if reported and part.rows is not None:
+            moves.add(part.rows)
         hours.append(Archived(part.hour, part.credits_digest))
     prune(jobs, folder)
     hours.sort()
@@ -168,7 +172,7 @@ def preview(books: Books, period: str, progress: Progress | None = None) -> Attr
     """
     if periods.parse(period) != open_period(books.engine):
         _check(period, early=True)
-    return _attribute(books, period, progress)
+    return _attribute(books, period, progress, rows=False)
 
 
 def close(books: Books, period: str, *, early: bool, progress: Progress | None = None) -> Attribution:
@@ -185,7 +189,7 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
         raise ClosingError(f"period {period} is already closed by {done}; corrections go into the next period")
     with books.engine.begin() as connection:
         close_period(connection, period, _now_ms())
-    found = _attribute(books, period, progress)
+    found = _attribute(books, period, progress, rows=True)
     checkpoint, bundles = found.issue.bundles(books.signer)
     _write(books.directory.run(period), found, checkpoint, bundles)
     manifest = canonical(found.issue.manifest)
@@ -255,7 +259,7 @@ def open_period(engine: sa.Engine) -> str:
         return first_open(connection, periods.of(_now_ms()))
 
 
-def _attribute(books: Books, period: str, progress: Progress | None) -> Attribution:
+def _attribute(books: Books, period: str, progress: Progress | None, *, rows: bool) -> Attribution:
     return attribute(
         books,
         books.log,
@@ -264,6 +268,7 @@ def _attribute(books: Books, period: str, progress: Progress | None) -> Attribut
         books.rulebook.policy.version,
         books.directory.parts(period),
         progress,
+        rows=rows,
     )
 
 

@@ -24,7 +24,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Final
 
 import msgspec
 import numpy as np
@@ -41,6 +41,7 @@ from serving.division import COLUMNS, Divided, digest, divided
 
 _SUFFIX: Final = ".part"
 _HASH_BYTES: Final = 32
+_LENGTH_BYTES: Final = 8
 _HEADER: Final = b"part"
 _BATCH_RECORDS: Final = 20_000
 """Fewer new records than this are divided sooner than processes are started."""
@@ -70,23 +71,31 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class Rows:
+    """The records of an hour and their credits, as in :class:`serving.division.Divided`, records by id."""
+
+    records: pa.Table
+    credits: pa.Table
+
+    @property
+    def named_credits(self) -> pa.Table:
+        """The credits with the ids of their records."""
+        return self.credits.set_column(0, "record", self.records["id"].combine_chunks().take(self.credits["record"]))
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
-    """What one hour gave. The tables are those of :class:`serving.division.Divided`, records by id."""
+    """What one hour gave."""
 
     hour: Hour
     totals: Totals
     policy_version: int
     """The newest policy of its records."""
     credits_digest: str
-    records: pa.Table
-    credits: pa.Table
     lines: pa.Table
     credited: pa.Table
-
-    @property
-    def named_credits(self) -> pa.Table:
-        """The credits with the ids of their records."""
-        return _named(self.credits, self.records["id"])
+    rows: Rows | None
+    """Read only where they are asked for: sums are a small part of a part."""
 
 
 def jobs_of(log: UsageLog, segments: Iterable[Segment], folder: Path) -> list[Job]:
@@ -136,12 +145,15 @@ def attribute_hours(jobs: Sequence[Job]) -> None:
         begin += job.records
 
 
-def parts_of(jobs: Sequence[Job], progress: Progress | None = None, workers: int | None = None) -> Iterator[Part]:
+def parts_of(
+    jobs: Sequence[Job], progress: Progress | None = None, *, rows: bool = True, workers: int | None = None
+) -> Iterator[Part]:
     """The parts of all jobs, those that are stored first; each is computed once, on every core.
 
     Args:
         jobs: which hours.
         progress: is told how far it is.
+        rows: whether their rows are needed.
         workers: how many processes; as many as there are cores if it is not said.
 
     Raises:
@@ -151,7 +163,7 @@ def parts_of(jobs: Sequence[Job], progress: Progress | None = None, workers: int
     pending = []
     say = progress or (lambda _done, _total: None)
     for job in jobs:
-        stored = load(job.path)
+        stored = load(job.path, rows=rows)
         if stored is None:
             pending.append(job)
             continue
@@ -159,7 +171,7 @@ def parts_of(jobs: Sequence[Job], progress: Progress | None = None, workers: int
         say(done, total)
         yield stored
     for job in _computed(_batches(pending), workers or os.cpu_count() or 1):
-        part = load(job.path)
+        part = load(job.path, rows=rows)
         if part is None:
             raise SegmentError(f"{job.path} cannot be read back: does another program write there?")
         done += job.records
@@ -167,26 +179,28 @@ def parts_of(jobs: Sequence[Job], progress: Progress | None = None, workers: int
         yield part
 
 
-def load(path: Path) -> Part | None:
-    """The part in a file; None if it is not there, not whole, or not the one of that name."""
+def load(path: Path, *, rows: bool) -> Part | None:
+    """The part in a file, with its rows or without; None if it is not there, not whole, or not the one of that name."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            sums = _body(file, file.read(_HASH_BYTES))
+            if sums is None:
+                return None
+            lines, credited = _tables(sums)
+            header = json.loads(lines.schema.metadata[_HEADER])
+            rest = _body(file, bytes.fromhex(header["rows"])) if rows else b""
     except FileNotFoundError:
         return None
-    body = memoryview(data)[_HASH_BYTES:]
-    if hashlib.sha256(body).digest() != data[:_HASH_BYTES]:
-        return None
-    source = pa.BufferReader(pa.py_buffer(body))
-    tables = [pa.ipc.open_stream(source).read_all() for _ in range(4)]
-    header = json.loads(tables[0].schema.metadata[_HEADER])
-    if header["name"] != path.name:
+    if header["name"] != path.name or rest is None:
         return None
     return Part(
         Hour(header["hour"], header["records"], bytes.fromhex(header["root"])),
         msgspec.convert(header["totals"], Totals),
         header["policy_version"],
         header["credits"],
-        *(table.replace_schema_metadata(None) for table in tables),
+        lines.replace_schema_metadata(None),
+        credited,
+        Rows(*_tables(rest)) if rows else None,
     )
 
 
@@ -258,6 +272,7 @@ def _stored(job: Job, found: Divided) -> bytes:
     rows = place[credits_["record"].to_numpy()]
     ordered = np.argsort(rows, kind="stable")
     credits_ = credits_.set_column(0, "record", pa.array(rows)).take(pa.array(ordered)).combine_chunks()
+    rows = _bytes(records.combine_chunks(), credits_)
     header = {
         "name": job.path.name,
         "hour": job.hour,
@@ -265,20 +280,33 @@ def _stored(job: Job, found: Divided) -> bytes:
         "root": merkle.Tree(records["leaf"].to_pylist()).root.hex(),
         "totals": asdict(found.totals),
         "policy_version": found.policy_version,
-        "credits": digest(_named(credits_, ids)),
+        "credits": digest(Rows(records, credits_).named_credits),
+        "rows": hashlib.sha256(rows).hexdigest(),
     }
+    sums = _bytes(found.lines.replace_schema_metadata({_HEADER: json.dumps(header)}), found.credited)
+    lengths = [len(body).to_bytes(_LENGTH_BYTES, "big") for body in (sums, rows)]
+    return b"".join([hashlib.sha256(sums).digest(), lengths[0], sums, lengths[1], rows])
+
+
+def _bytes(*tables: pa.Table) -> bytes:
     sink = io.BytesIO()
     options = pa.ipc.IpcWriteOptions(compression="lz4", use_threads=False)
-    records = records.combine_chunks().replace_schema_metadata({_HEADER: json.dumps(header)})
-    for each in (records, credits_, found.lines, found.credited):
-        with pa.ipc.new_stream(sink, each.schema, options=options) as writer:
-            writer.write_table(each)
-    body = sink.getvalue()
-    return hashlib.sha256(body).digest() + body
+    for table in tables:
+        with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+            writer.write_table(table)
+    return sink.getvalue()
 
 
-def _named(credits_: pa.Table, ids: Any) -> pa.Table:
-    return credits_.set_column(0, "record", ids.take(credits_["record"]))
+def _tables(data: bytes) -> tuple[pa.Table, pa.Table]:
+    source = pa.BufferReader(data)
+    return pa.ipc.open_stream(source).read_all(), pa.ipc.open_stream(source).read_all()
+
+
+def _body(file: IO[bytes], sha256: bytes) -> bytes | None:
+    """The next body of a file, if it has that hash."""
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "big")
+    data = file.read(min(length, os.fstat(file.fileno()).st_size))  # a damaged length may be anything
+    return data if hashlib.sha256(data).digest() == sha256 else None
 
 
 def _store(path: Path, data: bytes) -> None:

@@ -16,7 +16,7 @@ from attribution.outcomes import WEIGHT_ONE, Outcome, moved
 from attribution.tally import CreditKey
 from metering import ledger
 from serving.division import Merge, summed
-from serving.hours import Part
+from serving.hours import Rows
 
 METADATA = sa.MetaData()
 
@@ -112,23 +112,21 @@ class Moves:
         self._accounts = pa.array(sorted(reported), pa.string())
         self._cells = Merge(_KEY, ["units"])
 
-    def add(self, part: Part) -> None:
+    def add(self, rows: Rows) -> None:
         """Take in an hour."""
-        if not len(self._accounts):
-            return
-        records = part.records
+        records = rows.records
         concerned = pc.and_(pc.is_in(records["account"], self._accounts), pc.greater(records["earned"], 0))
-        rows = np.flatnonzero(concerned.to_numpy())
-        if not len(rows):
+        places = np.flatnonzero(concerned.to_numpy())
+        if not len(places):
             return
-        some = records.take(pa.array(rows))
+        some = records.take(pa.array(places))
         weights = np.zeros(len(records), np.int64)
         columns = (some[name].to_pylist() for name in ("account", "id", "charge"))
-        weights[rows] = [self._weight(*row) for row in zip(*columns, strict=True)]
-        row = part.credits["record"].to_numpy()
-        credits_ = part.credits.append_column("weight", pa.array(weights[row]))
+        weights[places] = [self._weight(*row) for row in zip(*columns, strict=True)]
+        of_credit = rows.credits["record"]
+        credits_ = rows.credits.append_column("weight", pa.array(weights[of_credit.to_numpy()]))
         for name in ("account", "policy_version"):
-            credits_ = credits_.append_column(name, records[name].take(part.credits["record"]))
+            credits_ = credits_.append_column(name, records[name].take(of_credit))
         self._cells.add(summed(credits_.filter(pc.greater(credits_["weight"], 0)), _KEY, ["units"]))
 
     def found(self) -> Iterable[tuple[str, dict[CreditKey, int]]]:
