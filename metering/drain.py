@@ -183,15 +183,29 @@ class Drain:
     async def _drain_stream(self, shard: int, mark: str, fence: int) -> int:
         stream, moved = usage_stream(shard), 0
         await self._clear(shard, mark)
-        while batch := await self._batch(stream, mark):
-            for table in await asyncio.to_thread(_by_period, batch):
-                token = await self._take_lease(shard, fence)
-                segment = await asyncio.to_thread(self._log.write, shard, table)
-                await asyncio.to_thread(self._register, shard, mark, token, segment, table)
-                mark, fence = segment.last, token
-                moved += segment.records
-            await self._client.xtrim(stream, minid=_after(mark), approximate=False)
+        tables = await self._tables(stream, mark)
+        while tables:
+            # The next batch is read and parsed while this one goes to the disk and into the database.
+            ahead = asyncio.create_task(self._tables(stream, tables[-1]["stream_id"][-1].as_py()))
+            try:
+                for table in tables:
+                    token = await self._take_lease(shard, fence)
+                    segment = await asyncio.to_thread(self._log.write, shard, table)
+                    await asyncio.to_thread(self._register, shard, mark, token, segment, table)
+                    mark, fence = segment.last, token
+                    moved += segment.records
+                await self._client.xtrim(stream, minid=_after(mark), approximate=False)
+            except BaseException:
+                ahead.cancel()
+                await asyncio.wait({ahead})
+                raise
+            tables = await ahead
         return moved
+
+    async def _tables(self, stream: str, after: str) -> list[pa.Table]:
+        """The next entries of a stream as the columns of segments: none at its end."""
+        batch = await self._batch(stream, after)
+        return await asyncio.to_thread(_by_period, batch) if batch else []
 
     async def _batch(self, stream: str, after: str) -> list[tuple[str, bytes]]:
         """The next entries of a stream: as many as a segment may hold."""
