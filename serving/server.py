@@ -62,6 +62,9 @@ async def serve(books: Books, listener: socket.socket) -> None:
             loop.add_signal_handler(number, stop)
         over = asyncio.Event()
         draining = asyncio.create_task(_drain(service, metrics, over))
+        unpriced = (service.answering.models | {service.embeddings.model}) - set(books.rulebook.prices.models)
+        if unpriced:
+            _log.warning("models without a price are not sold", models=sorted(unpriced))
         _log.info("ready", passages=service.retriever.refresh())
         try:
             await server.serve(sockets=[listener])
