@@ -68,6 +68,9 @@ async def serve(books: Books, listener: socket.socket) -> None:
         over = asyncio.Event()
         draining = asyncio.create_task(_drain(service, metrics, over))
         signalling = asyncio.create_task(Signals(books, service.metering, metrics).run(over))
+        unpriced = (service.answering.models | {service.embeddings.model}) - set(books.rulebook.prices.models)
+        if unpriced:
+            _log.warning("models without a price are not sold", models=sorted(unpriced))
         _log.info("ready", passages=service.retriever.refresh())
         try:
             await server.serve(sockets=[listener])
