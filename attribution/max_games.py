@@ -13,7 +13,7 @@ airport game of Littlechild and Owen (1973)::
 
 Every other semivalue replaces ``1 / h`` by its weight of coming first among ``h`` (:attr:`Semivalue.first`). With
 players in unions the unions play the airport game over their best members, and ``G(x)``, what that game gives up to the
-height ``x``, is what the members of a union have to share: the Owen value is the airport game in a union over ``G(x_i)``.
+height ``x``, is what the members of a union have to share: the Owen value is the airport game over ``G(x_i)`` in each.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ SUPPORT: Final = "support/1"
 
 POINTS_MAX: Final = 64
 """Sentences of an answer that are key points; what comes after them is not read."""
-READ_CHARS: Final = 900
+READ_CHARS: Final = 600
 """About how many characters of a case's passages are embedded: it bounds the time that a case takes."""
 
 # What a passage can have for a key point, and its weight. The sum is divided by the weights of what applies.
@@ -40,8 +40,8 @@ _BRIDGE: Final = 0.4
 
 _BACKGROUND: Final = 0.2
 """The evidence that any passage of a search has, and that therefore earns nobody."""
-_MARGIN: Final = 0.12
-_SOFTNESS: Final = 0.03
+_MARGIN: Final = 0.15
+_SOFTNESS: Final = 0.05
 """Evidence this far behind the best is worth half of it, and how fast it falls there."""
 
 _SAYS_NOTHING: Final = frozenset({"yes", "no", "true", "false"})

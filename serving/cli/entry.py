@@ -12,6 +12,7 @@ import sqlalchemy as sa
 import typer
 from pydantic import ValidationError
 
+from attribution.cases import CaseError
 from attribution.policy import PolicyError
 from attribution.run import RunError
 from metering.drain import DrainBusy
@@ -27,7 +28,7 @@ from retrieval.retriever import EmbedderMismatch
 from serving import __version__, logs
 from serving.answering import Overloaded, QueryError
 from serving.assembly import AssemblyError
-from serving.cli import checks, documents, money, people, server
+from serving.cli import cases, checks, documents, money, people, server
 from serving.cli.console import CommandError, Options, choose
 from serving.closing import ClosingError, NotOverError
 from serving.data_dir import DataDirError
@@ -46,11 +47,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for part in (server, people, documents, money, checks):
+for part in (server, people, documents, money, cases, checks):
     part.register(app)
 
 _EXPECTED = (
-    AssemblyError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
+    AssemblyError, CaseError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
     EmbedderError, EmbedderMismatch, FundingError, IdentityError, MoneyError, PeriodError, PolicyError,
     PriceError, QueryError, Overloaded, RedisServerError, RunError, SegmentError,
 )  # fmt: skip
