@@ -19,7 +19,7 @@ from msgspec import structs
 from attribution.apportionment import apportion
 from attribution.cases import Case, CaseError, CasePassage, Result, Share
 from attribution.max_games import MaxGame
-from attribution.semivalues import BANZHAF, LEAVE_ONE_OUT, SHAPLEY, Semivalue
+from attribution.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHAPLEY, Semivalue
 from attribution.shapley import unions_of
 from attribution.support import SUPPORT, Passage, Reader, support
 from metering.money import Currency
@@ -32,7 +32,7 @@ Groups = list[list[int]]
 """The passages of a case, by index, in groups of copies."""
 
 Method = Callable[[Case, Groups, MaxGame], list[float]]
-"""Gives each passage a number, not negative; what all earned is divided in proportion."""
+"""Gives each passage a number, not negative: what it earned as a part of 1, or what all earned is in proportion to."""
 
 _NOTHING: Final = MaxGame(np.zeros((0, 0), np.int64), np.zeros(0, np.int64))
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
@@ -82,6 +82,8 @@ def attribute(
     raw = METHODS[method](case, groups, game)
     added = (game.value_all - game.value_none) / VALUE_ONE
     scale = added / (fsum(raw) or 1.0)
+    if method in SEMIVALUES:
+        scale = min(1.0, scale)  # a value that is not efficient leaves the rest to the residual
     weights = [each * scale for each in raw]
     residual = max(0.0, 1.0 - fsum(weights))
     result = Result(

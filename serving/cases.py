@@ -18,10 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, Final
 
-import msgspec
-
 from attribution import attribute as attributing
-from attribution.cases import Case, CaseError, Result, decode_case
+from attribution.cases import Case, CaseError, Result, decode_case, encode_result
 from attribution.support import SUPPORT, Span, Vectors
 from metering.money import Currency
 from retrieval.analysis import stems, subject_stems
@@ -151,8 +149,7 @@ def attribute(
     for _, result in open_attribution(settings or Settings(), method, value_function).lines(lines):
         if isinstance(result, CaseError):
             raise result
-        plain: dict[str, Any] = msgspec.to_builtins(result)
-        yield plain
+        yield json.loads(encode_result(result))
 
 
 def open_attribution(settings: Settings, method: str, value_function: str) -> Attribution:

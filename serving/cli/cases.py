@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-import msgspec
 import typer
 
 from attribution.attribute import METHODS, VALUE_FUNCTIONS
@@ -80,7 +80,7 @@ def attribute(
     milliseconds = round((time.perf_counter() - began) * 1000 / max(total, 1), 2)
     summary = {"cases": done, "rejected": rejected, "ms_per_case": milliseconds}
     if results_file is None:
-        out.result({**summary, "results": msgspec.to_builtins(results)})
+        out.result({**summary, "results": [json.loads(encode_result(each)) for each in results]})
     elif output is not None and not out.result({**summary, "output": str(output)}):
         out.print(f"{done} cases attributed in {milliseconds} ms each, {len(rejected)} rejected: {output}")
     if rejected:
