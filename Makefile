@@ -29,6 +29,10 @@ $(VENV)/.torch: $(VENV)/.dev requirements-torch.lock
 	$(PIP) --no-deps -r requirements-torch.lock
 	@touch $@
 
+$(VENV)/.bench: $(VENV)/.torch requirements-bench.lock
+	$(PIP) --no-deps -r requirements-bench.lock
+	@touch $@
+
 demo: install
 	$(BIN)/patronage demo
 
@@ -49,7 +53,7 @@ check: $(VENV)/.dev
 test: $(VENV)/.torch
 	$(BIN)/pytest tests -n 2 -q --hypothesis-profile=full
 
-bench: $(VENV)/.torch
+bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks
 
 clean:

@@ -84,16 +84,7 @@ class Books:
         Raises:
             EmbedderError: it cannot be loaded.
         """
-        if self.settings.embedder == PACKAGED:
-            return MiniLMEmbedder(self.settings.model_cache or self.directory.models)
-        if find_spec("sentence_transformers") is None:
-            raise EmbedderError(
-                f"PATRONAGE_EMBEDDER={self.settings.embedder} needs the extra: "
-                "pip install 'patronage[sentence-transformers]'"
-            )
-        from retrieval.sentence_transformers import SentenceTransformersEmbedder  # noqa: PLC0415 # an extra, with torch
-
-        return SentenceTransformersEmbedder(self.settings.embedder)
+        return open_embedder(self.settings, self.directory)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +127,23 @@ class Service:
     answering: Answering
     embeddings: Embeddings
     earnings: Earnings
+
+
+def open_embedder(settings: Settings, directory: DataDir) -> Embedder:
+    """The embedding model of the settings; takes a moment to load.
+
+    Raises:
+        EmbedderError: it cannot be loaded.
+    """
+    if settings.embedder == PACKAGED:
+        return MiniLMEmbedder(settings.model_cache or directory.models)
+    if find_spec("sentence_transformers") is None:
+        raise EmbedderError(
+            f"PATRONAGE_EMBEDDER={settings.embedder} needs the extra: pip install 'patronage[sentence-transformers]'"
+        )
+    from retrieval.sentence_transformers import SentenceTransformersEmbedder  # noqa: PLC0415 # an extra, with torch
+
+    return SentenceTransformersEmbedder(settings.embedder)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 import typer
 from pydantic import ValidationError
 
+from attribution.cases import CaseError
 from attribution.policy import PolicyError
 from attribution.run import RunError
 from metering.drain import DrainBusy
@@ -28,7 +29,7 @@ from retrieval.retriever import EmbedderMismatch
 from serving import __version__, logs
 from serving.assembly import AssemblyError
 from serving.booking import BookingError
-from serving.cli import books, checks, customers, documents, keys, meter, money, people, prices, server
+from serving.cli import books, cases, checks, customers, documents, keys, meter, money, people, prices, server
 from serving.cli.console import CommandError, Options, choose
 from serving.closing import ClosingError, NotOverError
 from serving.data_dir import DataDirError
@@ -51,13 +52,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for part in (server, people, customers, keys, prices, documents, money, books, meter, checks):
+for part in (server, people, customers, keys, prices, documents, money, books, cases, meter, checks):
     part.register(app)
 
 _EXPECTED = (
-    AssemblyError, BookingError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
-    EmbedderError, EmbedderMismatch, IdentityError, LimitError, MoneyError, PeriodError, PolicyError, PriceError,
-    QueryError, Overloaded, RebuildError, RedisServerError, RedisUnfit, RunError, SegmentError, WebhookError,
+    AssemblyError, BookingError, CaseError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError,
+    DrainBusy, EmbedderError, EmbedderMismatch, IdentityError, LimitError, MoneyError, PeriodError, PolicyError,
+    PriceError, QueryError, Overloaded, RebuildError, RedisServerError, RedisUnfit, RunError, SegmentError,
+    WebhookError,
 )  # fmt: skip
 
 

@@ -248,7 +248,6 @@ def test_changed_text_makes_a_new_version_and_says_so(tmp_path: Path, e2e_env: d
     assert (second["documents"], second["replaced"], second["unchanged"]) == (1, 1, 0)
 
 
-@pytest.mark.xfail(strict=True, reason="in the contract, and not built yet")
 def test_attribute_credits_the_cases_of_any_system_in_their_order(
     tmp_path: Path, e2e_env: dict[str, str], attributed: Callable[[Path], list[dict[str, Any]]]
 ):

@@ -1,0 +1,247 @@
+"""The value function ``support/1``: how well the passages of a coalition support an answer.
+
+It reads any answer, whoever wrote it, and takes no language model: what counts is the similarity of embeddings and the
+words that passages share with the question and the answer. Each sentence of the answer is a key point (the question is,
+if the answer says nothing), a coalition has for a key point what its best passage has, and so the game is a max game
+(:mod:`attribution.max_games`). ``docs/concepts.md`` gives the formulas.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import log
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from attribution.max_games import MaxGame
+from attribution.semivalues import Floats
+from metering.records import VALUE_ONE
+
+SUPPORT: Final = "support/1"
+
+POINTS_MAX: Final = 64
+"""Sentences of an answer that are key points; what comes after them is not read."""
+READ_CHARS: Final = 600
+"""About how many characters of a case's passages are embedded: it bounds the time that a case takes."""
+
+# What a passage can have for a key point, and its weight. The sum is divided by the weights of what applies.
+_SIMILARITY: Final = 1.0
+_COVERAGE: Final = 1.0
+_NAMED: Final = 0.5
+_ANSWERS: Final = 0.75
+_BRIDGE: Final = 0.4
+
+_BACKGROUND: Final = 0.2
+"""The evidence that any passage of a search has, and that therefore earns nobody."""
+_MARGIN: Final = 0.15
+_SOFTNESS: Final = 0.05
+"""Evidence this far behind the best is worth half of it, and how fast it falls there."""
+
+_SAYS_NOTHING: Final = frozenset({"yes", "no", "true", "false"})
+_PARENTHESES: Final = re.compile(r"\(.*?\)")
+
+Span = tuple[int, int]
+Vectors = npt.NDArray[np.float32]
+
+
+class Reader(Protocol):
+    """What it takes to read a text. Spans are code points, end exclusive."""
+
+    def sentences(self, text: str) -> Sequence[Span]:
+        """The sentences of a text, in order."""
+        ...
+
+    def stems(self, text: str) -> Sequence[str]:
+        """The stems of the words of a text, in order."""
+        ...
+
+    def subject(self, text: str) -> Sequence[str]:
+        """The distinct stems of a text that say what it is about."""
+        ...
+
+    def vectors(self, text: str, spans: Sequence[Span]) -> Vectors:
+        """An embedding of length 1 for each span of a text, in the context of the text; ``[spans, dimension]``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage as it was retrieved."""
+
+    text: str
+    title: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """A key point: a sentence of the answer, in the light of the question."""
+
+    vector: npt.NDArray[np.float32]
+    stems: frozenset[str]
+    """What the sentence says; empty where the question alone is the key point."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A passage that was read."""
+
+    sentences: tuple[str, ...]
+    stems: tuple[tuple[str, ...], ...]
+    """Of each sentence."""
+    title: tuple[str, ...]
+    """Stems of the title, without what it has in parentheses."""
+    words: frozenset[str]
+    """All stems of the passage and its title."""
+
+
+def support(question: str, answer: str, passages: Sequence[Passage], reader: Reader) -> MaxGame:
+    """The game of one case: its players are the passages.
+
+    Args:
+        question: what was asked.
+        answer: what was answered; where it is empty, the question says what is worth something.
+        passages: what was retrieved, at least one, in any order.
+        reader: how texts are read; the values depend on nothing else.
+
+    Returns:
+        The game, with a row of scores for each key point. Its values are between 0 and ``VALUE_ONE``.
+    """
+    read = [_read(passage, reader) for passage in passages]
+    points = _points(question, answer, reader)
+    frequency = Counter(word for each in read for word in each.words)
+    asked = _weighted(reader.subject(question), frequency, len(read))
+    wanted = asked | _weighted(sorted({stem for point in points for stem in point.stems}), frequency, len(read))
+    vectors = [_vectors(each, wanted, READ_CHARS // len(read), reader) for each in read]
+    common = _common_evidence(reader.stems(question), asked, read)
+    links = _links(read)
+    scores = np.empty((len(points), len(read)))
+    for row, point in zip(scores, points, strict=True):
+        total, most = _point_evidence(point, read, vectors)
+        evidence = (common[0] + total) / (common[1] + most)
+        row[:] = evidence + _BRIDGE * (links * evidence).max(axis=1)
+    return _contrast(scores)
+
+
+def _contrast(evidence: Floats) -> MaxGame:
+    """The game of the evidence, shape ``[points, passages]``: what is as good as the best is worth as much as it is.
+
+    The background takes part as a passage that nobody brought.
+    """
+    best = np.maximum(evidence.max(axis=1, keepdims=True), _BACKGROUND)
+    whole = VALUE_ONE // len(evidence)
+
+    def worth(having: Floats) -> npt.NDArray[np.int64]:
+        behind = np.exp((best - having - _MARGIN) / _SOFTNESS)
+        units: npt.NDArray[np.int64] = np.floor(whole * (1 + np.exp(-_MARGIN / _SOFTNESS)) / (1 + behind)).astype(
+            np.int64
+        )
+        return units
+
+    return MaxGame(worth(evidence), worth(np.full_like(best, _BACKGROUND))[:, 0])
+
+
+def _read(passage: Passage, reader: Reader) -> _Read:
+    sentences = tuple(passage.text[start:end] for start, end in reader.sentences(passage.text))
+    stems = tuple(tuple(reader.stems(sentence)) for sentence in sentences)
+    name = html.unescape(passage.title).replace("_", " ")
+    title = tuple(reader.stems(_PARENTHESES.sub("", name)))
+    return _Read(sentences, stems, title, frozenset([*reader.stems(name), *(word for each in stems for word in each)]))
+
+
+def _points(question: str, answer: str, reader: Reader) -> list[_Point]:
+    text = f"{question} {answer}"
+    offset = len(question) + 1
+    said = []
+    for start, end in reader.sentences(answer)[:POINTS_MAX]:
+        stems = frozenset(reader.subject(answer[start:end]))
+        if stems and not stems <= _SAYS_NOTHING:
+            said.append(((offset + start, offset + end), stems))
+    asked, *vectors = reader.vectors(text, [(0, len(question)), *(span for span, _ in said)])
+    if not said:
+        return [_Point(asked, frozenset())]
+    return [_Point(_unit(asked + vector), stems) for vector, (_, stems) in zip(vectors, said, strict=True)]
+
+
+def _weighted(words: Iterable[str], frequency: Counter[str], passages: int) -> dict[str, float]:
+    """Inverse document frequency within the case, as in BM25."""
+    return {word: log(1 + (passages - frequency[word] + 0.5) / (frequency[word] + 0.5)) for word in words}
+
+
+def _vectors(read: _Read, wanted: dict[str, float], chars: int, reader: Reader) -> Vectors:
+    """Embeds the sentences that share most with what is wanted, about ``chars`` of them and at least one."""
+    shared = [sum(weight for word, weight in wanted.items() if word in stems) for stems in map(set, read.stems)]
+    chosen: list[int] = []
+    for i in sorted(range(len(shared)), key=lambda i: -shared[i]):
+        length = len(read.sentences[i])
+        if not chosen or length <= chars:
+            chosen.append(i)
+            chars -= length
+    text, spans = "", []
+    for i in sorted(chosen):
+        spans.append((len(text), len(text) + len(read.sentences[i])))
+        text += f"{read.sentences[i]} "
+    return reader.vectors(text, spans)
+
+
+def _common_evidence(question: Sequence[str], asked: dict[str, float], read: Sequence[_Read]) -> tuple[Floats, float]:
+    """What each passage has for the question, whatever the answer, and the most that it can have."""
+    whole = sum(asked.values()) or 1.0
+    evidence = np.array(
+        [_COVERAGE * sum(weight for word, weight in asked.items() if word in each.words) / whole for each in read]
+    )
+    if not any(each.title for each in read):
+        return evidence, _COVERAGE
+    named = _named(question, [each.title for each in read])
+    evidence[sorted(named)] += _NAMED
+    return evidence, _COVERAGE + _NAMED
+
+
+def _point_evidence(point: _Point, read: Sequence[_Read], vectors: Sequence[Vectors]) -> tuple[Floats, float]:
+    """What each passage has for a key point, and the most that it can have."""
+    evidence = _SIMILARITY * np.array([max(0.0, float((rows @ point.vector).max(initial=0.0))) for rows in vectors])
+    most = _SIMILARITY
+    if point.stems:
+        most += _ANSWERS
+        for i, each in enumerate(read):
+            shared = max((len(point.stems.intersection(stems)) for stems in each.stems), default=0)
+            evidence[i] += _ANSWERS * shared / len(point.stems)
+    return evidence, most
+
+
+def _links(read: Sequence[_Read]) -> Floats:
+    """1 where the text of either of two passages names the title of the other, shape ``[passages, passages]``."""
+    titles = [each.title for each in read]
+    links = np.zeros((len(read), len(read)))
+    for i, each in enumerate(read):
+        for j in _named([word for stems in each.stems for word in stems], titles):
+            if titles[i] != titles[j]:
+                links[i, j] = links[j, i] = 1.0
+    return links
+
+
+def _named(words: Sequence[str], titles: Sequence[tuple[str, ...]]) -> set[int]:
+    """The titles that stand in a text, except where they are only a part of a longer one that stands there."""
+    line = _spaced(words)
+    standing: set[tuple[str, ...]] = set()
+    for _, equally_long in groupby(sorted({*titles} - {()}, key=lambda title: (-len(title), title)), key=len):
+        found = [title for title in equally_long if _spaced(title) in line]
+        for title in found:
+            line = line.replace(_spaced(title), "|")
+        standing.update(found)
+    return {i for i, title in enumerate(titles) if title in standing}
+
+
+def _spaced(words: Sequence[str]) -> str:
+    return "".join(f" {word} " for word in words)
+
+
+def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    length = float(np.linalg.norm(vector))
+    return vector / length if length else vector

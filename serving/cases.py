@@ -1,0 +1,162 @@
+"""Attributing the logs of other retrieval-augmented systems: case by case, on every core, in the order they come.
+
+From Python::
+
+    from serving.cases import attribute
+
+    cases = [{"id": "1", "question": "...", "answer": "...", "passages": [{"id": "a", "text": "..."}]}]
+    for result in attribute(cases):
+        print(result["shares"], result["model_residual"])
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, Final
+
+from attribution import attribute as attributing
+from attribution.cases import Case, CaseError, Result, decode_case, encode_result
+from attribution.support import SUPPORT, Span, Vectors
+from metering.money import Currency
+from retrieval.analysis import stems, subject_stems
+from retrieval.chunking import sentences
+from retrieval.embedding import Embedder
+from serving.assembly import open_embedder
+from serving.data_dir import DataDir
+from serving.settings import Settings
+
+LINE_BYTES_MAX: Final = 10_000_000
+_READ_AHEAD: Final = 4
+"""Cases for each core that wait or are done and not yet taken: what bounds memory."""
+
+
+class CaseReader:
+    """Reads texts as retrieval does. Thread-safe."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+
+    def sentences(self, text: str) -> Sequence[Span]:
+        """See :meth:`attribution.support.Reader.sentences`."""
+        return sentences(text)
+
+    def stems(self, text: str) -> Sequence[str]:
+        """See :meth:`attribution.support.Reader.stems`."""
+        return stems(text)
+
+    def subject(self, text: str) -> Sequence[str]:
+        """See :meth:`attribution.support.Reader.subject`."""
+        return subject_stems(text)
+
+    def vectors(self, text: str, spans: Sequence[Span]) -> Vectors:
+        """See :meth:`attribution.support.Reader.vectors`."""
+        return self._embedder.embed_passage(text, spans).sentences
+
+
+class Attribution:
+    """Attributes many cases in one way. Thread-safe."""
+
+    def __init__(self, embedder: Embedder, method: str, value_function: str, currency: Currency) -> None:
+        """See :func:`attribution.attribute.attribute`."""
+        self._reader = CaseReader(embedder)
+        self._method = method
+        self._value_function = value_function
+        self._currency = currency
+
+    def one(self, case: Case) -> Result:
+        """Attribute one case.
+
+        Raises:
+            CaseError: it lacks what the method needs.
+        """
+        return attributing.attribute(
+            case,
+            self._reader,
+            method=self._method,
+            value_function=self._value_function,
+            currency=self._currency,
+        )
+
+    def lines(self, lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, Result | CaseError]]:
+        """Attribute the case on each numbered line, on every core.
+
+        Yields:
+            The number of each line and its result, or why it has none, in the order of the lines.
+        """
+        cores = os.cpu_count() or 1
+        waiting: deque[tuple[int, Future[Result | CaseError]]] = deque()
+        pool = ThreadPoolExecutor(cores, thread_name_prefix="attribute")
+        try:
+            for number, line in lines:
+                waiting.append((number, pool.submit(self._line, line)))
+                if len(waiting) >= _READ_AHEAD * cores:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for rest, future in waiting:
+                yield rest, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _line(self, line: bytes) -> Result | CaseError:
+        try:
+            if len(line.rstrip()) > LINE_BYTES_MAX:
+                raise CaseError(f"the line is longer than {LINE_BYTES_MAX} bytes")
+            return self.one(decode_case(line))
+        except CaseError as error:
+            return error
+
+
+def read_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """The lines of a file that are not blank, numbered from 1; of one that is too long, as much as shows it."""
+    number = 0
+    while line := file.readline(LINE_BYTES_MAX + 1):
+        number += 1
+        rest = line
+        while len(rest) > LINE_BYTES_MAX and not rest.endswith(b"\n"):
+            rest = file.readline(LINE_BYTES_MAX + 1)
+        if line.strip():
+            yield number, line
+
+
+def attribute(
+    cases: Iterable[Mapping[str, Any]],
+    *,
+    method: str = "shapley",
+    value_function: str = SUPPORT,
+    settings: Settings | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Attribute cases, on every core; gives their results in the same order.
+
+    Args:
+        cases: objects as the lines of ``patronage attribute``: ``{"id", "question", "answer", "passages": [{"id",
+            "text", "title"?, "contributor"?, "score"?, "registered_at"?}], "charge"?}``.
+        method: how what all passages earned is divided, one of :data:`attribution.attribute.METHODS`.
+        value_function: what a coalition of passages is worth, by name and version.
+        settings: decide the embedding model and where its files lie; without them, the environment does.
+
+    Yields:
+        ``{"id", "shares": [{"passage_id", "contributor", "weight", "raw"}], "model_residual", "method", "estimated",
+        "value_all", "value_none", "value_function"}``. The weights and the residual sum to 1.
+
+    Raises:
+        CaseError: a case is not one, or there is no such method or value function.
+    """
+    lines = ((number, json.dumps(case).encode()) for number, case in enumerate(cases, 1))
+    for _, result in open_attribution(settings or Settings(), method, value_function).lines(lines):
+        if isinstance(result, CaseError):
+            raise result
+        yield json.loads(encode_result(result))
+
+
+def open_attribution(settings: Settings, method: str, value_function: str) -> Attribution:
+    """The attribution of cases with the embedding model of the settings.
+
+    Raises:
+        EmbedderError: the model cannot be loaded.
+    """
+    embedder = open_embedder(settings, DataDir(settings.data_dir))
+    return Attribution(embedder, method, value_function, Currency.of(settings.currency))
