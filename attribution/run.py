@@ -10,13 +10,15 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Any
 
 import numpy as np
 
 from attribution.apportionment import apportion
+from attribution.players import earners, unions
 from attribution.policy import earned_of
-from attribution.shapley import Unions, owen_values, unions_of
+from attribution.shapley import Unions, owen_values
 from metering import merkle
 from metering.records import VALUE_ONE, UsageRecord
 
@@ -63,9 +65,9 @@ def divide(records: Sequence[UsageRecord]) -> list[Divided]:
     for i, record in enumerate(records):
         grouped[_unions(record)].append(i)
     result: list[Divided | None] = [None] * len(records)
-    for unions, indexes in grouped.items():
+    for structure, indexes in grouped.items():
         tables = np.asarray([records[i].values for i in indexes], np.int64)
-        numerators, _ = owen_values(tables, unions)
+        numerators, _ = owen_values(tables, structure)
         for i, weights in zip(indexes, numerators.tolist(), strict=True):
             result[i] = _divide_one(records[i], weights)
     return [each for each in result if each is not None]
@@ -73,8 +75,7 @@ def divide(records: Sequence[UsageRecord]) -> list[Divided]:
 
 def shares(record: UsageRecord) -> tuple[list[float], float]:
     """Each document's share of the query's value and the model residual; together they sum to 1."""
-    unions = _unions(record)
-    numerators, denominator = owen_values(np.asarray([record.values], np.int64), unions)
+    numerators, denominator = owen_values(np.asarray([record.values], np.int64), _unions(record))
     found = [value / (denominator * VALUE_ONE) for value in numerators[0].tolist()]
     found += [0.0] * (len(record.uses) - len(found))
     return found, 1.0 - (record.values[-1] - record.values[0]) / VALUE_ONE
@@ -84,17 +85,20 @@ def _unions(record: UsageRecord) -> Unions:
     players = len(record.values).bit_length() - 1
     if len(record.values) != 2**players or players > len(record.uses):
         raise RunError(f"record {record.id}: {len(record.values)} values do not fit {len(record.uses)} documents")
-    return unions_of([use.contributor for use in record.uses[:players]])
+    return unions(record.uses[:players])
 
 
 def _divide_one(record: UsageRecord, weights: Sequence[int]) -> Divided:
     if any(weight < 0 for weight in weights):
         raise RunError(f"record {record.id}: a document has a negative value under {record.value_function}")
     earned = earned_of(record.royalty, record.values[-1], record.values[0])
+    paid = [(earners(use), weight) for use, weight in zip(record.uses, weights, strict=False)]
+    parts = lcm(*(len(equals) for equals, _ in paid))
     cells = [
-        (use.document, split.contributor, split.role, weight * split.ppm)
-        for use, weight in zip(record.uses, weights, strict=False)
-        for split in use.splits
+        (each.document, split.contributor, split.role, weight * split.ppm * (parts // len(equals)))
+        for equals, weight in paid
+        for each in equals
+        for split in each.splits
     ]
     units = apportion(earned, [weight for *_, weight in cells], record.leaf())
     return Divided(
@@ -170,14 +174,15 @@ class Tally:
         self.policy_version = max(self.policy_version, version)
         self.totals.add(divided)
         for use in record.uses:
-            line = self.lines.setdefault((use.document, version), Line())
-            line.retrieved += 1
-            line.cited += use.cited
-            line.pool += record.royalty
-            line.residual += divided.residual
-            line.platform += record.platform
-            for split in use.splits:
-                self.credited.setdefault((split.contributor, use.document, split.role, version), 0)
+            for earner in earners(use):
+                line = self.lines.setdefault((earner.document, version), Line())
+                line.retrieved += 1
+                line.cited += use.cited
+                line.pool += record.royalty
+                line.residual += divided.residual
+                line.platform += record.platform
+                for split in earner.splits:
+                    self.credited.setdefault((split.contributor, earner.document, split.role, version), 0)
         for each in divided.shares:
             self.credited[each.contributor, each.document, each.role, version] += each.units
 

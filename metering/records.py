@@ -34,18 +34,35 @@ class Split(msgspec.Struct, frozen=True):
     ppm: int
 
 
+class Peer(msgspec.Struct, frozen=True):
+    """A document that was registered with the same text at the same moment as the one that was retrieved."""
+
+    document: str
+    version: str
+    contributor: str
+    splits: tuple[Split, ...]
+
+
 class Use(msgspec.Struct, frozen=True):
-    """One document that was retrieved for one query."""
+    """One document that was retrieved for one query, and that stands for its copies.
+
+    What a copy would have earned is in it, and nothing else decides who that goes to: the retrieved document is the
+    one that was registered first, and ``peers`` share with it where that is no one's.
+    """
 
     document: str
     version: str
     """SHA-256 of the version's text, in hex."""
     contributor: str
-    """Who brought the document: the player of the query's game."""
+    """Who brought the document."""
     splits: tuple[Split, ...]
     score: int
     """Retrieval score times ``SCORE_ONE``."""
     cited: bool
+    registered_ms: int = 0
+    """Since when its contributor has registered what was retrieved of it: the evidence that it is the original."""
+    peers: tuple[Peer, ...] = ()
+    """They earn as much as it does."""
 
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -25,6 +25,14 @@ from metering.merkle import leaf_hash
 from metering.records import UsageRecord, decode_record
 
 _SPLIT: Final = pa.struct([("contributor", pa.string()), ("role", pa.string()), ("ppm", pa.int64())])
+_PEER: Final = pa.struct(
+    [
+        ("document", pa.string()),
+        ("version", pa.string()),
+        ("contributor", pa.string()),
+        ("splits", pa.list_(_SPLIT)),
+    ]
+)
 _USE: Final = pa.struct(
     [
         ("document", pa.string()),
@@ -33,6 +41,8 @@ _USE: Final = pa.struct(
         ("splits", pa.list_(_SPLIT)),
         ("score", pa.int64()),
         ("cited", pa.bool_()),
+        ("registered_ms", pa.int64()),
+        ("peers", pa.list_(_PEER)),
     ]
 )
 _STRINGS: Final = {"id", "account", "key", "model", "purpose", "value_function", "idempotency"}

@@ -16,8 +16,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.catalogue import PreparedPassage
 from retrieval.embedding import Vector
+from retrieval.passage_table import PreparedPassage
 
 Floats = npt.NDArray[np.float64]
 

@@ -6,7 +6,7 @@ The index follows the catalogue: every retrieval first asks for the catalogue's 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -15,16 +15,19 @@ import numpy.typing as npt
 from cachetools import LRUCache
 
 from retrieval.analysis import subject_stems, term_ids
-from retrieval.catalogue import Catalogue, StoredDocument, StoredPassage
+from retrieval.catalogue import Catalogue, StoredDocument
 from retrieval.dense_index import DenseIndex, Mask, Rows
 from retrieval.embedding import Embedder
 from retrieval.evidence import Evidence, Floats, Question, weigh
 from retrieval.lexical_index import LexicalEntry, LexicalIndex, LexicalView
+from retrieval.near_duplicates import repeated_sentences
+from retrieval.passage_table import StoredPassage
 
 CANDIDATES: Final = 100
 """How many passages each index proposes."""
 RERANKED_MIN: Final = 30
 PASSAGES_PER_DOCUMENT: Final = 3
+PEERS_MAX: Final = 50
 _CACHED_PASSAGES: Final = 4_096
 _CHUNK: Final = 512
 _REBUILT_ROWS_MAX: Final = 2_048
@@ -52,6 +55,9 @@ class RetrievedPassage:
     sentences: npt.NDArray[np.int32]
     """Spans relative to ``start``, shape ``[n, 2]``."""
     evidence: Evidence
+    own: Mask
+    """Which sentences are its own: not said before, in what was retrieved, by whoever registered it earlier."""
+    registered_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,13 @@ class RetrievedDocument:
     score: float
     """Sum of standardised measures: comparable within one retrieval only."""
     passages: tuple[RetrievedPassage, ...]
+    peers: tuple[StoredDocument, ...]
+    """Documents that were registered at the same moment with the same passages: no evidence says whose they are."""
+
+    @property
+    def registered_ms(self) -> int:
+        """Since when it has the best of its passages."""
+        return self.passages[0].registered_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +87,10 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The index at one clock. Arrays have one entry a row; rows are never renumbered within a view's life."""
+    """The index at one clock. Arrays have one entry a row; rows are never renumbered within a view's life.
+
+    Only originals have rows. So copies change neither what is found nor the statistics it is ranked by.
+    """
 
     clock: int
     dense: DenseIndex
@@ -85,16 +101,26 @@ class _View:
     documents: dict[int, StoredDocument] = field(repr=False)
     restricted: dict[int, StoredDocument] = field(repr=False)
     """The documents that not every query may use."""
+    copies: dict[int, dict[int, int]] = field(repr=False)
+    """By original: the numbers of the documents with a copy of it, and since when they have it."""
 
-    def allowed(self, purpose: str, price: int) -> Mask:
-        """The rows that a query of that purpose and price may use."""
-        refused = [
+    def refused(self, purpose: str, price: int) -> list[int]:
+        """The numbers of the documents that a query of that purpose and price may not use."""
+        return [
             number
             for number, document in self.restricted.items()
             if price < document.terms.floor
             or (document.terms.purposes is not None and purpose not in document.terms.purposes)
         ]
-        return self.alive & ~np.isin(self.document, refused) if refused else self.alive
+
+    def peers(self, passages: Sequence[StoredPassage], refused: Collection[int]) -> tuple[StoredDocument, ...]:
+        """The documents that were registered with a copy of every one of these passages when those were."""
+        same = [
+            {number for number, since in self.copies.get(each.id, {}).items() if since == each.registered_ms}
+            for each in passages
+        ]
+        numbers = sorted(set.intersection(*same).difference(refused))
+        return tuple(self.documents[number] for number in numbers[:PEERS_MAX])
 
 
 class Retriever:
@@ -128,16 +154,46 @@ class Retriever:
         terms = term_ids(subject_stems(text))
         idf = view.lexical.idf(terms.tolist())
         question = Question(text, self._embedder.embed_query(text), terms, idf)
-        rows, base = self._candidates(view, question, top_k, view.allowed(purpose, price), purpose, price)
+        refused = view.refused(purpose, price)
+        allowed = view.alive & ~np.isin(view.document, refused) if refused else view.alive
+        rows, base = self._candidates(view, question, top_k, allowed, purpose, price)
         found = self._load(view.passage[rows])
         kept = np.asarray([stored is not None for stored in found], np.bool_)
         passages = [stored for stored in found if stored is not None]
         evidence = weigh(question, passages)
+        repeated = _repeated(passages)
+        own = [_best(each, source < 0) for each, source in zip(evidence, repeated, strict=True)]
         scores = base[kept] + SENTENCE_WEIGHT * (
-            _standardised(np.asarray([each.similarity.max(initial=0.0) for each in evidence]))
-            + _standardised(np.asarray([each.lexical.max(initial=0.0) for each in evidence]))
+            _standardised(np.asarray([similarity for similarity, _ in own]))
+            + _standardised(np.asarray([lexical for _, lexical in own]))
         )
-        return Retrieval(question, _group(view, passages, evidence, scores, top_k))
+        scores[[len(source) > 0 and bool((source >= 0).all()) for source in repeated]] = -np.inf
+        ranked = _ranked(view, passages, scores, top_k)
+        chosen = [i for _, indexes in ranked for i in indexes]
+        parts = {
+            i: RetrievedPassage(
+                id=passages[i].id,
+                start=passages[i].start,
+                text=passages[i].text,
+                sentences=passages[i].sentences,
+                evidence=evidence[i],
+                own=~np.isin(repeated[i], chosen),
+                registered_ms=passages[i].registered_ms,
+            )
+            for i in chosen
+        }
+        return Retrieval(
+            question,
+            tuple(
+                RetrievedDocument(
+                    document=view.documents[number],
+                    score=float(scores[indexes[0]]),
+                    passages=tuple(parts[i] for i in indexes),
+                    peers=view.peers([passages[i] for i in indexes], refused),
+                )
+                for number, indexes in ranked
+            ),
+        )
 
     def _candidates(
         self, view: _View, question: Question, top_k: int, allowed: Mask, purpose: str, price: int
@@ -202,6 +258,7 @@ class Retriever:
             alive=np.empty(0, np.bool_),
             documents={},
             restricted={},
+            copies={},
         )
 
     def _updated(self, view: _View) -> _View:
@@ -217,6 +274,11 @@ class Retriever:
         documents = {number: each for number, each in view.documents.items() if number not in numbers} | live
         passage, document, vectors, entries = [view.passage], [view.document], [], []
         row = len(view.passage)
+        copies = {
+            original: left
+            for original, those in view.copies.items()
+            if (left := {number: since for number, since in those.items() if number not in numbers})
+        }
         for i in range(0, len(live), _CHUNK):
             for stored in self._catalogue.passages_of(list(live)[i : i + _CHUNK]):
                 if stored.version != live[stored.document].version:
@@ -226,6 +288,9 @@ class Retriever:
                         f"the documents were embedded with {stored.embedder}, and the setting says "
                         f"{self._embedder.name}: set PATRONAGE_EMBEDDER back, or run `patronage reembed`"
                     )
+                if stored.original is not None:
+                    copies.setdefault(stored.original, {})[stored.document] = stored.registered_ms
+                    continue
                 terms = live[stored.document].terms
                 entries.append(LexicalEntry(row, stored.document, stored.terms, terms.purposes, terms.floor))
                 vectors.append(stored.vector)
@@ -246,38 +311,36 @@ class Retriever:
                 for number, each in documents.items()
                 if each.terms.floor or each.terms.purposes is not None
             },
+            copies=copies,
         )
 
 
-def _group(
-    view: _View,
-    passages: Sequence[StoredPassage],
-    evidence: Sequence[Evidence],
-    scores: Floats,
-    top_k: int,
-) -> tuple[RetrievedDocument, ...]:
-    """The passages by document, documents by their best passage, ties by document id."""
+def _ranked(view: _View, passages: Sequence[StoredPassage], scores: Floats, top_k: int) -> list[tuple[int, list[int]]]:
+    """The best documents' numbers, by their best passage, ties by id, and the indexes of their passages."""
     best: dict[int, list[int]] = {}
     for i in np.lexsort((np.asarray([passage.id for passage in passages]), -scores)):
+        if np.isneginf(scores[i]):
+            break  # nothing of its own is in the rest
         best.setdefault(passages[i].document, []).append(int(i))
     ranked = sorted(best.items(), key=lambda item: (-scores[item[1][0]], view.documents[item[0]].id))
-    return tuple(
-        RetrievedDocument(
-            document=view.documents[number],
-            score=float(scores[indexes[0]]),
-            passages=tuple(
-                RetrievedPassage(
-                    id=passages[i].id,
-                    start=passages[i].start,
-                    text=passages[i].text,
-                    sentences=passages[i].sentences,
-                    evidence=evidence[i],
-                )
-                for i in indexes
-            ),
-        )
-        for number, indexes in ranked[:top_k]
-    )
+    return ranked[:top_k]
+
+
+def _repeated(passages: Sequence[StoredPassage]) -> list[npt.NDArray[np.int64]]:
+    """For each sentence of each passage, the index of the passage that has it by earlier registration, or -1."""
+    order = sorted(range(len(passages)), key=lambda i: passages[i].registration)
+    texts = [(passages[i].text, passages[i].sentences) for i in order]
+    found = repeated_sentences(texts, [passages[i].shingled for i in order])
+    places = np.asarray([*order, -1], np.int64)
+    result: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * len(passages)
+    for i, sources in zip(order, found, strict=True):
+        result[i] = places[sources]
+    return result
+
+
+def _best(evidence: Evidence, own: Mask) -> tuple[float, float]:
+    """The best similarity and lexical evidence of a passage's own sentences."""
+    return float(evidence.similarity[own].max(initial=0.0)), float(evidence.lexical[own].max(initial=0.0))
 
 
 def _standardised(values: npt.NDArray[np.float64]) -> Floats:

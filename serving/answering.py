@@ -25,7 +25,8 @@ from metering import ledger
 from metering.meter import Hold, Meter, Replay, Request
 from metering.money import Currency
 from metering.pricing import ModelPrice, Usage
-from metering.records import SCORE_ONE, Split, UsageRecord, Use, fingerprint
+from metering.records import SCORE_ONE, Peer, Split, UsageRecord, Use, fingerprint
+from retrieval.catalogue import StoredDocument
 from retrieval.embedding import Embedder
 from retrieval.retriever import Retrieval, Retriever
 from serving.generators import extractive
@@ -303,9 +304,11 @@ class Answering:
                     document=found.document.id,
                     version=found.document.version,
                     contributor=found.document.contributor,
-                    splits=tuple(Split(each.contributor, each.role, each.ppm) for each in found.document.splits),
+                    splits=_splits(found.document),
                     score=round(found.score * SCORE_ONE),
                     cited=index in cited,
+                    registered_ms=found.registered_ms,
+                    peers=tuple(Peer(each.id, each.version, each.contributor, _splits(each)) for each in found.peers),
                 )
                 for index, found in enumerate(retrieval.documents)
             ),
@@ -320,6 +323,10 @@ class _Work:
     input_tokens: int
     price_version: int
     started_ns: int
+
+
+def _splits(document: StoredDocument) -> tuple[Split, ...]:
+    return tuple(Split(each.contributor, each.role, each.ppm) for each in document.splits)
 
 
 def _answered(record: UsageRecord, retrieval: Retrieval, answer: extractive.Answer) -> Answered:

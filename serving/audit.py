@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from attribution.players import earners
 from attribution.policy import Policy
 from attribution.run import RunError
 from attribution.statements import canonical, verify
@@ -111,9 +112,9 @@ def _log(books: Books) -> tuple[list[Check], _Sums]:
                 conserved.fault(f"record {record.id} in {name}")
             if not _follows(record, prices, policies):
                 priced.fault(f"record {record.id} in {name}")
-            for use in record.uses:
-                if record.started_ms > gone.get(use.document, record.started_ms):
-                    withdrawn.fault(f"record {record.id} uses {use.document}")
+            for each in [earner for use in record.uses for earner in earners(use)]:
+                if record.started_ms > gone.get(each.document, record.started_ms):
+                    withdrawn.fault(f"record {record.id} uses {each.document}")
     for check in (conserved, priced, withdrawn):
         check.compared = sums.records
     return [intact, conserved, priced, withdrawn], sums
