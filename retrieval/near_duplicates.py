@@ -137,35 +137,40 @@ def repeated_sentences(
     counts = [len(spans) for _, spans in texts]
     edges = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     found = np.full(int(edges[-1]), -1, np.int64)
-    sentence = np.concatenate([owner + edge for (_, owner), edge in zip(shingled, edges[:-1], strict=True)])
     hashes = np.concatenate([each for each, _ in shingled])
-    passage = np.repeat(np.arange(len(texts)), counts)
-    order = np.lexsort((sentence, hashes))
+    sentence = np.concatenate([owner + edge for (_, owner), edge in zip(shingled, edges[:-1], strict=True)])
+    order = np.argsort(hashes, kind="stable")  # so the sentences of one run stand in their order
     hashes, sentence = hashes[order], sentence[order]
-    fresh = np.ones(len(hashes), np.bool_)
-    fresh[1:] = (hashes[1:] != hashes[:-1]) | (sentence[1:] != sentence[:-1])
-    hashes, sentence = hashes[fresh], sentence[fresh]
+    again = (hashes[1:] == hashes[:-1]) & (sentence[1:] == sentence[:-1])
+    distinct = np.concatenate([[True], ~again]) if len(hashes) else np.empty(0, np.bool_)
+    hashes, sentence = hashes[distinct], sentence[distinct]
+    later, earlier, common = _pairs(hashes, sentence)
     sizes = np.bincount(sentence, minlength=len(found))
-    _, column, common = np.unique(hashes, return_inverse=True, return_counts=True)
-    shared = common[column] > 1
-    if not shared.any():
-        return np.split(found, edges[1:-1])
-    columns, column = np.unique(column[shared], return_inverse=True)
-    matrix = np.zeros((len(found), len(columns)), np.float32)
-    matrix[sentence[shared], column] = 1
-    together = matrix @ matrix.T
-    alike = together >= SENTENCE_CONTAINED * np.maximum(sizes, 1)[:, None]
-    short = sizes < SHORT
-    alike[short] &= (together[short] == sizes[short][:, None]) & (sizes[None, :] == sizes[short][:, None])
-    alike &= np.tri(len(found), k=-1, dtype=np.bool_) & (sizes > 0)[:, None]
-
-    said = [whole[start:end] for whole, spans in texts for start, end in spans.tolist()]
-    for later in np.flatnonzero(alike.any(axis=1)).tolist():
-        for earlier in np.flatnonzero(alike[later] & (found < 0)).tolist():
-            if not other_facts(said[later], said[earlier]):
-                found[later] = passage[earlier]
-                break
+    needed = np.where(sizes < SHORT, sizes, SENTENCE_CONTAINED * sizes)[later]
+    alike = (common >= needed) & ((sizes[later] >= SHORT) | (sizes[later] == sizes[earlier]))
+    if alike.any():
+        passage = np.repeat(np.arange(len(texts)), counts)
+        said = [whole[start:end] for whole, spans in texts for start, end in spans.tolist()]
+        for this, that in zip(later[alike].tolist(), earlier[alike].tolist(), strict=True):
+            if found[this] < 0 and found[that] < 0 and not other_facts(said[this], said[that]):
+                found[this] = passage[that]
     return np.split(found, edges[1:-1])
+
+
+def _pairs(hashes: Runs, sentence: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Pairs of sentences with a run in common, by the later one: the later, the earlier, and how many runs.
+
+    ``hashes`` are sorted, and the sentences of one hash stand in their order.
+    """
+    count = int(sentence.max(initial=0)) + 1
+    codes = []
+    for apart in range(1, len(hashes)):
+        same = np.flatnonzero(hashes[apart:] == hashes[:-apart])
+        if not len(same):
+            break
+        codes.append(sentence[same + apart] * count + sentence[same])
+    pairs, common = np.unique(np.concatenate(codes or [np.empty(0, np.int64)]), return_counts=True)
+    return pairs // count, pairs % count, common
 
 
 def _scrambled(values: Runs) -> Runs:

@@ -18,7 +18,7 @@ from retrieval.analysis import subject_stems, term_ids
 from retrieval.catalogue import Catalogue, StoredDocument
 from retrieval.dense_index import DenseIndex, Mask, Rows
 from retrieval.embedding import Embedder
-from retrieval.evidence import Evidence, Floats, Question, weigh
+from retrieval.evidence import Evidence, Floats, Question, echoes, weigh
 from retrieval.lexical_index import LexicalEntry, LexicalIndex, LexicalView
 from retrieval.near_duplicates import repeated_sentences
 from retrieval.passage_table import StoredPassage
@@ -56,7 +56,7 @@ class RetrievedPassage:
     """Spans relative to ``start``, shape ``[n, 2]``."""
     evidence: Evidence
     own: Mask
-    """Which sentences are its own: not said before, in what was retrieved, by whoever registered it earlier."""
+    """Which sentences are its own: neither said by what was registered before and retrieved too, nor the question."""
     registered_ms: int
 
 
@@ -162,12 +162,14 @@ class Retriever:
         passages = [stored for stored in found if stored is not None]
         evidence = weigh(question, passages)
         repeated = _repeated(passages)
-        own = [_best(each, source < 0) for each, source in zip(evidence, repeated, strict=True)]
+        echoed = echoes(text, passages)
         scores = base[kept] + SENTENCE_WEIGHT * (
-            _standardised(np.asarray([similarity for similarity, _ in own]))
-            + _standardised(np.asarray([lexical for _, lexical in own]))
+            _standardised(np.asarray([each.similarity.max(initial=0.0) for each in evidence]))
+            + _standardised(np.asarray([each.lexical.max(initial=0.0) for each in evidence]))
         )
-        scores[[len(source) > 0 and bool((source >= 0).all()) for source in repeated]] = -np.inf
+        number = np.asarray([stored.document for stored in passages])
+        taken = [(source >= 0) & (number[source] != mine) for source, mine in zip(repeated, number, strict=True)]
+        scores[[_found_for_others(each, mask) for each, mask in zip(evidence, taken, strict=True)]] = -np.inf
         ranked = _ranked(view, passages, scores, top_k)
         chosen = [i for _, indexes in ranked for i in indexes]
         parts = {
@@ -177,7 +179,7 @@ class Retriever:
                 text=passages[i].text,
                 sentences=passages[i].sentences,
                 evidence=evidence[i],
-                own=~np.isin(repeated[i], chosen),
+                own=~np.isin(repeated[i], chosen) & ~echoed[i],
                 registered_ms=passages[i].registered_ms,
             )
             for i in chosen
@@ -320,7 +322,7 @@ def _ranked(view: _View, passages: Sequence[StoredPassage], scores: Floats, top_
     best: dict[int, list[int]] = {}
     for i in np.lexsort((np.asarray([passage.id for passage in passages]), -scores)):
         if np.isneginf(scores[i]):
-            break  # nothing of its own is in the rest
+            break
         best.setdefault(passages[i].document, []).append(int(i))
     ranked = sorted(best.items(), key=lambda item: (-scores[item[1][0]], view.documents[item[0]].id))
     return ranked[:top_k]
@@ -338,9 +340,11 @@ def _repeated(passages: Sequence[StoredPassage]) -> list[npt.NDArray[np.int64]]:
     return result
 
 
-def _best(evidence: Evidence, own: Mask) -> tuple[float, float]:
-    """The best similarity and lexical evidence of a passage's own sentences."""
-    return float(evidence.similarity[own].max(initial=0.0)), float(evidence.lexical[own].max(initial=0.0))
+def _found_for_others(evidence: Evidence, taken: Mask) -> bool:
+    """Whether the best that a passage has for the question is said in another document, registered earlier."""
+    return bool(taken.any()) and any(
+        measure[~taken].max(initial=-np.inf) < measure.max() for measure in (evidence.similarity, evidence.lexical)
+    )
 
 
 def _standardised(values: npt.NDArray[np.float64]) -> Floats:
