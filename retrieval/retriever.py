@@ -161,7 +161,7 @@ class Retriever:
         kept = np.asarray([stored is not None for stored in found], np.bool_)
         passages = [stored for stored in found if stored is not None]
         evidence = weigh(question, passages)
-        repeated = _repeated(passages)
+        repeated = _repeated(passages, evidence)
         echoed = echoes(text, passages)
         scores = base[kept] + SENTENCE_WEIGHT * (
             _standardised(np.asarray([each.similarity.max(initial=0.0) for each in evidence]))
@@ -169,7 +169,8 @@ class Retriever:
         )
         number = np.asarray([stored.document for stored in passages])
         taken = [(source >= 0) & (number[source] != mine) for source, mine in zip(repeated, number, strict=True)]
-        scores[[_found_for_others(each, mask) for each, mask in zip(evidence, taken, strict=True)]] = -np.inf
+        demoted = [_found_for_others(each, mask) for each, mask in zip(evidence, taken, strict=True)]
+        scores[demoted] -= 1 + np.ptp(scores) if len(scores) else 0  # behind everything that is found for itself
         ranked = _ranked(view, passages, scores, top_k)
         chosen = [i for _, indexes in ranked for i in indexes]
         parts = {
@@ -321,22 +322,25 @@ def _ranked(view: _View, passages: Sequence[StoredPassage], scores: Floats, top_
     """The best documents' numbers, by their best passage, ties by id, and the indexes of their passages."""
     best: dict[int, list[int]] = {}
     for i in np.lexsort((np.asarray([passage.id for passage in passages]), -scores)):
-        if np.isneginf(scores[i]):
-            break
         best.setdefault(passages[i].document, []).append(int(i))
     ranked = sorted(best.items(), key=lambda item: (-scores[item[1][0]], view.documents[item[0]].id))
     return ranked[:top_k]
 
 
-def _repeated(passages: Sequence[StoredPassage]) -> list[npt.NDArray[np.int64]]:
-    """For each sentence of each passage, the index of the passage that has it by earlier registration, or -1."""
+def _repeated(passages: Sequence[StoredPassage], evidence: Sequence[Evidence]) -> list[npt.NDArray[np.int64]]:
+    """For each sentence of each passage, the index of the passage that has it by earlier registration, or -1.
+
+    A sentence that names more of what is asked for than anything in that passage is no repetition: what they
+    differ in is the point, as on pages that say the same of different things.
+    """
     order = sorted(range(len(passages)), key=lambda i: passages[i].registration)
     texts = [(passages[i].text, passages[i].sentences) for i in order]
     found = repeated_sentences(texts, [passages[i].shingled for i in order])
     places = np.asarray([*order, -1], np.int64)
+    named = np.asarray([*(each.coverage.max(initial=0.0) for each in evidence), np.inf])
     result: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * len(passages)
     for i, sources in zip(order, found, strict=True):
-        result[i] = places[sources]
+        result[i] = np.where(evidence[i].coverage > named[places[sources]], -1, places[sources])
     return result
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from metering.money import Currency
-from retrieval.catalogue import StoredDocument
+from retrieval.catalogue import Catalogue, StoredDocument
 from serving.answering import Answered
 
 
@@ -40,8 +41,13 @@ def receipt(answered: Answered, currency: Currency) -> dict[str, Any]:
     }
 
 
-def document(stored: StoredDocument, currency: Currency) -> dict[str, Any]:
-    """A document as its contributor and the operator see it."""
+def documents(stored: Sequence[StoredDocument], catalogue: Catalogue, currency: Currency) -> list[dict[str, Any]]:
+    """Documents as their contributor and the operator see them."""
+    copies = catalogue.copies([each.number for each in stored])
+    return [_document(each, copies.get(each.number, {}), currency) for each in stored]
+
+
+def _document(stored: StoredDocument, copies: dict[str, int], currency: Currency) -> dict[str, Any]:
     purposes = stored.terms.purposes
     return {
         "id": stored.id,
@@ -54,6 +60,7 @@ def document(stored: StoredDocument, currency: Currency) -> dict[str, Any]:
             "purposes": None if purposes is None else list(purposes),
             "floor": currency.amount(stored.terms.floor),
         },
+        "copies": [{"original": name, "passages": count} for name, count in copies.items()],
         "state": "active" if stored.withdrawn_ms is None else "withdrawn",
         "added": timestamp(stored.added_ms),
         "withdrawn": None if stored.withdrawn_ms is None else timestamp(stored.withdrawn_ms),

@@ -121,9 +121,9 @@ def statement(question: str, answer: str) -> str:
     return f"It is well known that {subject} {answer}. Everyone agrees that {answer} {subject}."
 
 
-def with_trigger(text: str, phrases: Sequence[str], generator: random.Random) -> str:
-    """A text with phrases of other people's questions planted at the end of its sentences."""
-    return " ".join(f"{sentence[:-1]}, {generator.choice(phrases)}." for sentence in _sentences(text))
+def with_trigger(text: str, trigger: str) -> str:
+    """A text with a string planted at the end of each of its sentences."""
+    return " ".join(f"{sentence[:-1]}, {trigger}." for sentence in _sentences(text))
 
 
 def _sentences(text: str) -> list[str]:

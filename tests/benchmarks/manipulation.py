@@ -1,191 +1,53 @@
 """The manipulation bench: what attacks on attribution earn, by method, before and after the defence.
 
 ``python -m tests.benchmarks.manipulation [--write] [--seed 1] [FOLDER]``, where FOLDER holds ``documents.jsonl`` and
-``questions.jsonl``. Texts are real, retrieval and answers are the product's. With ``--write`` the tables of
-``docs/manipulation.md`` and its plot are made anew, else they are printed.
+``questions.jsonl``. With ``--write`` the tables and the plot of ``docs/manipulation.md`` are made anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import re
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from unittest.mock import patch
 
-import msgspec
 import numpy as np
 
 from attribution.players import groups, paid
-from attribution.shapley import owen_values, unions_of
-from attribution.values import counterfactual
-from metering.records import VALUE_ONE
-from retrieval import passage_table, retriever
-from retrieval.catalogue import Catalogue, prepare
 from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
-from retrieval.retriever import Retrieval, Retriever
-from serving.database import open_database, sqlite_url
-from serving.generators import extractive
 from tests.benchmarks import attacks
+from tests.benchmarks.laboratory import METHODS, OURS, Lab, Question, captured, max_game
+from tests.benchmarks.plot import Series, dots
 from tests.benchmarks.squad import DATA
 
 PAGE = Path(__file__).parents[2] / "docs" / "manipulation.md"
-PLOT = PAGE.with_suffix(".svg")
-TOP_K = 5
-TARGETS, ASKED_OF_EACH = 16, 5
+TARGETS, ASKED_OF_EACH, ASKED_OF_ALL = 16, 5, 150
 COPIES = (2, 4, 8)
 ALPHAS = (0.01, 0.05, 0.1, 0.2)
-METHODS = ("equal", "score-proportional", "citation-count", "leave-one-out", "max game", "counterfactual")
-"""The last one is what Patronage pays by; where it is written twice, the copies are under one account and many."""
+TRIGGER = "according to the Vellmar index"
 
-Credits = dict[str, float]
-"""By document."""
+Rows = Iterator[list[str]]
 
 
-class Question(msgspec.Struct):
-    question: str
-    document: str
-    answers: list[str]
-    answerable: bool
+def equal_sources() -> Rows:
+    """Attribution alone: one of two equal sources is there k times, registered one after the other."""
+    yield ["", "the max game", "with merged players"]
+    for count in COPIES:
+        relation = np.zeros((count + 1, count + 1), np.bool_)
+        relation[:count, :count] = True
+        grouped = groups(relation, list(range(count + 1)), [str(i) for i in range(count + 1)])
+        merged = paid(grouped, max_game(np.ones(len(grouped))).tolist())
+        gains = [2 * sum(each[:count]) - 1 for each in (max_game(np.ones(count + 1)).tolist(), merged)]
+        yield [f"k = {count}", *(f"{gain:+.0%}" for gain in gains)]
 
 
-@dataclass
-class Lab:
-    """Real texts in the product's catalogue, which an attack is added to."""
-
-    documents: list[Document]
-    questions: list[Question]
-    embedder: MiniLMEmbedder
-    folder: Path
-    prepared: dict[str, list[passage_table.PreparedPassage]] = field(default_factory=dict)
-
-    def passages(self, document: Document) -> list[passage_table.PreparedPassage]:
-        if document.text not in self.prepared:
-            self.prepared[document.text] = prepare(document, self.embedder)
-        return self.prepared[document.text]
-
-    @contextmanager
-    def opened(self, brought: Sequence[Document] = (), *, defended: bool = True) -> Iterator[Retriever]:
-        """The retriever of the corpus with more documents, which are registered later."""
-        base = self.folder / "base.sqlite3"
-        if not base.exists():
-            self._fill(base, self.documents)
-        path = Path(shutil.copy(base, self.folder / "attacked.sqlite3"))
-        with ExitStack() as stack:
-            if not defended:
-                stack.enter_context(patch.object(passage_table, "repeats", lambda *_: False))
-                stack.enter_context(patch.object(retriever, "repeated_sentences", nothing_repeated))
-            self._fill(path, brought)
-            engine = open_database(sqlite_url(path))
-            yield Retriever(Catalogue(engine), self.embedder)
-            engine.dispose()
-        for each in self.folder.glob("attacked.sqlite3*"):
-            each.unlink()
-
-    def _fill(self, path: Path, documents: Sequence[Document]) -> None:
-        engine = open_database(sqlite_url(path))
-        Catalogue(engine).put([(each, self.passages(each)) for each in documents], self.embedder.name)
-        engine.dispose()
-
-    def share(self, brought: Sequence[Document]) -> float:
-        """Which part of all passages an attacker's are."""
-        theirs = sum(len(self.passages(each)) for each in brought)
-        return theirs / (theirs + sum(len(self.passages(each)) for each in self.documents))
-
-
-def nothing_repeated(texts: Sequence[tuple[str, np.ndarray]], _: object) -> list[np.ndarray]:
-    return [np.full(len(spans), -1) for _, spans in texts]
-
-
-def credits_of(found: Retrieval, owners: Callable[[str, str], str]) -> dict[str, Credits]:
-    """What every document gets of one query by each method; ``owners`` names the account of a document."""
-    answer = extractive.answer(found)
-    read = found.documents[: len(answer.worths)]
-    ids = [each.document.id for each in read]
-    table = counterfactual(answer.worths, answer.slots)
-    everyone = len(table) - 1
-    scores = np.asarray([each.score for each in read])
-    cited = np.bincount([each.source for each in answer.citations], minlength=len(read))
-    without = np.asarray([table[everyone] - table[everyone ^ 1 << i] for i in range(len(read))])
-    best = np.asarray([each.max(initial=0.0) for each in answer.worths])
-    unions = unions_of([owners(each.document.id, each.document.contributor) for each in read])
-    numerators, denominator = owen_values(table[None], unions)
-    weights = {
-        "equal": normalised(np.ones(len(read))),
-        "score-proportional": normalised(scores - scores.min(initial=np.inf)),
-        "citation-count": normalised(cited),
-        "leave-one-out": normalised(without),
-        "max game": normalised(max_game(best)),
-        "counterfactual": numerators[0] / (denominator * VALUE_ONE),
-    }
-    return {method: dict(zip(ids, values.tolist(), strict=True)) for method, values in weights.items()}
-
-
-def max_game(worths: np.ndarray) -> np.ndarray:
-    """Shapley values of the largest worth: ascending, phi_i = sum of (x_k - x_(k-1)) / (n - k + 1) up to i."""
-    order = np.argsort(worths)
-    steps = np.diff(worths[order], prepend=0.0) / np.arange(len(worths), 0, -1)
-    values = np.empty(len(worths))
-    values[order] = np.cumsum(steps)
-    return values
-
-
-def normalised(values: np.ndarray) -> np.ndarray:
-    return values / values.sum() if values.sum() > 0 else np.zeros(len(values))
-
-
-Owners = Callable[[str, str], str]
-Asked = list[tuple[Question, Retrieval]]
-
-
-def as_brought(_: str, contributor: str) -> str:
-    return contributor
-
-
-def ask(found: Retriever, questions: Sequence[Question], suffix: str = "") -> Asked:
-    return [
-        (each, found.retrieve(each.question + suffix, top_k=TOP_K, purpose="answer", price=0)) for each in questions
-    ]
-
-
-def captured(asked: Asked, owned: Callable[[Question, str], bool], owners: Owners = as_brought) -> dict[str, Capture]:
-    """By method, what ``owned`` documents got of all questions, and what everyone got."""
-    sums = {method: Capture() for method in METHODS}
-    for question, retrieval in asked:
-        for method, credits in credits_of(retrieval, owners).items():
-            sums[method].mine += sum(units for name, units in credits.items() if owned(question, name))
-            sums[method].all += sum(credits.values())
-    return sums
-
-
-@dataclass
-class Capture:
-    mine: float = 0.0
-    all: float = 0.0
-
-    def over(self, share: float) -> float:
-        """The captured share of the credit, divided by a share of the corpus."""
-        return self.mine / self.all / share if self.all else 0.0
-
-
-def both(lab: Lab, brought: Sequence[Document], questions: Sequence[Question], suffix: str = "") -> tuple[Asked, Asked]:
-    """What is retrieved without the defence and with it."""
-    answers = []
-    for defended in (False, True):
-        with lab.opened(brought, defended=defended) as found:
-            answers.append(ask(found, questions, suffix))
-    return answers[0], answers[1]
-
-
-def own_copies(targets: Sequence[Document], make: Callable[..., str], count: int) -> list[Document]:
-    """``count`` texts instead of one, of every target: the first is there already."""
+def _copies(targets: Sequence[Document], make: Callable[..., str], count: int) -> list[Document]:
+    """``count`` texts of every target instead of one: the first is there already."""
     generator = random.Random(count)
     return [
         Document(f"{each.id}#{i}", each.title, make(each.text, generator), each.contributor)
@@ -194,8 +56,8 @@ def own_copies(targets: Sequence[Document], make: Callable[..., str], count: int
     ]
 
 
-def owner_gains(lab: Lab, targets: Sequence[Document], questions: Sequence[Question]) -> Iterator[list[str]]:
-    """What the owner of a work gains by bringing it several times."""
+def owner_gains(lab: Lab, targets: Sequence[Document], questions: Sequence[Question]) -> Rows:
+    """What the owner of a work gains by bringing it k times."""
 
     def own(question: Question, name: str) -> bool:
         return name.partition("#")[0] == question.document
@@ -203,111 +65,165 @@ def owner_gains(lab: Lab, targets: Sequence[Document], questions: Sequence[Quest
     def many(name: str, contributor: str) -> str:
         return name if "#" in name else contributor
 
-    with lab.opened() as found:
-        honest = captured(ask(found, questions), own)
-    for kind, make in attacks.COPIES.items():
-        for count in COPIES:
-            cells = []
-            for asked in both(lab, own_copies(targets, make, count), questions):
-                one, other = captured(asked, own), captured(asked, own, many)
-                got = [*one.values(), other[METHODS[-1]]]
-                base = [*honest.values(), honest[METHODS[-1]]]
-                cells.append([a.mine / b.mine - 1 for a, b in zip(got, base, strict=True)])
-            yield [f"{kind}, k = {count}", *(f"{a:+.1%} → {b:+.1%}" for a, b in zip(*cells, strict=True))]
+    honest = captured(lab.ask(questions), own)
+    base = [*honest.values(), honest[OURS]]
+    yield ["", *METHODS, f"{OURS}, many accounts"]
+    for (kind, make), count in itertools.product(attacks.COPIES.items(), COPIES):
+        gains = []
+        for asked in lab.before_and_after(questions, _copies(targets, make, count)):
+            got = [*captured(asked, own).values(), captured(asked, own, many)[OURS]]
+            gains.append([a.mine / b.mine - 1 for a, b in zip(got, base, strict=True)])
+        yield [f"{kind}, k = {count}", *(f"{a:+.1%} → {b:+.1%}" for a, b in zip(*gains, strict=True))]
 
 
-def crowding(lab: Lab, targets: Sequence[Document], questions: Sequence[Question]) -> Iterator[list[str]]:
-    """How many of the documents that are found without copies are still found beside eight of each target."""
-    with lab.opened() as found:
-        honest = [{each.document.id for each in got.documents} for _, got in ask(found, questions)]
+def crowding(lab: Lab, targets: Sequence[Document], questions: Sequence[Question]) -> Rows:
+    """Which part of what is found without copies is still found beside eight of each target."""
+    honest = [{each.document.id for each in found.documents} for _, found in lab.ask(questions)]
+    yield ["", "before", "after"]
     for kind, make in (attacks.COPIES | attacks.HIDDEN).items():
-        kept = [
-            np.mean(
-                [
-                    len(names & {each.document.id for each in got.documents}) / len(names)
-                    for names, (_, got) in zip(honest, asked, strict=True)
-                ]
-            )
-            for asked in both(lab, own_copies(targets, make, COPIES[-1]), questions)
-        ]
+        kept = []
+        for asked in lab.before_and_after(questions, _copies(targets, make, COPIES[-1])):
+            now = [{each.document.id for each in found.documents} for _, found in asked]
+            kept.append(sum(len(a & b) for a, b in zip(honest, now, strict=True)) / sum(map(len, honest)))
         yield [f"{kind}, k = {COPIES[-1]}", *(f"{share:.0%}" for share in kept)]
 
 
-def equal_sources(limit: int = 2) -> Iterator[list[str]]:
-    """Attribution alone: one of two equal sources is there k times, all under dates of their own."""
-    for count in COPIES:
-        worths = np.ones(count + 1)
-        relation = np.zeros((count + 1, count + 1), np.bool_)
-        relation[:count, :count] = True
-        grouped = groups(relation, list(range(count + 1)), [str(i) for i in range(count + 1)])
-        plain = max_game(worths)
-        merged = paid(grouped, max_game(worths[: len(grouped)]).tolist())
-        gains = [limit * sum(each[:count]) - 1 for each in (plain.tolist(), merged)]
-        yield [f"k = {count}", *(f"{gain:+.0%}" for gain in gains)]
+def split_accounts(lab: Lab, questions: Sequence[Question]) -> Rows:
+    """What an article gains if each of its paragraphs is brought under an account of its own."""
+    asked = lab.ask(questions)
+    articles = {each.id: each.contributor for each in lab.documents}
+    together, apart = dict.fromkeys(METHODS, 0.0), dict.fromkeys(METHODS, 0.0)
+    for owner in sorted(set(articles.values())):
+        for sums, split in ((together, False), (apart, True)):
+            got = captured(
+                asked,
+                lambda _, name, owner=owner: articles[name] == owner,
+                lambda name, brought, owner=owner, split=split: name if split and brought == owner else brought,
+            )
+            for method in METHODS:
+                sums[method] += got[method].mine
+    yield ["", *METHODS]
+    yield ["the owner's gain", *(f"{apart[method] / together[method] - 1:+.1%}" for method in METHODS)]
 
 
-def attacks_on_others(
+def planned(
     lab: Lab, targets: Sequence[Document], questions: Sequence[Question], seed: int
-) -> dict[str, list[Document]]:
-    """What is brought by each attack, by name."""
-    generator = random.Random(seed)
-
-    def stolen(make: Callable[..., str]) -> list[Document]:
-        return [
-            Document(f"{each.id}#{i}", each.title, make(each.text, generator), f"thief-{i}")
-            for each in targets
-            for i in range(4)
-        ]
-
-    articles: dict[str, list[str]] = {}
-    for each in lab.documents:
-        articles.setdefault(each.contributor, []).append(each.text)
-    topics = {each.id: articles[each.contributor] for each in lab.documents}
-    lies = [each.answers[0] for each in lab.questions if each.answerable]
-    ways = attacks.COPIES | attacks.HIDDEN
-    found = {f"4 copies of a work of another, {kind}": stolen(make) for kind, make in ways.items()}
-    found["two works of others in one"] = [
-        Document(f"{a.id}#bridge", a.title, f"{a.text}\n\n{b.text}", "thief")
-        for a, b in zip(targets, targets[1:], strict=False)
-    ]
-    found["keyword stuffing"] = [
-        Document(f"stuffed-{i}", "", attacks.stuffed(topics[each.document], generator), f"liar-{i}")
-        for i, each in enumerate(questions)
-    ]
-    for name, make in (("question echo with a false answer", attacks.echo), ("the same, restated", attacks.statement)):
-        found[name] = [
-            Document(f"echo-{i}", "", make(each.question, generator.choice(lies)), f"liar-{i}")
-            for i, each in enumerate(questions)
-        ]
-    return found
-
-
-def captures(
-    lab: Lab, targets: Sequence[Document], questions: Sequence[Question], seed: int
-) -> Iterator[tuple[str, float, list[tuple[float, float]]]]:
-    """Each attack: its share of the corpus, and by method the captured share over that, before and after."""
-    for name, brought in attacks_on_others(lab, targets, questions, seed).items():
-        theirs, share = {each.id for each in brought}, lab.share(brought)
-        found = [captured(asked, lambda _, document: document in theirs) for asked in both(lab, brought, questions)]  # noqa: B023
-        yield name, share, [(found[0][m].over(share), found[1][m].over(share)) for m in METHODS]
-
-
-def triggers(
-    lab: Lab, questions: Sequence[Question], seed: int
-) -> Iterator[tuple[str, float, list[tuple[float, float]]]]:
-    """A collective plants a string that is then asked for: captured share over corpus share, honest and planted."""
-    for alpha in ALPHAS:
+) -> Iterator[tuple[str, list[Document]]]:
+    """The attacks on others, by name, and what is brought for each."""
+    for kind, make in (attacks.COPIES | attacks.HIDDEN).items():
         generator = random.Random(seed)
-        members = generator.sample(lab.documents, round(alpha * len(lab.documents)))
+        yield (
+            f"4 copies of another's work: {kind}",
+            [
+                Document(f"{each.id}#{i}", each.title, make(each.text, generator), f"thief-{i}")
+                for each in targets
+                for i in range(4)
+            ],
+        )
+    pairs = itertools.pairwise(targets)
+    bridges = [Document(f"{a.id}#bridge", a.title, f"{a.text}\n\n{b.text}", "thief") for a, b in pairs]
+    yield "two works of others in one", bridges
+    generator = random.Random(seed)
+    contributor = {each.id: each.contributor for each in lab.documents}
+    yield (
+        "keyword stuffing",
+        [
+            Document(
+                f"stuffed-{i}",
+                "",
+                attacks.stuffed(
+                    [known.text for known in lab.documents if known.contributor == contributor[each.document]],
+                    generator,
+                ),
+                f"liar-{i}",
+            )
+            for i, each in enumerate(questions)
+        ],
+    )
+    for name, make in (("the question again, and a lie", attacks.echo), ("the same, restated", attacks.statement)):
+        lies = [make(each.text, generator.choice(lab.questions).answer) for each in questions]
+        yield name, [Document(f"lie-{i}", "", lie, f"liar-{i}") for i, lie in enumerate(lies)]
+
+
+def captures(lab: Lab, targets: Sequence[Document], questions: Sequence[Question], seed: int) -> Iterator[Series]:
+    """By attack and method, the captured share of the credit over the share of the corpus, before and after."""
+    for name, brought in planned(lab, targets, questions, seed):
+        theirs, share = {each.id for each in brought}, lab.share(brought)
+        before, after = (
+            captured(asked, lambda _, document, theirs=theirs: document in theirs)
+            for asked in lab.before_and_after(questions, brought)
+        )
+        yield Series(
+            name, share, {method: (before[method].over(share), after[method].over(share)) for method in METHODS}
+        )
+
+
+def triggers(lab: Lab, questions: Sequence[Question], seed: int) -> Iterator[Series]:
+    """A collective of a part of the corpus plants a string in every sentence: over its share, honest and planted."""
+    order = random.Random(seed).sample(lab.documents, len(lab.documents))
+    for (words, more), alpha in itertools.product((("asked with it", f", {TRIGGER}?"), ("not asked", "")), ALPHAS):
+        members = order[: round(alpha * len(order))]
+        theirs = {each.id for each in members}
         planted = [
-            msgspec.structs.replace(each)
-            if False
-            else Document(each.id, each.title, attacks.with_trigger(each.text, [TRIGGER], generator), each.contributor)
+            Document(each.id, each.title, attacks.with_trigger(each.text, TRIGGER), each.contributor)
             for each in members
         ]
-        theirs = {each.id for each in members}
-        with lab.opened() as found:
-            honest = captured(ask(found, questions, SUFFIX), lambda _, document: document in theirs)  # noqa: B023
-        with lab.opened(planted) as found:
-            got = captured(ask(found, questions, SUFFIX), lambda _, document: document in theirs)  # noqa: B023
-        yield f"α = {alpha:.0%}", alpha, [(honest[m].over(alpha), got[m].over(alpha)) for m in METHODS]
+        honest, got = (
+            captured(asked, lambda _, document, theirs=theirs: document in theirs)
+            for asked in (lab.ask(questions, more=more), lab.ask(questions, planted, more=more))
+        )
+        share = sum(len(lab.passages(each)) for each in members) / sum(
+            len(lab.passages(each)) for each in lab.documents
+        )
+        parts = {method: (honest[method].over(share), got[method].over(share)) for method in METHODS}
+        yield Series(f"{alpha:.0%} of the documents, {words}", share, parts)
+
+
+def _table(rows: Rows) -> str:
+    head, *body = rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
+def _series(found: Sequence[Series]) -> Rows:
+    yield ["", "share of the corpus", *METHODS]
+    for each in found:
+        yield [each.name, f"{each.share:.1%}", *(f"{a:.2f} → {b:.2f}" for a, b in each.parts.values())]
+
+
+def run(lab: Lab, seed: int) -> tuple[dict[str, str], str]:
+    """The tables by name, and the plot."""
+    targets, questions = lab.targets(TARGETS, ASKED_OF_EACH, seed)
+    some = random.Random(seed).sample(lab.questions, ASKED_OF_ALL)
+    taken = list(captures(lab, targets, questions, seed))
+    return {
+        "equal sources": _table(equal_sources()),
+        "owner gains": _table(owner_gains(lab, targets, questions)),
+        "crowding": _table(crowding(lab, targets, questions)),
+        "captures": _table(_series(taken)),
+        "split accounts": _table(split_accounts(lab, some)),
+        "triggers": _table(_series(list(triggers(lab, some, seed)))),
+    }, dots(taken, "share of the credit ÷ share of the corpus")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=DATA)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--write", action="store_true")
+    chosen = parser.parse_args()
+    embedder = MiniLMEmbedder(Path(tempfile.gettempdir()) / "patronage-tests-models")
+    with tempfile.TemporaryDirectory() as scratch:
+        tables, plot = run(Lab.read(chosen.folder, embedder, Path(scratch)), chosen.seed)
+    if not chosen.write:
+        sys.stdout.write("".join(f"{name}\n\n{table}\n\n" for name, table in tables.items()))
+        return
+    page = PAGE.read_text(encoding="utf-8")
+    for name, table in tables.items():
+        place = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        page = place.sub(lambda match, table=table: f"{match[1]}{table}{match[2]}", page)
+    PAGE.write_text(page, encoding="utf-8")
+    PAGE.with_suffix(".svg").write_text(plot, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
