@@ -13,7 +13,7 @@ the result is exact, and the same on every machine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from itertools import combinations
 from math import factorial
@@ -27,9 +27,9 @@ Unions = tuple[int, ...]
 """For each member of the game, the number of its union; numbers count up from 0 in the order of appearance."""
 
 
-def unions_of(owners: Sequence[str]) -> Unions:
+def unions_of(owners: Sequence[Hashable]) -> Unions:
     """The union structure in which members of the same owner are together."""
-    numbers: dict[str, int] = {}
+    numbers: dict[Hashable, int] = {}
     return tuple(numbers.setdefault(owner, len(numbers)) for owner in owners)
 
 

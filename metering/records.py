@@ -35,17 +35,22 @@ class Split(msgspec.Struct, frozen=True):
 
 
 class Use(msgspec.Struct, frozen=True):
-    """One document that was retrieved for one query."""
+    """One document that was retrieved for one query, and that stands for its copies.
+
+    What a copy would have earned is in it: of near-duplicates, the one that was registered first is retrieved.
+    """
 
     document: str
     version: str
     """SHA-256 of the version's text, in hex."""
     contributor: str
-    """Who brought the document: the player of the query's game."""
+    """Who brought the document."""
     splits: tuple[Split, ...]
     score: int
     """Retrieval score times ``SCORE_ONE``."""
     cited: bool
+    registered_ms: int = 0
+    """Since when its contributor has registered what was retrieved of it: the evidence that it is the original."""
 
 
 class UsageRecord(msgspec.Struct, frozen=True, kw_only=True):

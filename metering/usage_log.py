@@ -34,6 +34,7 @@ _USE: Final = pa.struct(
         ("splits", pa.list_(_SPLIT)),
         ("score", pa.int64()),
         ("cited", pa.bool_()),
+        ("registered_ms", pa.int64()),
     ]
 )
 _STRINGS: Final = {"id", "account", "key", "model", "purpose", "value_function", "idempotency"}

@@ -18,9 +18,10 @@ _WORD = re.compile(r"\w+")
 _WORD_CHARS_MAX: Final = 40
 _STEMMERS = threading.local()  # a Snowball stemmer is not thread-safe; each thread has its own
 
+_ASKING_WORDS = "what who whom whose which when where why how"
 # Words that carry the form of a question and not its subject.
 _QUESTION_WORDS = (
-    "what who whom whose which when where why how is are was were do does did the a an of in to for on at by with "
+    f"{_ASKING_WORDS} is are was were do does did the a an of in to for on at by with "
     "from and or be been has have had that this it its as"
 )
 
@@ -39,6 +40,12 @@ def stems(text: str) -> list[str]:
 @lru_cache(maxsize=1)
 def _question_stems() -> frozenset[str]:
     return frozenset(stems(_QUESTION_WORDS))
+
+
+@lru_cache(maxsize=1)
+def interrogative_stems() -> frozenset[str]:
+    """The stems of the words that ask."""
+    return frozenset(stems(_ASKING_WORDS))
 
 
 def subject_stems(question: str) -> list[str]:

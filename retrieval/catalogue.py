@@ -1,4 +1,4 @@
-"""The catalogue: contributors, documents, their versions and passages, in SQL.
+"""The catalogue: contributors, documents and their versions, in SQL; their passages are in :mod:`passage_table`.
 
 Every change to what may be retrieved advances one clock in the same transaction. A replica that has seen clock
 ``n`` asks for what changed since, so a withdrawal reaches every replica with its next query.
@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
-import numpy.typing as npt
 import sqlalchemy as sa
 
+from retrieval import passage_table
 from retrieval.analysis import stems, term_ids
 from retrieval.chunking import Span, passages
 from retrieval.documents import Document, DocumentConflict, DocumentError, Split, Terms
 from retrieval.embedding import Embedder
+from retrieval.near_duplicates import runs_of
+from retrieval.passage_table import METADATA, PreparedPassage, StoredPassage, passages_table
 
-METADATA = sa.MetaData()
 _ID = sa.String(200)
 
 contributors = sa.Table(
@@ -59,23 +60,6 @@ versions = sa.Table(
     sa.Column("added_ms", sa.BigInteger, nullable=False),
 )
 
-passages_table = sa.Table(
-    "passages",
-    METADATA,
-    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
-    sa.Column("document", sa.Integer, nullable=False, index=True),
-    sa.Column("version", sa.String(64), nullable=False),
-    sa.Column("start", sa.Integer, nullable=False),
-    sa.Column("text", sa.Text, nullable=False),
-    sa.Column("sentences", sa.LargeBinary, nullable=False),
-    sa.Column("terms", sa.LargeBinary, nullable=False),
-    sa.Column("sentence_terms", sa.LargeBinary, nullable=False),
-    sa.Column("vector", sa.LargeBinary, nullable=False),
-    sa.Column("sentence_vectors", sa.LargeBinary, nullable=False),
-    sa.Column("embedder", sa.String(200), nullable=False),
-    sqlite_autoincrement=True,
-)
-
 clock = sa.Table(
     "catalogue_clock",
     METADATA,
@@ -86,31 +70,6 @@ clock = sa.Table(
 _CHUNK: Final = 500
 
 Outcome = Literal["added", "replaced", "updated", "unchanged"]
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedPassage:
-    """A passage ready to be stored: text, spans and vectors. Spans are relative to the passage's start."""
-
-    start: int
-    text: str
-    sentences: npt.NDArray[np.int32]
-    terms: npt.NDArray[np.uint32]
-    sentence_terms: npt.NDArray[np.int32]
-    """How many of ``terms``, in order, belong to each sentence; shape ``[sentences]``."""
-    vector: npt.NDArray[np.float32]
-    sentence_vectors: npt.NDArray[np.float16]
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPassage(PreparedPassage):
-    """A passage as the catalogue gives it back."""
-
-    id: int
-    document: int
-    """The document's number."""
-    version: str
-    embedder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +198,7 @@ class Catalogue:
         """
         now = _now_ms()
         withdrawn = []
+        orphaned: list[int] = []
         with self._engine.begin() as connection:
             tick = _advance(connection)
             for document in _by_id(connection, ids).values():
@@ -249,7 +209,8 @@ class Catalogue:
                     continue
                 change = sa.update(documents).where(documents.c.number == document.number)
                 connection.execute(change.values(withdrawn_ms=now, changed=tick))
-                connection.execute(sa.delete(passages_table).where(passages_table.c.document == document.number))
+                orphaned += passage_table.remove(connection, document.number)
+            _mark(connection, passage_table.settle(connection, orphaned), tick)
         return withdrawn
 
     def replace_passages(
@@ -263,8 +224,7 @@ class Catalogue:
                 live = documents.c.withdrawn_ms.is_(None)
                 changed = connection.execute(sa.update(documents).where(*same, live).values(changed=tick))
                 if changed.rowcount == 1:
-                    connection.execute(sa.delete(passages_table).where(passages_table.c.document == document.number))
-                    _store_passages(connection, document.number, document.version, prepared, embedder)
+                    _replace(connection, document.number, document.id, document.version, prepared, embedder, tick)
 
     def changes(self, since: int) -> tuple[int, list[StoredDocument]]:
         """A clock, and every document that changed after ``since``, up to that clock at least."""
@@ -275,11 +235,30 @@ class Catalogue:
 
     def passages_of(self, numbers: Sequence[int]) -> Iterator[StoredPassage]:
         """The passages of those documents."""
-        yield from self._passages(passages_table.c.document, numbers)
+        with self._engine.connect() as connection:
+            yield from passage_table.load(connection, passages_table.c.document, numbers)
 
     def passages(self, ids: Sequence[int]) -> Iterator[StoredPassage]:
         """The passages of those ids that still exist."""
-        yield from self._passages(passages_table.c.id, ids)
+        with self._engine.connect() as connection:
+            yield from passage_table.load(connection, passages_table.c.id, ids)
+
+    def copies(self, numbers: Sequence[int]) -> dict[int, dict[str, int]]:
+        """Of documents with passages that are copies: how many are copies of which document, by number and id."""
+        copy, original = passages_table.alias("copy"), passages_table.alias("original")
+        query = (
+            sa.select(copy.c.document, documents.c.id, sa.func.count().label("passages"))
+            .join_from(copy, original, copy.c.original == original.c.id)
+            .join(documents, original.c.document == documents.c.number)
+            .group_by(copy.c.document, documents.c.id)
+            .order_by(copy.c.document, documents.c.id)
+        )
+        found: dict[int, dict[str, int]] = {}
+        with self._engine.connect() as connection:
+            for i in range(0, len(numbers), _CHUNK):
+                for row in connection.execute(query.where(copy.c.document.in_(numbers[i : i + _CHUNK]))):
+                    found.setdefault(row.document, {})[row.id] = row.passages
+        return found
 
     def _select(
         self, column: sa.Column[str] | sa.Column[int], keys: Sequence[str] | Sequence[int]
@@ -288,12 +267,6 @@ class Catalogue:
             for i in range(0, len(keys), _CHUNK):
                 query = sa.select(documents).where(column.in_(keys[i : i + _CHUNK]))
                 yield from map(_document, connection.execute(query))
-
-    def _passages(self, column: sa.Column[int], keys: Sequence[int]) -> Iterator[StoredPassage]:
-        with self._engine.connect() as connection:
-            for i in range(0, len(keys), _CHUNK):
-                query = sa.select(passages_table).where(column.in_(keys[i : i + _CHUNK])).order_by(passages_table.c.id)
-                yield from map(_passage, connection.execute(query))
 
 
 def _put(
@@ -315,27 +288,23 @@ def _put(
             raise DocumentError(f"document {document.id} disappeared while it was compared; try again")
         inserted = connection.execute(sa.insert(documents).values(**row, added_ms=now, changed=tick))
         (number,) = inserted.inserted_primary_key or (0,)
-        _store_version(connection, number, document, prepared, embedder, now)
+        _store_version(connection, document, now)
+        since = [now] * len(prepared)
+        stored_now = passage_table.store(connection, number, document.version, prepared, since, embedder)
+        _mark(connection, stored_now, tick)
         return "added"
     if stored.version != document.version:
         if prepared is None:
             raise DocumentError(f"document {document.id} changed while it was compared; try again")
-        connection.execute(sa.delete(passages_table).where(passages_table.c.document == stored.number))
-        _store_version(connection, stored.number, document, prepared, embedder, now)
+        _store_version(connection, document, now)
+        _replace(connection, stored.number, document.id, document.version, prepared, embedder, tick)
     elif row == _row_of(stored):
         return "unchanged"
     connection.execute(sa.update(documents).where(documents.c.number == stored.number).values(**row, changed=tick))
     return "updated" if stored.version == document.version else "replaced"
 
 
-def _store_version(
-    connection: sa.Connection,
-    number: int,
-    document: Document,
-    prepared: Iterable[PreparedPassage],
-    embedder: str,
-    now: int,
-) -> None:
+def _store_version(connection: sa.Connection, document: Document, now: int) -> None:
     known = sa.select(versions.c.sha256).where(
         versions.c.document == document.id, versions.c.sha256 == document.version
     )
@@ -343,29 +312,39 @@ def _store_version(
         connection.execute(
             sa.insert(versions).values(document=document.id, sha256=document.version, text=document.text, added_ms=now)
         )
-    _store_passages(connection, number, document.version, prepared, embedder)
 
 
-def _store_passages(
-    connection: sa.Connection, number: int, version: str, prepared: Iterable[PreparedPassage], embedder: str
+def _replace(
+    connection: sa.Connection,
+    number: int,
+    document: str,
+    version: str,
+    prepared: Sequence[PreparedPassage],
+    embedder: str,
+    tick: int,
 ) -> None:
-    rows = [
-        {
-            "document": number,
-            "version": version,
-            "start": passage.start,
-            "text": passage.text,
-            "sentences": passage.sentences.tobytes(),
-            "terms": passage.terms.tobytes(),
-            "sentence_terms": passage.sentence_terms.tobytes(),
-            "vector": passage.vector.tobytes(),
-            "sentence_vectors": passage.sentence_vectors.tobytes(),
-            "embedder": embedder,
-        }
-        for passage in prepared
-    ]
-    if rows:
-        connection.execute(sa.insert(passages_table), rows)
+    """Other passages for a document. What an older version had keeps the date of that version."""
+    table = versions.c
+    mine = sa.select(table.added_ms).where(table.document == document, table.sha256 == version)
+    own = int(connection.execute(mine).scalar_one())
+    older = sa.select(table.added_ms, table.text).where(
+        table.document == document,
+        table.added_ms.in_(passage_table.dates(connection, number)),
+        table.added_ms < own,
+    )
+    dated = [(row.added_ms, runs_of(row.text)) for row in connection.execute(older.order_by(table.added_ms))]
+    since = passage_table.first_registered(dated, prepared, own)
+    orphaned = passage_table.remove(connection, number)
+    changed = passage_table.store(connection, number, version, prepared, since, embedder)
+    _mark(connection, changed | passage_table.settle(connection, orphaned), tick)
+
+
+def _mark(connection: sa.Connection, numbers: Iterable[int], tick: int) -> None:
+    """Say that documents changed for retrieval: replicas take them in anew."""
+    every = sorted(numbers)
+    for i in range(0, len(every), _CHUNK):
+        chosen = documents.c.number.in_(every[i : i + _CHUNK])
+        connection.execute(sa.update(documents).where(chosen).values(changed=tick))
 
 
 def _row(document: Document) -> dict[str, object]:
@@ -409,23 +388,6 @@ def _document(row: sa.Row[tuple[object, ...]]) -> StoredDocument:
         added_ms=row.added_ms,
         withdrawn_ms=row.withdrawn_ms,
         changed=row.changed,
-    )
-
-
-def _passage(row: sa.Row[tuple[object, ...]]) -> StoredPassage:
-    vector = np.frombuffer(row.vector, np.float32)
-    return StoredPassage(
-        start=row.start,
-        text=row.text,
-        sentences=np.frombuffer(row.sentences, np.int32).reshape(-1, 2),
-        terms=np.frombuffer(row.terms, np.uint32),
-        sentence_terms=np.frombuffer(row.sentence_terms, np.int32),
-        vector=vector,
-        sentence_vectors=np.frombuffer(row.sentence_vectors, np.float16).reshape(-1, len(vector)),
-        id=row.id,
-        document=row.document,
-        version=row.version,
-        embedder=row.embedder,
     )
 
 

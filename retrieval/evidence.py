@@ -16,14 +16,18 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from retrieval.catalogue import PreparedPassage
+from retrieval.analysis import interrogative_stems, stems, term_ids
 from retrieval.embedding import Vector
+from retrieval.near_duplicates import RUN, runs
+from retrieval.passage_table import PreparedPassage
 
 Floats = npt.NDArray[np.float64]
 
 _K1: Final = 1.2
 _B: Final = 0.75
 _MEAN_WORDS: Final = 22.0
+_ECHO: Final = 0.6
+"""A sentence with this part of the question's wording says the question again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +72,24 @@ def weigh(question: Question, passages: Sequence[PreparedPassage]) -> list[Evide
         Evidence(*parts)
         for parts in zip(np.split(similarity, edges), np.split(coverage, edges), np.split(lexical, edges), strict=True)
     ]
+
+
+def echoes(question: str, passages: Sequence[PreparedPassage]) -> list[npt.NDArray[np.bool_]]:
+    """For each passage, which sentences say the question again, asking words included.
+
+    Such a sentence is like the question in every measure, whatever it says of the answer, and is easily planted.
+    """
+    stemmed = stems(question)
+    asking = np.asarray([stem in interrogative_stems() for stem in stemmed], np.bool_)
+    counts = [len(passage.sentence_terms) for passage in passages]
+    edges = np.cumsum([0, *counts])
+    if not asking.any() or not passages:
+        return np.split(np.zeros(edges[-1], np.bool_), edges[1:-1])
+    asked, _ = runs(term_ids(stemmed), np.asarray([len(stemmed)], np.int32))
+    with_asking = asked[[bool(asking[i : i + RUN].any()) for i in range(len(asked))]]
+    hashes = np.concatenate([passage.shingled[0] for passage in passages])
+    owner = np.concatenate([passage.shingled[1] + edge for passage, edge in zip(passages, edges[:-1], strict=True)])
+    said = np.flatnonzero(np.isin(hashes, asked))
+    part = np.bincount(owner[said], minlength=edges[-1]) / len(np.unique(asked))
+    asks = np.bincount(owner[said][np.isin(hashes[said], with_asking)], minlength=edges[-1])
+    return np.split((part >= _ECHO) & (asks > 0), edges[1:-1])

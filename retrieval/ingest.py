@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from retrieval.catalogue import Catalogue, Outcome, PreparedPassage, StoredDocument, prepare
+from retrieval.catalogue import Catalogue, Outcome, StoredDocument, prepare
 from retrieval.documents import Document, DocumentError, check
 from retrieval.embedding import Embedder
+from retrieval.passage_table import PreparedPassage
 from retrieval.readers import Found, Rejection
 
 BATCH_DOCUMENTS: Final = 64

@@ -15,11 +15,13 @@ import numpy.typing as npt
 from cachetools import LRUCache
 
 from retrieval.analysis import subject_stems, term_ids
-from retrieval.catalogue import Catalogue, StoredDocument, StoredPassage
+from retrieval.catalogue import Catalogue, StoredDocument
 from retrieval.dense_index import DenseIndex, Mask, Rows
 from retrieval.embedding import Embedder
-from retrieval.evidence import Evidence, Floats, Question, weigh
+from retrieval.evidence import Evidence, Floats, Question, echoes, weigh
 from retrieval.lexical_index import LexicalEntry, LexicalIndex, LexicalView
+from retrieval.near_duplicates import repeated_sentences
+from retrieval.passage_table import StoredPassage
 
 CANDIDATES: Final = 100
 """How many passages each index proposes."""
@@ -52,6 +54,9 @@ class RetrievedPassage:
     sentences: npt.NDArray[np.int32]
     """Spans relative to ``start``, shape ``[n, 2]``."""
     evidence: Evidence
+    own: Mask
+    """Which sentences are its own: neither said by what was registered before and retrieved too, nor the question."""
+    registered_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,11 @@ class RetrievedDocument:
     score: float
     """Sum of standardised measures: comparable within one retrieval only."""
     passages: tuple[RetrievedPassage, ...]
+
+    @property
+    def registered_ms(self) -> int:
+        """Since when it has the best of its passages."""
+        return self.passages[0].registered_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +84,10 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The index at one clock. Arrays have one entry a row; rows are never renumbered within a view's life."""
+    """The index at one clock. Arrays have one entry a row; rows are never renumbered within a view's life.
+
+    Only originals have rows. So copies change neither what is found nor the statistics it is ranked by.
+    """
 
     clock: int
     dense: DenseIndex
@@ -86,15 +99,14 @@ class _View:
     restricted: dict[int, StoredDocument] = field(repr=False)
     """The documents that not every query may use."""
 
-    def allowed(self, purpose: str, price: int) -> Mask:
-        """The rows that a query of that purpose and price may use."""
-        refused = [
+    def refused(self, purpose: str, price: int) -> list[int]:
+        """The numbers of the documents that a query of that purpose and price may not use."""
+        return [
             number
             for number, document in self.restricted.items()
             if price < document.terms.floor
             or (document.terms.purposes is not None and purpose not in document.terms.purposes)
         ]
-        return self.alive & ~np.isin(self.document, refused) if refused else self.alive
 
 
 class Retriever:
@@ -128,16 +140,48 @@ class Retriever:
         terms = term_ids(subject_stems(text))
         idf = view.lexical.idf(terms.tolist())
         question = Question(text, self._embedder.embed_query(text), terms, idf)
-        rows, base = self._candidates(view, question, top_k, view.allowed(purpose, price), purpose, price)
+        refused = view.refused(purpose, price)
+        allowed = view.alive & ~np.isin(view.document, refused) if refused else view.alive
+        rows, base = self._candidates(view, question, top_k, allowed, purpose, price)
         found = self._load(view.passage[rows])
         kept = np.asarray([stored is not None for stored in found], np.bool_)
         passages = [stored for stored in found if stored is not None]
         evidence = weigh(question, passages)
+        repeated = _repeated(passages, evidence)
+        echoed = echoes(text, passages)
         scores = base[kept] + SENTENCE_WEIGHT * (
             _standardised(np.asarray([each.similarity.max(initial=0.0) for each in evidence]))
             + _standardised(np.asarray([each.lexical.max(initial=0.0) for each in evidence]))
         )
-        return Retrieval(question, _group(view, passages, evidence, scores, top_k))
+        number = np.asarray([stored.document for stored in passages])
+        taken = [(source >= 0) & (number[source] != mine) for source, mine in zip(repeated, number, strict=True)]
+        demoted = [_found_for_others(each, mask) for each, mask in zip(evidence, taken, strict=True)]
+        scores[demoted] -= 1 + np.ptp(scores) if len(scores) else 0  # behind everything that is found for itself
+        ranked = _ranked(view, passages, scores, top_k)
+        chosen = [i for _, indexes in ranked for i in indexes]
+        parts = {
+            i: RetrievedPassage(
+                id=passages[i].id,
+                start=passages[i].start,
+                text=passages[i].text,
+                sentences=passages[i].sentences,
+                evidence=evidence[i],
+                own=~np.isin(repeated[i], chosen) & ~echoed[i],
+                registered_ms=passages[i].registered_ms,
+            )
+            for i in chosen
+        }
+        return Retrieval(
+            question,
+            tuple(
+                RetrievedDocument(
+                    document=view.documents[number],
+                    score=float(scores[indexes[0]]),
+                    passages=tuple(parts[i] for i in indexes),
+                )
+                for number, indexes in ranked
+            ),
+        )
 
     def _candidates(
         self, view: _View, question: Question, top_k: int, allowed: Mask, purpose: str, price: int
@@ -226,6 +270,8 @@ class Retriever:
                         f"the documents were embedded with {stored.embedder}, and the setting says "
                         f"{self._embedder.name}: set PATRONAGE_EMBEDDER back, or run `patronage reembed`"
                     )
+                if stored.original is not None:
+                    continue
                 terms = live[stored.document].terms
                 entries.append(LexicalEntry(row, stored.document, stored.terms, terms.purposes, terms.floor))
                 vectors.append(stored.vector)
@@ -249,34 +295,36 @@ class Retriever:
         )
 
 
-def _group(
-    view: _View,
-    passages: Sequence[StoredPassage],
-    evidence: Sequence[Evidence],
-    scores: Floats,
-    top_k: int,
-) -> tuple[RetrievedDocument, ...]:
-    """The passages by document, documents by their best passage, ties by document id."""
+def _ranked(view: _View, passages: Sequence[StoredPassage], scores: Floats, top_k: int) -> list[tuple[int, list[int]]]:
+    """The best documents' numbers, by their best passage, ties by id, and the indexes of their passages."""
     best: dict[int, list[int]] = {}
     for i in np.lexsort((np.asarray([passage.id for passage in passages]), -scores)):
         best.setdefault(passages[i].document, []).append(int(i))
     ranked = sorted(best.items(), key=lambda item: (-scores[item[1][0]], view.documents[item[0]].id))
-    return tuple(
-        RetrievedDocument(
-            document=view.documents[number],
-            score=float(scores[indexes[0]]),
-            passages=tuple(
-                RetrievedPassage(
-                    id=passages[i].id,
-                    start=passages[i].start,
-                    text=passages[i].text,
-                    sentences=passages[i].sentences,
-                    evidence=evidence[i],
-                )
-                for i in indexes
-            ),
-        )
-        for number, indexes in ranked[:top_k]
+    return ranked[:top_k]
+
+
+def _repeated(passages: Sequence[StoredPassage], evidence: Sequence[Evidence]) -> list[npt.NDArray[np.int64]]:
+    """For each sentence of each passage, the index of the passage that has it by earlier registration, or -1.
+
+    A sentence that names more of what is asked for than anything in that passage is no repetition: what they
+    differ in is the point, as on pages that say the same of different things.
+    """
+    order = sorted(range(len(passages)), key=lambda i: passages[i].registration)
+    texts = [(passages[i].text, passages[i].sentences) for i in order]
+    found = repeated_sentences(texts, [passages[i].shingled for i in order])
+    places = np.asarray([*order, -1], np.int64)
+    named = np.asarray([*(each.coverage.max(initial=0.0) for each in evidence), np.inf])
+    result: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * len(passages)
+    for i, sources in zip(order, found, strict=True):
+        result[i] = np.where(evidence[i].coverage > named[places[sources]], -1, places[sources])
+    return result
+
+
+def _found_for_others(evidence: Evidence, taken: Mask) -> bool:
+    """Whether the best that a passage has for the question is said in another document, registered earlier."""
+    return bool(taken.any()) and any(
+        measure[~taken].max(initial=-np.inf) < measure.max() for measure in (evidence.similarity, evidence.lexical)
     )
 
 

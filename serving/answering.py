@@ -163,6 +163,7 @@ def _uses(retrieval: Retrieval, cited: set[int]) -> list[Use]:
             splits=tuple(Split(each.contributor, each.role, each.ppm) for each in found.document.splits),
             score=round(found.score * SCORE_ONE),
             cited=index in cited,
+            registered_ms=found.registered_ms,
         )
         for index, found in enumerate(retrieval.documents)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 from attribution.outcomes import Outcome
 from metering.money import Currency
 from metering.records import PPM
-from retrieval.catalogue import StoredDocument
+from retrieval.catalogue import Catalogue, StoredDocument
 from serving.answered import Answered
 
 
@@ -51,8 +52,13 @@ def outcome(reported: Outcome, currency: Currency) -> dict[str, Any]:
     }
 
 
-def document(stored: StoredDocument, currency: Currency) -> dict[str, Any]:
-    """A document as its contributor and the operator see it."""
+def documents(stored: Sequence[StoredDocument], catalogue: Catalogue, currency: Currency) -> list[dict[str, Any]]:
+    """Documents as their contributor and the operator see them."""
+    copies = catalogue.copies([each.number for each in stored])
+    return [_document(each, copies.get(each.number, {}), currency) for each in stored]
+
+
+def _document(stored: StoredDocument, copies: dict[str, int], currency: Currency) -> dict[str, Any]:
     purposes = stored.terms.purposes
     return {
         "id": stored.id,
@@ -65,6 +71,7 @@ def document(stored: StoredDocument, currency: Currency) -> dict[str, Any]:
             "purposes": None if purposes is None else list(purposes),
             "floor": currency.amount(stored.terms.floor),
         },
+        "copies": [{"original": name, "passages": count} for name, count in copies.items()],
         "state": "active" if stored.withdrawn_ms is None else "withdrawn",
         "added": timestamp(stored.added_ms),
         "withdrawn": None if stored.withdrawn_ms is None else timestamp(stored.withdrawn_ms),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
@@ -38,7 +38,7 @@ async def put(request: Request, caller: Contributor, service: TheService) -> Res
     line.id = line.id or new_id(line.title or "document")
     known = service.books.catalogue.get([line.id]).get(line.id)
     stored = await asyncio.to_thread(_ingest, service, line, caller.id)
-    return json_response(rendering.document(stored, service.books.currency), 200 if known else 201)
+    return json_response(_shown(service, stored), 200 if known else 201)
 
 
 @router.get("/v1/documents")
@@ -48,13 +48,14 @@ async def listed(
     """The contributor's documents in the order of their ids; ``next`` is what to pass as ``after``."""
     found = await asyncio.to_thread(service.books.catalogue.page, caller.id, after=after, limit=limit)
     more = found[-1].id if len(found) == limit else None
-    return json_response({"data": [rendering.document(each, service.books.currency) for each in found], "next": more})
+    data = await asyncio.to_thread(rendering.documents, found, service.books.catalogue, service.books.currency)
+    return json_response({"data": data, "next": more})
 
 
 @router.get("/v1/documents/{document:path}")
 async def show(document: str, caller: Contributor, service: TheService) -> Response:
     """One document."""
-    return json_response(rendering.document(_own(service, caller.id, document), service.books.currency))
+    return json_response(_shown(service, _own(service, caller.id, document)))
 
 
 @router.delete("/v1/documents/{document:path}")
@@ -62,7 +63,11 @@ async def withdraw(document: str, caller: Contributor, service: TheService) -> R
     """Withdraw a document: no query that begins after this response retrieves or cites it."""
     _own(service, caller.id, document)
     await asyncio.to_thread(service.books.catalogue.withdraw, [document], caller.id)
-    return json_response(rendering.document(_own(service, caller.id, document), service.books.currency))
+    return json_response(_shown(service, _own(service, caller.id, document)))
+
+
+def _shown(service: Service, stored: StoredDocument) -> dict[str, Any]:
+    return rendering.documents([stored], service.books.catalogue, service.books.currency)[0]
 
 
 def _own(service: Service, contributor: str, document: str) -> StoredDocument:

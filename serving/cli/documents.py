@@ -87,7 +87,7 @@ def list_documents(
     with open_books(settings) as books:
         after = ""
         while page := books.catalogue.page(contributor, after=after, limit=_PAGE):
-            rows += [rendering.document(each, books.currency) for each in page]
+            rows += rendering.documents(page, books.catalogue, books.currency)
             after = page[-1].id
     if not out.result({"documents": rows}):
         table = [(row["id"], row["version"][:12], row["contributor"], _terms(row), row["state"]) for row in rows]

@@ -155,6 +155,8 @@ def _score_document(
 ) -> None:
     for passage in document.passages:
         for i, (start, end) in enumerate(passage.sentences.tolist()):
+            if not passage.own[i]:
+                continue  # said before by another document: it plays once, for whoever registered it first
             text = passage.text[start:end]
             sentences.append(_Sentence(source, passage.start + start, text))
             scores.append(
@@ -174,11 +176,7 @@ def _choose(sentences: list[_Sentence], probabilities: npt.NDArray[np.float64]) 
     answered = 1.0 - float(probabilities[-1])
     chosen: list[int] = []
     reached = 0.0
-    said: set[str] = set()
     for i in order.tolist():
-        if sentences[i].text in said:
-            continue  # a copy of what was said adds nothing
-        said.add(sentences[i].text)
         chosen.append(i)
         reached += float(probabilities[i]) / answered
         if reached >= CONFIDENCE or len(chosen) == SENTENCES_MAX:

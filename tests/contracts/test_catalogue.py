@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from retrieval.catalogue import Catalogue, PreparedPassage, StoredPassage, prepare
+from retrieval.catalogue import Catalogue, prepare
 from retrieval.documents import PPM, Document, DocumentError, Split, Terms
 from retrieval.embedding import MiniLMEmbedder
+from retrieval.passage_table import PreparedPassage, StoredPassage
 
 MODEL = "model/1"
 TEXT = "Zoë\u2019s cafe\u0301 \U0001f469\u200d\U0001f467 opens. It closes."
@@ -30,7 +31,7 @@ def document(name: str = "d", text: str = TEXT, **more: Any) -> Document:
 
 
 def passage(text: str = "Some words.", start: int = 0, seed: int = 0, dimension: int = 8) -> PreparedPassage:
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng([seed, *text.encode()])  # other words, other terms: no copies
     return PreparedPassage(
         start=start,
         text=text,
@@ -200,9 +201,9 @@ class TestWithdraw:
 class TestClock:
     def test_every_change_advances_it_and_is_among_the_changes_since(self, catalogue: Catalogue):
         changes = [
-            lambda: put(catalogue, document("a"), document("b")),
+            lambda: put(catalogue, document("a"), document("b", text="The other one.")),
             lambda: put(catalogue, document("a", text="Another.")),
-            lambda: catalogue.put([(document("b", title="Another"), None)], MODEL),
+            lambda: catalogue.put([(document("b", text="The other one.", title="Another"), None)], MODEL),
             lambda: catalogue.replace_passages([(catalogue.get(["a"])["a"], [passage()])], MODEL),
             lambda: catalogue.withdraw(["b"]),
         ]

@@ -63,14 +63,16 @@ def retrieved(library: Retriever, question: str, top_k: int = 5) -> Retrieval:
 def made(question: str, *documents: Sequence[Measured], scores: Sequence[float] | None = None) -> Retrieval:
     """A retrieval of documents of one passage each, with the evidence that is given."""
     found = []
+    said: set[str] = set()
     for i, measured in enumerate(documents):
         texts = [text for text, *_ in measured]
         starts = np.cumsum([0, *(len(text) + 1 for text in texts)])[:-1]
         spans = np.asarray([(start, start + len(text)) for start, text in zip(starts, texts, strict=True)], np.int32)
         measures = (np.asarray([each[k] for each in measured], np.float64) for k in (1, 2, 3))
-        passage = RetrievedPassage(i, 0, " ".join(texts), spans.reshape(-1, 2), Evidence(*measures))
+        own = np.asarray([text not in said and not said.add(text) for text in texts], np.bool_)
+        passage = RetrievedPassage(i, 0, " ".join(texts), spans.reshape(-1, 2), Evidence(*measures), own, 0)
         stored = StoredDocument(i, f"d{i}", "ana", "0" * 64, "T", None, (), Terms(), 0, None, 1)
-        found.append(RetrievedDocument(stored, 0.0 if scores is None else scores[i], (passage,)))
+        found.append(RetrievedDocument(stored, 0.0 if scores is None else scores[i], (passage,), ()))
     nothing = np.empty(0)
     return Retrieval(Question(question, nothing.astype(np.float32), nothing.astype(np.uint32), nothing), tuple(found))
 
@@ -93,7 +95,7 @@ def assert_probabilities(given_answer: Answer, retrieval: Retrieval) -> None:
     read = retrieval.documents[:DOCUMENTS_READ]
     assert len(given_answer.worths) == len(read)
     for worths, each in zip(given_answer.worths, read, strict=True):
-        assert worths.shape == (sum(len(passage.sentences) for passage in each.passages),)
+        assert worths.shape == (sum(passage.own.sum() for passage in each.passages),)
         assert ((worths >= 0) & (worths <= 1)).all()
     assert sum(float(worths.sum()) for worths in given_answer.worths) <= 1 + 1e-12
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.catalogue import Catalogue, PreparedPassage, prepare
+from retrieval.catalogue import Catalogue, prepare
 from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
+from retrieval.passage_table import PreparedPassage
 from serving.database import open_database, sqlite_url
 from tests.unit.retrieval.library import shelf
 

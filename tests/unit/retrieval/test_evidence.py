@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from retrieval.analysis import stems, subject_stems, term_ids
-from retrieval.catalogue import PreparedPassage, prepare
+from retrieval.catalogue import prepare
 from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.evidence import Question, weigh
+from retrieval.passage_table import PreparedPassage
 from tests.unit.retrieval.library import document
 
 QUESTIONS = [

@@ -1,0 +1,193 @@
+"""Near-duplicates: when a later text says what an earlier one said, nearly in its words.
+
+Texts are compared by shingles (Broder 1997, "On the resemblance and containment of documents"): every run of three
+stems inside a sentence, so that the order of sentences does not matter. What counts is containment: the part of the
+later text's runs that the earlier one has. Between clearly a copy and clearly none, the embeddings decide. Pages
+that fill the same form with other facts are not copies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from retrieval.analysis import stems, term_ids
+from retrieval.chunking import sentences
+
+RUN: Final = 3
+"""Stems in a shingle."""
+CONTAINED: Final = 0.5
+"""A text of which the earlier one has this part is a copy. One word in five replaced leaves about half."""
+ALIKE: Final = 0.3
+"""From here on it is a copy if the embeddings agree."""
+ALIKE_COSINE: Final = 0.9
+SENTENCE_CONTAINED: Final = 0.6
+"""Sentences are short and share more by chance."""
+SHORT: Final = 4
+"""A text of fewer runs is a copy only of a text with the same runs: it says too little to be nearly another."""
+FACTS: Final = 0.05
+"""So many of a text's words must be other facts in the same places for it to be a form that was filled anew."""
+SKETCH: Final = 32
+
+Runs = npt.NDArray[np.uint64]
+
+_WORD: Final = re.compile(r"\w+")
+_SENTENCE_END: Final = re.compile(r"[.!?:\n]")
+_FACTORS: Final = np.asarray([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
+
+
+@dataclass(frozen=True, slots=True)
+class Wording:
+    """What is compared of a text."""
+
+    text: str
+    runs: Runs
+    """Distinct and sorted."""
+    vector: npt.NDArray[np.float32]
+
+
+def runs(terms: npt.NDArray[np.uint32], lengths: npt.NDArray[np.int32]) -> tuple[Runs, npt.NDArray[np.int64]]:
+    """The shingles of a text, as hashes, and the number of the sentence of each.
+
+    Args:
+        terms: the ids of its stems, sentence by sentence.
+        lengths: how many of them each sentence has. A sentence shorter than a run is one run.
+    """
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    padded = np.concatenate([terms.astype(np.uint64) + np.uint64(1), np.zeros(RUN - 1, np.uint64)])
+    beyond = np.concatenate([owner, np.full(RUN - 1, -1)])
+    mixed = np.zeros(len(terms), np.uint64)
+    for place in range(RUN):
+        inside = beyond[place : place + len(terms)] == owner
+        mixed ^= _scrambled(np.where(inside, padded[place : place + len(terms)], np.uint64(0)) * _FACTORS[place])
+    first = np.concatenate([[0], np.cumsum(lengths)])[owner]
+    whole = beyond[RUN - 1 : RUN - 1 + len(terms)] == owner
+    kept = whole | (np.arange(len(terms)) == first)
+    return _scrambled(mixed[kept]), owner[kept]
+
+
+def runs_of(text: str) -> Runs:
+    """The distinct shingles of a whole text, sorted."""
+    stemmed = [stems(text[start:end]) for start, end in sentences(text)]
+    terms = term_ids([stem for sentence in stemmed for stem in sentence])
+    return np.unique(runs(terms, np.asarray([len(each) for each in stemmed], np.int32))[0])
+
+
+def contained(later: Runs, earlier: Runs) -> float:
+    """The part of ``later`` that is in ``earlier``, both sorted and distinct; 0 where there is nothing."""
+    return len(np.intersect1d(later, earlier, assume_unique=True)) / len(later) if len(later) else 0.0
+
+
+def sketch(distinct: Runs) -> list[int]:
+    """Up to ``SKETCH`` of a text's runs by which near-duplicates find each other: those of the smallest hashes.
+
+    The same runs are small in every text, so near-duplicates have many of them in common. As signed 64-bit integers.
+    """
+    found: list[int] = np.sort(distinct)[:SKETCH].view(np.int64).tolist()
+    return found
+
+
+def repeats(later: Wording, earlier: Wording) -> bool:
+    """Whether ``later`` is a near-duplicate of a part of ``earlier``, or of all of it."""
+    part = contained(later.runs, earlier.runs)
+    if part < ALIKE or (len(later.runs) < SHORT and not np.array_equal(later.runs, earlier.runs)):
+        return False
+    if part < CONTAINED and float(later.vector @ earlier.vector) < ALIKE_COSINE:
+        return False
+    return not other_facts(later.text, earlier.text)
+
+
+def other_facts(later: str, earlier: str) -> bool:
+    """Whether the texts differ by what they say and not by how: most changes put one fact in the place of another.
+
+    Facts are words with a digit and names. What was only inserted or left out does not count, so that footnotes do
+    not make a copy an original.
+    """
+    mine, theirs = _words(later), _words(earlier)
+    changes = SequenceMatcher(None, [word for word, _ in theirs], [word for word, _ in mine], autojunk=False)
+    changed = swapped = 0
+    for tag, i, j, k, m in changes.get_opcodes():
+        if tag in {"replace", "insert"}:
+            changed += m - k
+        if tag == "replace":
+            swapped += min(sum(fact for _, fact in theirs[i:j]), sum(fact for _, fact in mine[k:m]))
+    return swapped > 0 and swapped >= FACTS * len(mine) and 2 * swapped >= changed
+
+
+def repeated_sentences(
+    texts: Sequence[tuple[str, npt.NDArray[np.int32]]], shingled: Sequence[tuple[Runs, npt.NDArray[np.int64]]]
+) -> list[npt.NDArray[np.int64]]:
+    """For each sentence of each passage, which passage has it earlier.
+
+    Args:
+        texts: the passages, the earliest first: text, and the spans of its sentences.
+        shingled: for each passage, its :func:`runs`.
+
+    Returns:
+        For each passage, shape ``[sentences]``: the index of the passage that holds the original, or -1.
+    """
+    if not texts:
+        return []
+    counts = [len(spans) for _, spans in texts]
+    edges = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    found = np.full(int(edges[-1]), -1, np.int64)
+    hashes = np.concatenate([each for each, _ in shingled])
+    sentence = np.concatenate([owner + edge for (_, owner), edge in zip(shingled, edges[:-1], strict=True)])
+    order = np.argsort(hashes, kind="stable")  # so the sentences of one run stand in their order
+    hashes, sentence = hashes[order], sentence[order]
+    again = (hashes[1:] == hashes[:-1]) & (sentence[1:] == sentence[:-1])
+    distinct = np.concatenate([[True], ~again]) if len(hashes) else np.empty(0, np.bool_)
+    hashes, sentence = hashes[distinct], sentence[distinct]
+    later, earlier, common = _pairs(hashes, sentence)
+    sizes = np.bincount(sentence, minlength=len(found))
+    needed = np.where(sizes < SHORT, sizes, SENTENCE_CONTAINED * sizes)[later]
+    alike = (common >= needed) & ((sizes[later] >= SHORT) | (sizes[later] == sizes[earlier]))
+    if alike.any():
+        passage = np.repeat(np.arange(len(texts)), counts)
+        said = [whole[start:end] for whole, spans in texts for start, end in spans.tolist()]
+        for this, that in zip(later[alike].tolist(), earlier[alike].tolist(), strict=True):
+            if found[this] < 0 and found[that] < 0 and not other_facts(said[this], said[that]):
+                found[this] = passage[that]
+    return np.split(found, edges[1:-1])
+
+
+def _pairs(hashes: Runs, sentence: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Pairs of sentences with a run in common, by the later one: the later, the earlier, and how many runs.
+
+    ``hashes`` are sorted, and the sentences of one hash stand in their order.
+    """
+    count = int(sentence.max(initial=0)) + 1
+    codes = []
+    for apart in range(1, len(hashes)):
+        same = np.flatnonzero(hashes[apart:] == hashes[:-apart])
+        if not len(same):
+            break
+        codes.append(sentence[same + apart] * count + sentence[same])
+    pairs, common = np.unique(np.concatenate(codes or [np.empty(0, np.int64)]), return_counts=True)
+    return pairs // count, pairs % count, common
+
+
+def _scrambled(values: Runs) -> Runs:
+    """SplitMix64's finalizer (Steele, Lea and Flood 2014): every bit depends on every bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def _words(text: str) -> list[tuple[str, bool]]:
+    """The words in lower case, and whether each is a fact: with a digit, or capital inside a sentence."""
+    found = []
+    end = 0
+    for match in _WORD.finditer(text):
+        word = match[0]
+        inside = end > 0 and not _SENTENCE_END.search(text, end, match.start())
+        fact = (inside and word[0].isupper()) or any(each.isdigit() for each in word)
+        found.append((word.lower(), fact))
+        end = match.end()
+    return found

@@ -1,0 +1,277 @@
+"""The passages that may be retrieved, in SQL, and which of them are copies.
+
+Rule ``earliest/1``. Passages come in the order of registration: time, then the document's number, then place. A
+passage is an *original* unless it is a near-duplicate (:mod:`retrieval.near_duplicates`) of an earlier original of
+another document; then it is a copy of the earliest such, and of no copy, so likeness does not chain from text to
+text. What is a copy depends on the passages alone and not on the order in which they came or went.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import sqlalchemy as sa
+
+from retrieval.near_duplicates import Runs, Wording, contained, repeats, runs, sketch
+
+METADATA = sa.MetaData()
+
+passages_table = sa.Table(
+    "passages",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("document", sa.Integer, nullable=False, index=True),
+    sa.Column("version", sa.String(64), nullable=False),
+    sa.Column("start", sa.Integer, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("sentences", sa.LargeBinary, nullable=False),
+    sa.Column("terms", sa.LargeBinary, nullable=False),
+    sa.Column("sentence_terms", sa.LargeBinary, nullable=False),
+    sa.Column("vector", sa.LargeBinary, nullable=False),
+    sa.Column("sentence_vectors", sa.LargeBinary, nullable=False),
+    sa.Column("embedder", sa.String(200), nullable=False),
+    sa.Column("registered_ms", sa.BigInteger, nullable=False),
+    sa.Column("original", sa.Integer, nullable=True, index=True),
+    sqlite_autoincrement=True,
+)
+
+sketches = sa.Table(
+    "sketches",
+    METADATA,
+    sa.Column("hash", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("passage", sa.Integer, primary_key=True, autoincrement=False, index=True),
+)
+
+LOOKED_AT: Final = 32
+"""Of how many passages that share parts of a sketch, the likest first, the wording is compared."""
+_CHUNK: Final = 500
+_DATES: Final = 32
+_SENIOR: Final = 0.8
+"""A passage of which an older version has this part is as old as that version."""
+
+
+@dataclass(frozen=True)
+class PreparedPassage:
+    """A passage ready to be stored: text, spans and vectors. Spans are relative to the passage's start."""
+
+    start: int
+    text: str
+    sentences: npt.NDArray[np.int32]
+    terms: npt.NDArray[np.uint32]
+    sentence_terms: npt.NDArray[np.int32]
+    """How many of ``terms``, in order, belong to each sentence; shape ``[sentences]``."""
+    vector: npt.NDArray[np.float32]
+    sentence_vectors: npt.NDArray[np.float16]
+
+    @cached_property
+    def shingled(self) -> tuple[Runs, npt.NDArray[np.int64]]:
+        """Its shingles, see :func:`retrieval.near_duplicates.runs`."""
+        return runs(self.terms, self.sentence_terms)
+
+    @property
+    def wording(self) -> Wording:
+        """What it is compared by."""
+        return Wording(self.text, np.unique(self.shingled[0]), self.vector)
+
+
+@dataclass(frozen=True)
+class StoredPassage(PreparedPassage):
+    """A passage as the catalogue gives it back."""
+
+    id: int
+    document: int
+    """The document's number."""
+    version: str
+    embedder: str
+    registered_ms: int
+    """When the document first had it."""
+    original: int | None
+    """The passage that it is a copy of."""
+
+    @property
+    def registration(self) -> tuple[int, int, int]:
+        """Its place in the order of registration."""
+        return self.registered_ms, self.document, self.start
+
+
+def load(connection: sa.Connection, column: sa.Column[int], keys: Sequence[int]) -> Iterator[StoredPassage]:
+    """The passages with one of ``keys`` in ``column``, by id."""
+    for i in range(0, len(keys), _CHUNK):
+        query = sa.select(passages_table).where(column.in_(keys[i : i + _CHUNK])).order_by(passages_table.c.id)
+        yield from map(_passage, connection.execute(query))
+
+
+def store(
+    connection: sa.Connection,
+    document: int,
+    version: str,
+    prepared: Sequence[PreparedPassage],
+    registered: Sequence[int],
+    embedder: str,
+) -> set[int]:
+    """Add passages of a document, registered at those times (ms); gives the documents that :func:`settle` does."""
+    rows = [
+        {
+            "document": document,
+            "version": version,
+            "start": passage.start,
+            "text": passage.text,
+            "sentences": passage.sentences.tobytes(),
+            "terms": passage.terms.tobytes(),
+            "sentence_terms": passage.sentence_terms.tobytes(),
+            "vector": passage.vector.tobytes(),
+            "sentence_vectors": passage.sentence_vectors.tobytes(),
+            "embedder": embedder,
+            "registered_ms": since,
+        }
+        for passage, since in zip(prepared, registered, strict=True)
+    ]
+    if not rows:
+        return set()
+    connection.execute(sa.insert(passages_table), rows)
+    new = list(load(connection, passages_table.c.document, [document]))
+    parts = [{"hash": part, "passage": each.id} for each in new for part in sketch(each.wording.runs)]
+    if parts:
+        connection.execute(sa.insert(sketches), parts)
+    return settle(connection, [each.id for each in new])
+
+
+def remove(connection: sa.Connection, document: int) -> list[int]:
+    """Remove the passages of a document; gives the passages that were copies of them, to :func:`settle`."""
+    gone = sa.select(passages_table.c.id).where(passages_table.c.document == document)
+    orphaned = sa.select(passages_table.c.id).where(passages_table.c.original.in_(gone))
+    found = list(connection.execute(orphaned).scalars())
+    connection.execute(sa.delete(sketches).where(sketches.c.passage.in_(gone)))
+    connection.execute(sa.delete(passages_table).where(passages_table.c.document == document))
+    return found
+
+
+def settle(connection: sa.Connection, passages: Iterable[int]) -> set[int]:
+    """Decide anew which of these passages are copies, and of all whose state depends on theirs.
+
+    It goes through them in the order of registration, and a passage's state depends on earlier ones only, so each
+    is decided for good.
+
+    Returns:
+        The numbers of the documents with a passage that became an original or a copy.
+    """
+    queue = [(each.registration, each.id) for each in load(connection, passages_table.c.id, list(passages))]
+    heapq.heapify(queue)
+    changed: set[int] = set()
+    decided: set[int] = set()
+    while queue:
+        _, number = heapq.heappop(queue)
+        if number in decided:
+            continue
+        decided.add(number)
+        (passage,) = load(connection, passages_table.c.id, [number])
+        found = _original(passage, _earlier_originals(connection, passage))
+        moves = found != passage.original
+        if moves:
+            moved = sa.update(passages_table).where(passages_table.c.id == number)
+            connection.execute(moved.values(original=found))
+            changed.add(passage.document)
+        if moves or found is None:
+            for each in _later(connection, passage):
+                heapq.heappush(queue, (each.registration, each.id))
+    return changed
+
+
+def first_registered(dated: Iterable[tuple[int, Runs]], prepared: Sequence[PreparedPassage], now: int) -> list[int]:
+    """When a document first had each of its new passages, in milliseconds.
+
+    Args:
+        dated: older versions, the oldest first: when they were registered, and the runs of their text. A passage
+            is compared with what was registered then, and not with what it became since, so that no one can turn
+            an old date into one of a new text step by step.
+        prepared: the passages of the new version.
+        now: its date.
+    """
+    found = [now] * len(prepared)
+    for since, text in dated:
+        for i, passage in enumerate(prepared):
+            if found[i] == now and contained(passage.wording.runs, text) >= _SENIOR:
+                found[i] = since
+    return found
+
+
+def dates(connection: sa.Connection, document: int) -> list[int]:
+    """Since when the document has its passages: the distinct times, the oldest ``32``, in order."""
+    column = passages_table.c.registered_ms
+    query = sa.select(column).where(passages_table.c.document == document).distinct().order_by(column).limit(_DATES)
+    return list(connection.execute(query).scalars())
+
+
+def _earlier_originals(connection: sa.Connection, passage: StoredPassage) -> list[StoredPassage]:
+    """The originals of other documents that it may be a copy of."""
+    table = passages_table.c
+    before = (table.registered_ms < passage.registered_ms) | (
+        (table.registered_ms == passage.registered_ms) & (table.document < passage.document)
+    )
+    found = connection.execute(_sharing(passage).where(before, table.original.is_(None)).limit(LOOKED_AT))
+    return list(load(connection, table.id, list(found.scalars())))
+
+
+def _later(connection: sa.Connection, passage: StoredPassage) -> list[StoredPassage]:
+    """The passages of other documents that are or may be copies of it."""
+    table = passages_table.c
+    after = (table.registered_ms > passage.registered_ms) | (
+        (table.registered_ms == passage.registered_ms) & (table.document > passage.document)
+    )
+    found = set(connection.execute(_sharing(passage).where(after)).scalars())
+    found |= set(connection.execute(sa.select(table.id).where(table.original == passage.id)).scalars())
+    return list(load(connection, table.id, sorted(found)))
+
+
+def _sharing(passage: StoredPassage) -> sa.Select[int]:
+    """The passages of other documents that share part of its sketch, those that share the most first."""
+    mine = sa.select(sketches.c.hash).where(sketches.c.passage == passage.id)
+    return (
+        sa.select(sketches.c.passage)
+        .join_from(sketches, passages_table, sketches.c.passage == passages_table.c.id)
+        .where(sketches.c.hash.in_(mine), passages_table.c.document != passage.document)
+        .group_by(sketches.c.passage)
+        .order_by(sa.func.count().desc(), sketches.c.passage)
+    )
+
+
+def _original(passage: StoredPassage, earlier: Iterable[StoredPassage]) -> int | None:
+    """The passage that it is a copy of. A copy may be cut elsewhere, so it is compared with all that a document has."""
+    together: dict[int, list[StoredPassage]] = {}
+    for each in sorted(earlier, key=lambda each: each.registration):
+        together.setdefault(each.document, []).append(each)
+    mine = passage.wording
+    for parts in together.values():
+        whole = Wording(
+            " ".join(each.text for each in parts),
+            np.unique(np.concatenate([each.shingled[0] for each in parts])),
+            max((each.vector for each in parts), key=lambda vector: float(vector @ mine.vector)),
+        )
+        if repeats(mine, whole):
+            return max(parts, key=lambda each: contained(mine.runs, each.wording.runs)).id
+    return None
+
+
+def _passage(row: Any) -> StoredPassage:
+    vector = np.frombuffer(row.vector, np.float32)
+    return StoredPassage(
+        start=row.start,
+        text=row.text,
+        sentences=np.frombuffer(row.sentences, np.int32).reshape(-1, 2),
+        terms=np.frombuffer(row.terms, np.uint32),
+        sentence_terms=np.frombuffer(row.sentence_terms, np.int32),
+        vector=vector,
+        sentence_vectors=np.frombuffer(row.sentence_vectors, np.float16).reshape(-1, len(vector)),
+        id=row.id,
+        document=row.document,
+        version=row.version,
+        embedder=row.embedder,
+        registered_ms=row.registered_ms,
+        original=row.original,
+    )
