@@ -42,10 +42,11 @@ class Signals:
         async with httpx.AsyncClient(trust_env=False, follow_redirects=False) as client:
             while not over.is_set():
                 try:
+                    await self.deliver(client)  # first: it needs no Redis
                     await self.watch()
-                    await self.deliver(client)
                     failing = False
                 except Exception as error:  # noqa: BLE001 # the next pass does what this one could not
+                    self._swept = -float("inf")
                     if not failing:
                         _log.warning("signals failed; trying again", reason=f"{type(error).__name__}: {error}")
                     failing = True

@@ -26,17 +26,24 @@ from tests.records import MOMENT_MS, a_record
 SHARDS = 4
 DEPLOYMENT = "state-machine"
 DAY_MS = 24 * 3600 * 1000
-FIRST_MS = MOMENT_MS + 15 * DAY_MS
-"""The day before the last of a month."""
+FIRST_MS = MOMENT_MS + 16 * DAY_MS
+"""The last day of a month."""
 KEYS = ("red", "blue")
 units = st.integers(1, 1_000)
-maybe = st.sampled_from([0, 0, 1])
+
+
+def or_none(values: st.SearchStrategy[int]) -> st.SearchStrategy[int]:
+    return st.just(0) | values
+
+
 limits = st.builds(
-    lambda requests, tokens, concurrent, day, month, on: Limits(*(a * b for a, b in zip(on, (
-        requests, tokens * 100, concurrent, day, month), strict=True))),
-    st.integers(1, 5), st.integers(1, 8), st.integers(1, 3), st.integers(1, 2_000), st.integers(1, 3_000),
-    st.tuples(maybe, maybe, maybe, maybe, maybe),
-)  # fmt: skip
+    Limits,
+    requests_per_minute=or_none(st.integers(1, 9)),
+    tokens_per_minute=or_none(st.sampled_from(range(100, 2_000, 100))),
+    concurrent_requests=or_none(st.integers(1, 5)),
+    day_cap=or_none(st.integers(1, 1_500)),
+    month_cap=or_none(st.integers(1, 2_000)),
+)
 
 
 class MeterMachine(RuleBasedStateMachine):
@@ -233,7 +240,7 @@ def test_the_meter_agrees_with_the_model_in_any_order(any_redis_url):
         from hypothesis.stateful import run_state_machine_as_test  # noqa: PLC0415 # beside its only use
 
         run_state_machine_as_test(
-            MeterMachine, settings=settings(max_examples=3 * settings().max_examples, stateful_step_count=12)
+            MeterMachine, settings=settings(max_examples=3 * settings().max_examples, stateful_step_count=20)
         )
     finally:
         MeterMachine.disconnect()
