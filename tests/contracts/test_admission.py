@@ -67,8 +67,8 @@ def refusals(found: list[Hold | type[MeterError]]) -> Counter[type[MeterError]]:
     ("limits", "error", "admitted"),
     [
         (Limits(), InsufficientFunds, 100),
-        (Limits(requests_per_minute=30), RateLimited, 30),
-        (Limits(tokens_per_minute=500), RateLimited, 50),
+        (Limits(requests_per_minute=5), RateLimited, 5),
+        (Limits(tokens_per_minute=50), RateLimited, 5),
         (Limits(concurrent_requests=7), RateLimited, 7),
         (Limits(day_cap=12_999), SpendingCapReached, 12),
         (Limits(month_cap=13_000), SpendingCapReached, 13),

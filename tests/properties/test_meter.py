@@ -38,8 +38,8 @@ def or_none(values: st.SearchStrategy[int]) -> st.SearchStrategy[int]:
 
 limits = st.builds(
     Limits,
-    requests_per_minute=or_none(st.integers(1, 9)),
-    tokens_per_minute=or_none(st.sampled_from(range(100, 2_000, 100))),
+    requests_per_minute=or_none(st.integers(1, 5)),
+    tokens_per_minute=or_none(st.sampled_from(range(100, 900, 100))),
     concurrent_requests=or_none(st.integers(1, 5)),
     day_cap=or_none(st.integers(1, 1_500)),
     month_cap=or_none(st.integers(1, 2_000)),
