@@ -28,6 +28,7 @@ from metering.meter import (
 )
 from metering.pricing import ModelPrice, PriceBook
 from metering.redis_meter import RedisMeter
+from metering.usage_log import parse
 from serving.audit import Check, _Free
 from tests.records import MOMENT_MS, a_record
 
@@ -38,7 +39,7 @@ DAY_MS = 24 * 3600 * 1000
 @pytest.fixture
 async def meter(redis_url: str) -> AsyncIterator[RedisMeter]:
     client = Redis.from_url(redis_url)
-    found = RedisMeter(client, deployment="d", shards=2, hold_ttl_ms=60_000, replay_ttl_ms=60_000)
+    found = RedisMeter(client, deployment="d", shards=2, hold_ttl_ms=60_000, replay_ttl_ms=60_000, retry_ttl_ms=60_000)
     await found.claim(fresh=True)
     await found.fund(Funding("acme", 1, 100_000, 0))
     yield found
@@ -204,7 +205,7 @@ class TestTheLedgersView:
             for i, (key, day, charge, free) in enumerate(spent)
         ]
         with engine.begin() as connection:
-            _count_usage(connection, records)
+            _count_usage(connection, parse([(f"{i + 1}-0", record.encode()) for i, record in enumerate(records)]))
         found = self.view(engine)
         assert (found.month, found.free_used) == ("2026-01", 49)
         assert set(found.keys) == {

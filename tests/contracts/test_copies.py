@@ -17,7 +17,7 @@ from retrieval.analysis import stems, term_ids
 from retrieval.catalogue import Catalogue
 from retrieval.documents import Document, Terms
 from retrieval.passage_table import PreparedPassage, passages_table, sketches
-from serving.migrations.versions import m0018_copies
+from serving.migrations.versions import m0007_copies
 
 pytestmark = pytest.mark.usefixtures("moments")
 
@@ -204,7 +204,7 @@ def test_a_database_from_before_learns_what_its_copies_are(engine: sa.Engine, ca
             connection.execute(sa.text("DROP INDEX ix_passages_original"))
             for column in ("registered_ms", "original"):
                 connection.execute(sa.text(f"ALTER TABLE passages DROP COLUMN {column}"))
-            m0018_copies.upgrade()
+            m0007_copies.upgrade()
     after = list(catalogue.passages_of([1, 2, 3]))
     assert [(each.id, each.registered_ms, each.original) for each in after] == [
         (each.id, each.registered_ms, each.original) for each in before

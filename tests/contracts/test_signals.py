@@ -84,7 +84,7 @@ async def deliver(books: Books, status: int, *, due: bool = True) -> list[httpx.
     if due:
         with books.engine.begin() as connection:
             connection.execute(sa.update(deliveries).where(deliveries.c.due_ms.is_not(None)).values(due_ms=1))
-    metering = Metering(books, Rich(0), None)  # type: ignore[arg-type] # nothing is drained here
+    metering = Metering(books, Rich(0), None, (), None)  # type: ignore[arg-type] # nothing is drained here
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
         await Signals(books, metering, Metrics()).deliver(client)
     return sent

@@ -72,7 +72,7 @@ def made(question: str, *documents: Sequence[Measured], scores: Sequence[float] 
         own = np.asarray([text not in said and not said.add(text) for text in texts], np.bool_)
         passage = RetrievedPassage(i, 0, " ".join(texts), spans.reshape(-1, 2), Evidence(*measures), own, 0)
         stored = StoredDocument(i, f"d{i}", "ana", "0" * 64, "T", None, (), Terms(), 0, None, 1)
-        found.append(RetrievedDocument(stored, 0.0 if scores is None else scores[i], (passage,), ()))
+        found.append(RetrievedDocument(stored, 0.0 if scores is None else scores[i], (passage,)))
     nothing = np.empty(0)
     return Retrieval(Question(question, nothing.astype(np.float32), nothing.astype(np.uint32), nothing), tuple(found))
 
