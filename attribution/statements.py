@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
+from attribution.agreement import Ablation
 from attribution.run import Tally, run_id
 from attribution.transparency import Checkpoint, CheckpointError, Signer, fingerprint, open_note
 from metering import merkle
@@ -41,6 +42,7 @@ class Issue:
         contributors: Iterable[str],
         currency: Currency,
         default_policy: int,
+        ablation: Ablation = Ablation(),  # noqa: B008 # immutable
     ) -> None:
         """``contributors`` are those who get a statement even for nothing; amounts become decimal strings."""
         self._currency = currency
@@ -56,6 +58,7 @@ class Issue:
             "records": tally.totals.records,
             **{name: currency.amount(getattr(tally.totals, name)) for name in _SUMS},
             "credits_sha256": credits_sha256,
+            "ablation": ablation.summary(),
         }
         self.run_id = run_id(self.manifest, canonical(self.manifest))
         lines = _lines(tally, currency)
@@ -68,6 +71,7 @@ class Issue:
                 "credited": currency.amount(credited.get(name, 0)),
                 "period_totals": {sum_: self.manifest[sum_] for sum_ in _SUMS},
                 "documents": lines.get(name, []),
+                "ablation": ablation.of(name),
             }
             for name in self.contributors
         ]

@@ -31,6 +31,7 @@ from retrieval.retriever import Retrieval, Retriever
 from serving.generators import extractive
 from serving.identity import Caller
 from serving.rulebook import Rulebook
+from serving.samples import Samples
 from serving.settings import Settings
 from serving.vault import Vault
 
@@ -160,6 +161,7 @@ class Answering:
         rulebook: Rulebook,
         engine: sa.Engine,
         vault: Vault,
+        samples: Samples,
         currency: Currency,
         settings: Settings,
     ) -> None:
@@ -170,6 +172,7 @@ class Answering:
         self._rulebook = rulebook
         self._engine = engine
         self._vault = vault
+        self._samples = samples
         self._currency = currency
         self._settings = settings
         self._running = 0
@@ -270,6 +273,7 @@ class Answering:
         tokens = min(self._embedder.count_tokens(answer.text), extractive.ANSWER_TOKENS_MAX)
         usage = Usage(work.input_tokens, tokens, len(retrieval.documents))
         record = self._record(work, request, retrieval, answer, usage)
+        self._samples.keep(record, retrieval, answer.text)
         return _answered(record, retrieval, answer), record
 
     def _record(

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
+from attribution.likelihood import LikelihoodError, Scorer
 from attribution.transparency import Signer
 from metering import ledger
 from metering.drain import Drain
@@ -28,10 +29,12 @@ from serving import deployment
 from serving.answering import Answering
 from serving.data_dir import DataDir
 from serving.database import open_database, sqlite_url
+from serving.dearer import Dearer, LogLikelihood, Rerun
 from serving.deployment import Deployment
 from serving.earnings import Earnings
 from serving.identity import Identities
 from serving.rulebook import Rulebook
+from serving.samples import Samples
 from serving.settings import Settings
 from serving.vault import Vault
 
@@ -52,6 +55,8 @@ class Books:
     identities: Identities
     rulebook: Rulebook
     log: UsageLog
+    vault: Vault
+    samples: Samples
 
     @property
     def currency(self) -> Currency:
@@ -79,6 +84,35 @@ class Books:
         from retrieval.sentence_transformers import SentenceTransformersEmbedder  # noqa: PLC0415 # an extra, with torch
 
         return SentenceTransformersEmbedder(self.settings.embedder)
+
+    def dearer(self) -> Dearer:
+        """The value function of the audit by ablation: a language model where the settings name one.
+
+        Raises:
+            AssemblyError: the settings do not fit together.
+            LikelihoodError: the model cannot be loaded.
+        """
+        model, url = self.settings.likelihood_model, self.settings.likelihood_url
+        if model is None and url is None:
+            return Rerun()
+        if model is None:
+            raise AssemblyError("PATRONAGE_LIKELIHOOD_URL needs PATRONAGE_LIKELIHOOD_MODEL, the model's name there")
+        return LogLikelihood(self._scorer(model, url))
+
+    def _scorer(self, model: str, url: str | None) -> Scorer:
+        tokens = self.settings.likelihood_batch_tokens
+        if url is not None:
+            from serving.likelihood.upstream import Upstream  # noqa: PLC0415 # a client that few need
+
+            return Upstream(url, model, key=self.settings.likelihood_key, batch_tokens=tokens)
+        if find_spec("transformers") is None or find_spec("torch") is None:
+            raise LikelihoodError(
+                f"PATRONAGE_LIKELIHOOD_MODEL={model} needs the extra: pip install 'patronage[sentence-transformers]'; "
+                "or set PATRONAGE_LIKELIHOOD_URL to a server that has the model"
+            )
+        from serving.likelihood.causal_lm import CausalLM  # noqa: PLC0415 # an extra, with torch
+
+        return CausalLM(model, batch_tokens=tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +168,7 @@ def open_books(settings: Settings) -> Iterator[Books]:
             raise AssemblyError(
                 f"the database belongs to another data directory than {directory.path}: its log and keys are there"
             )
+    vault = Vault(directory.encryption_key())
     try:
         yield Books(
             settings=settings,
@@ -144,6 +179,8 @@ def open_books(settings: Settings) -> Iterator[Books]:
             identities=Identities(engine),
             rulebook=rulebook,
             log=UsageLog(directory.segments),
+            vault=vault,
+            samples=Samples(engine, vault, rulebook, settings.dispute_days),
         )
     finally:
         engine.dispose()
@@ -204,7 +241,8 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             embedder=embedder,
             rulebook=books.rulebook,
             engine=books.engine,
-            vault=Vault(books.directory.encryption_key()),
+            vault=books.vault,
+            samples=books.samples,
             currency=books.currency,
             settings=books.settings,
         )

@@ -27,7 +27,9 @@ from metering.redis_meter import RedisMeter
 from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
 from serving import closing, rulebook
+from serving.ablation import ablation_of
 from serving.assembly import Books, Metering
+from serving.samples import DAY_MS
 
 _EXAMPLES: Final = 3
 _STABLE_TRIES: Final = 20
@@ -87,6 +89,7 @@ async def audit(books: Books, metering: Metering, progress: Progress | None = No
             *_runs(books),
             _catalogue(books),
             _splits(books),
+            _texts(books),
         ]
     )
     return [check.to_json() for check in [*log, meter, *rest]]
@@ -243,6 +246,7 @@ def _runs(books: Books) -> list[Check]:
                 books.catalogue,
                 books.currency,
                 manifest["policy_version"],
+                ablation=ablation_of(books.engine, row.period),
             )
         except (SegmentError, RunError, ValueError) as error:
             same.fault(f"run of {row.period}: {error}")
@@ -326,6 +330,15 @@ def _splits(books: Books) -> Check:
             check.compared += 1
             if sum(ppm for _, _, ppm in json.loads(row.splits)) != PPM:
                 check.fault(f"document {row.id}")
+    return check
+
+
+def _texts(books: Books) -> Check:
+    """A server destroys them every hour; whoever runs none has a day."""
+    check = Check("no sampled text is kept for longer than the dispute window", unit="texts overdue")
+    check.compared = books.samples.overdue(DAY_MS)
+    if check.compared:
+        check.fault(f"{check.compared} texts should be destroyed")
     return check
 
 

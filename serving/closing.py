@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
 
+from attribution.agreement import Ablation
 from attribution.run import Divided, InputRoot, Tally, divide
 from attribution.statements import Issue, canonical
 from metering import ledger, periods
@@ -28,6 +29,7 @@ from metering.ledger import Transfer
 from metering.money import Currency
 from metering.usage_log import UsageLog, records
 from retrieval.catalogue import Catalogue
+from serving.ablation import ablation_of
 from serving.assembly import Books
 
 METADATA = sa.MetaData()
@@ -86,6 +88,7 @@ class Attribution:
             "pool": currency.amount(totals.credited + totals.residual),
             "credited": currency.amount(totals.credited),
             "residual": currency.amount(totals.residual),
+            "ablation": self.issue.manifest["ablation"],
             "statements": [
                 {"contributor": name, "credited": currency.amount(credited.get(name, 0))}
                 for name in self.issue.contributors
@@ -109,8 +112,9 @@ def attribute(
     currency: Currency,
     default_policy: int,
     progress: Progress | None = None,
+    ablation: Ablation = Ablation(),  # noqa: B008 # immutable
 ) -> Attribution:
-    """Run the attribution over segments, in whatever order they come.
+    """Run the attribution over segments, in whatever order they come; ``ablation`` goes onto the statements.
 
     Raises:
         SegmentError: one is missing or altered.
@@ -135,6 +139,7 @@ def attribute(
         contributors=catalogue.contributors(),
         currency=currency,
         default_policy=default_policy,
+        ablation=ablation,
     )
     return Attribution(issue, tally, parquet)
 
@@ -217,6 +222,7 @@ def _attribute(books: Books, period: str, progress: Progress | None) -> Attribut
         books.currency,
         books.rulebook.policy.version,
         progress,
+        ablation_of(books.engine, period),
     )
 
 

@@ -21,6 +21,7 @@ from serving.metrics import Metrics
 _log = structlog.get_logger()
 _FINISH_SECONDS: Final = 20
 _LAST_DRAIN_SECONDS: Final = 5.0
+_DESTROY_SECONDS: Final = 3_600.0
 
 
 class _Server(uvicorn.Server):
@@ -63,14 +64,15 @@ async def serve(books: Books, listener: socket.socket) -> None:
             loop.add_signal_handler(number, stop)
         over = asyncio.Event()
         draining = asyncio.create_task(_drain(service, metrics, over))
+        destroying = asyncio.create_task(_destroy(books, over))
         _log.info("ready", passages=service.retriever.refresh())
         try:
             await server.serve(sockets=[listener])
         finally:
             over.set()
-            _, late = await asyncio.wait({draining}, timeout=_LAST_DRAIN_SECONDS)
-            if late:
-                draining.cancel()
+            _, late = await asyncio.wait({draining, destroying}, timeout=_LAST_DRAIN_SECONDS)
+            for task in late:
+                task.cancel()
             await _last_drain(service)
     _log.info("stopped")
 
@@ -102,6 +104,18 @@ async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> Non
             failing = True
         with suppress(TimeoutError):
             await asyncio.wait_for(over.wait(), max(0.0, pause - (time.monotonic() - began)))
+
+
+async def _destroy(books: Books, over: asyncio.Event) -> None:
+    """Destroy sampled text that was kept for long enough, now and every hour; a failure is tried again."""
+    while not over.is_set():
+        try:
+            if destroyed := await asyncio.to_thread(books.samples.destroy):
+                _log.info("sampled text destroyed", queries=destroyed)
+        except Exception as error:  # noqa: BLE001 # the next hour is soon enough, and the audit knows
+            _log.error("sampled text could not be destroyed", reason=f"{type(error).__name__}: {error}")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), _DESTROY_SECONDS)
 
 
 async def _last_drain(service: Service) -> None:

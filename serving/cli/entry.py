@@ -12,6 +12,7 @@ import sqlalchemy as sa
 import typer
 from pydantic import ValidationError
 
+from attribution.likelihood import LikelihoodError
 from attribution.policy import PolicyError
 from attribution.run import RunError
 from metering.drain import DrainBusy
@@ -25,15 +26,17 @@ from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__, logs
+from serving.ablation import AblationError
 from serving.answering import Overloaded, QueryError
 from serving.assembly import AssemblyError
-from serving.cli import checks, documents, money, people, server
+from serving.cli import ablation, checks, documents, money, people, server
 from serving.cli.console import CommandError, Options, choose
 from serving.closing import ClosingError, NotOverError
 from serving.data_dir import DataDirError
 from serving.database import DatabaseError
 from serving.funding import FundingError
 from serving.identity import IdentityError
+from serving.samples import SampleError
 from serving.settings import Settings
 
 app = typer.Typer(
@@ -46,13 +49,13 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for part in (server, people, documents, money, checks):
+for part in (server, people, documents, money, ablation, checks):
     part.register(app)
 
 _EXPECTED = (
-    AssemblyError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
-    EmbedderError, EmbedderMismatch, FundingError, IdentityError, MoneyError, PeriodError, PolicyError,
-    PriceError, QueryError, Overloaded, RedisServerError, RunError, SegmentError,
+    AblationError, AssemblyError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError, DrainBusy,
+    EmbedderError, EmbedderMismatch, FundingError, IdentityError, LikelihoodError, MoneyError, PeriodError,
+    PolicyError, PriceError, QueryError, Overloaded, RedisServerError, RunError, SampleError, SegmentError,
 )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from alembic.migration import MigrationContext
 
 from metering import ledger
 from retrieval import catalogue
-from serving import closing, deployment, identity, rulebook
+from serving import ablation, closing, deployment, identity, rulebook, samples
 from serving.database import open_database
 
 PARTS = (
@@ -19,8 +19,20 @@ PARTS = (
     rulebook.METADATA,
     closing.METADATA,
     deployment.METADATA,
+    ablation.METADATA,
+    samples.METADATA,
 )
-APPEND_ONLY = ("transfers", "segments", "receipts", "runs", "statements", "price_books", "policies", "versions")
+APPEND_ONLY = (
+    "transfers",
+    "segments",
+    "receipts",
+    "runs",
+    "statements",
+    "price_books",
+    "policies",
+    "versions",
+    "ablations",
+)
 
 
 def declared() -> sa.MetaData:
