@@ -137,7 +137,9 @@ def _records(books: Books, places: list[tuple[str, int]]) -> Iterator[UsageRecor
     with books.engine.connect() as connection:
         hashes = {row.name: row.sha256 for row in connection.execute(query)}
     for segment, rows in wanted.items():
-        yield from records(books.log.read(segment, hashes[segment]).take(rows))
+        stored = books.log.read(segment, hashes[segment])
+        for row in rows:
+            yield from records(stored.slice(row, 1))
 
 
 def _store(engine: sa.Engine, period: str, record: str, found: Agreement) -> None:

@@ -195,11 +195,17 @@ def babbler(folder: Path, kind: str, positions: int = POSITIONS) -> Path:
 
 def naive(folder: Path, prompts: list[list[int]], scored: int) -> np.ndarray:
     """The log probabilities of the last tokens of each prompt, as one would write it: one prompt at a time."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return np.asarray([_logs(model, tokens)[-scored:] for tokens in prompts])
+    model = loaded(folder)
+    return np.asarray([log_probabilities(model, tokens)[-scored:] for tokens in prompts])
 
 
-def _logs(model: Any, tokens: list[int]) -> list[float]:
+def loaded(folder: Path) -> Any:
+    """The model of a folder, as transformers gives it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def log_probabilities(model: Any, tokens: list[int]) -> list[float]:
+    """ln p of every token but the first, given those before it."""
     with torch.inference_mode():
         logs = model(torch.tensor([tokens])).logits[0].double().log_softmax(-1)
     return [float(logs[i, token]) for i, token in enumerate(tokens[1:])]
@@ -211,7 +217,7 @@ def vllm_like(folder: Path, name: str, *, key: str | None = None, tells: bool = 
 
     One that does not tell leaves out the tokens of the prompt.
     """
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = loaded(folder)
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -237,7 +243,7 @@ def vllm_like(folder: Path, name: str, *, key: str | None = None, tells: bool = 
 
     def choice(index: int, tokens: list[int]) -> dict[str, Any]:
         logs: list[Any] = [None]
-        for token, value in zip(tokens[1:], _logs(model, tokens), strict=True):
+        for token, value in zip(tokens[1:], log_probabilities(model, tokens), strict=True):
             other = (token + 1) % model.config.vocab_size
             own = {str(token): {"logprob": value, "rank": 2}} if tells else {}
             logs.append({str(other): {"logprob": -0.1, "rank": 1}, **own})

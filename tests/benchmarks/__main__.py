@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import attribution, embedding
+from tests.benchmarks import attribution, embedding, likelihood
 from tests.benchmarks.measure import Result
 
 BENCHMARKS: dict[str, Callable[[], Iterable[Result]]] = {
     "embedding": embedding.run,
     "attribution": attribution.run,
+    "likelihood": likelihood.run,
 }
 
 

@@ -54,7 +54,7 @@ def month(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> 
     with open_world(data_dir, e2e_env) as world:
         draw_all(world)
         account = world.customer()
-        answers = [account.ask(question)["answer"] for question in (*QUESTIONS, UNANSWERED)]
+        answers = [account.ask(question, top_k=3)["answer"] for question in (*QUESTIONS, UNANSWERED)]
         account.usage(len(answers))
     pristine = data_dir.with_name("pristine")
     shutil.copytree(data_dir, pristine)
@@ -120,7 +120,7 @@ def test_the_period_is_audited_from_the_command_line_and_the_audit_stands_on_the
         "unscorable": [],
     }  # fmt: skip
     assert {name: found[name] for name in expected} == expected, found
-    assert all(each["masks"] == 32 for each in found["queries"])
+    assert all(each["masks"] == 8 for each in found["queries"])
     assert 0 < found["lds"] <= 1
     assert 0 < found["kendall_tau"] <= 1
     again = cli(data_dir, "ablation", "run", "--period", PERIOD, env=e2e_env)
@@ -300,6 +300,9 @@ def test_the_same_audit_by_a_language_model_in_this_process_and_at_a_server(sett
     from tests.language_models import babbler, vllm_like  # noqa: PLC0415 # needs torch
 
     folder = babbler(tmp_path / "babbler", "llama", positions=8_192)
+    with open_books(settings) as books, books.engine.begin() as connection:
+        first = sa.select(sa.func.min(samples.table.c.record)).scalar_subquery()
+        connection.execute(sa.update(samples.table).where(samples.table.c.record > first).values(sealed=None))
     model = settings.model_copy(update={"likelihood_model": str(folder)})
     with vllm_like(folder, str(folder)) as url:
         there = shutil.copytree(settings.data_dir, settings.data_dir.with_name("there"))
@@ -308,7 +311,7 @@ def test_the_same_audit_by_a_language_model_in_this_process_and_at_a_server(sett
         for each in (model, served):
             with open_books(each) as books:
                 done = ablation.run(books, PERIOD, books.dearer())
-                assert done.to_json()["value_functions"] == {"log_likelihood/1": len(QUESTIONS)}
+                assert done.to_json()["value_functions"] == {"log_likelihood/1": 1}
                 found.append(done.ablation.agreements)
     assert {each.model for each in found[0]} == {"transformers/babbler"}
     assert {each.model for each in found[1]} == {"upstream/babbler"}
