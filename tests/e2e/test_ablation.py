@@ -234,6 +234,19 @@ def test_text_is_destroyed_when_its_time_is_over_and_that_it_was_drawn_is_kept(c
     assert failed(copy) == []
 
 
+def test_destroyed_text_is_overwritten_and_not_only_forgotten(copy: Books):
+    with copy.engine.begin() as connection:
+        sealed = connection.execute(sa.select(samples.table.c.sealed)).scalars().all()
+        connection.execute(sa.update(samples.table).values(at_ms=0))
+    assert copy.samples.destroy() == len(sealed)
+    copy.engine.dispose()
+    with sqlite3.connect(copy.directory.database) as database:
+        database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    database.close()
+    data = copy.directory.database.read_bytes()
+    assert not any(each[:64] in data or each[-64:] in data for each in sealed)
+
+
 def test_a_closed_period_recomputes_to_the_same_bytes_after_its_texts_are_destroyed(copy: Books):
     ablation.run(copy, PERIOD, Rerun())
     closing.close(copy, PERIOD, early=True)
