@@ -14,6 +14,8 @@ from attribution.values import COUNTERFACTUAL
 from metering.records import PPM
 
 SOLVER = "owen/1"
+ABLATION_PPM = 10_000
+"""A new policy has one record in a hundred recomputed."""
 
 
 class PolicyError(ValueError):
@@ -29,6 +31,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     value_function: str = COUNTERFACTUAL
     solver: str = SOLVER
     rounding: str = RULE
+    ablation_ppm: int = ABLATION_PPM
+    """How many in a million records are drawn for the audit by ablation; see :mod:`attribution.agreement`."""
 
     def __post_init__(self) -> None:
         """Refuse what this version of the program cannot compute.
@@ -36,8 +40,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             PolicyError: with the field that is wrong.
         """
-        if not 0 <= self.data_share_ppm <= PPM:
-            raise PolicyError(f"data_share_ppm must be between 0 and {PPM}")
+        for field in ("data_share_ppm", "ablation_ppm"):
+            if not 0 <= getattr(self, field) <= PPM:
+                raise PolicyError(f"{field} must be between 0 and {PPM}")
         for field, known in (("value_function", COUNTERFACTUAL), ("solver", SOLVER), ("rounding", RULE)):
             if getattr(self, field) != known:
                 raise PolicyError(f"{field} {getattr(self, field)!r} is not known; there is {known}")

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, Final
 
+from attribution.agreement import Ablation
 from attribution.apportionment import RULE
 from attribution.inputs import TREE
 from attribution.outcomes import RULE as OUTCOME_RULE
@@ -64,6 +65,7 @@ class Issue:
         contributors: Iterable[str],
         currency: Currency,
         default_policy: int,
+        ablation: Ablation = Ablation(),  # noqa: B008 # immutable
     ) -> None:
         """The documents of a run.
 
@@ -84,6 +86,7 @@ class Issue:
             "outcomes": outcomes,
             **{name: currency.amount(getattr(totals, name)) for name in _SUMS},
             "credits_sha256": credits_sha256,
+            "ablation": ablation.summary(),
         }
         self.run_id = run_id(self.manifest)
         lines, earned = _lines(tally, currency), tally.earned_by()
@@ -97,6 +100,7 @@ class Issue:
                 "period_totals": {sum_: self.manifest[sum_] for sum_ in _SUMS},
                 "documents": lines.get(name, []),
                 "offset": currency.amount(credited.get(name, 0) - earned.get(name, 0)),
+                "ablation": ablation.of(name),
             }
             for name in self.contributors
         ]

@@ -25,6 +25,7 @@ from serving.delivery import Delivery
 from serving.generators.generator import Delivered, Generation, Generator, Transcript
 from serving.identity import Caller
 from serving.query import Query, QuestionTooLong
+from serving.samples import Samples
 from serving.settings import Settings
 from serving.till import Sale, Till
 
@@ -41,6 +42,7 @@ class Answering:
         retriever: Retriever,
         embedder: Embedder,
         generators: Mapping[str, Generator],
+        samples: Samples,
         workers: Executor,
         settings: Settings,
     ) -> None:
@@ -49,6 +51,7 @@ class Answering:
         self._retriever = retriever
         self._embedder = embedder
         self._generators = generators
+        self._samples = samples
         self._workers = workers
         self._settings = settings
 
@@ -151,6 +154,7 @@ class Answering:
             values=delivered.values.tolist(),
             uses=_uses(retrieval, {citation.source for citation in delivered.citations}),
         )
+        self._samples.keep(record, retrieval, delivered.text)
         return _answered(record, retrieval, delivered, interrupted), record
 
 

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import httpx
 import sqlalchemy as sa
 
+from attribution.likelihood import LikelihoodError, Scorer
 from attribution.transparency import Signer
 from metering import ledger, redis_connection, withdrawals
 from metering.drain import Drain
@@ -30,6 +31,7 @@ from serving import deployment, limits
 from serving.answering import Answering
 from serving.data_dir import DataDir
 from serving.database import open_database, sqlite_url
+from serving.dearer import Dearer, LogLikelihood, Rerun
 from serving.deployment import Deployment
 from serving.earnings import Earnings
 from serving.embeddings import Embeddings
@@ -38,6 +40,7 @@ from serving.generators.generator import Generator
 from serving.generators.upstream import TIMEOUT, Upstream
 from serving.identity import Identities
 from serving.rulebook import EXTRACTIVE, Rulebook
+from serving.samples import Samples
 from serving.settings import Settings
 from serving.till import Till
 from serving.vault import Vault
@@ -67,6 +70,7 @@ class Books:
     """What the settings let every API key do."""
     low_balance: int
     """What is left on an account when its low balance is signalled, by the settings, in units; 0 is never."""
+    samples: Samples
 
     @property
     def currency(self) -> Currency:
@@ -85,6 +89,35 @@ class Books:
             EmbedderError: it cannot be loaded.
         """
         return open_embedder(self.settings, self.directory)
+
+    def dearer(self) -> Dearer:
+        """The value function of the audit by ablation: a language model where the settings name one.
+
+        Raises:
+            AssemblyError: the settings do not fit together.
+            LikelihoodError: the model cannot be loaded.
+        """
+        model, url = self.settings.likelihood_model, self.settings.likelihood_url
+        if model is None and url is None:
+            return Rerun()
+        if model is None:
+            raise AssemblyError("PATRONAGE_LIKELIHOOD_URL needs PATRONAGE_LIKELIHOOD_MODEL, the model's name there")
+        return LogLikelihood(self._scorer(model, url))
+
+    def _scorer(self, model: str, url: str | None) -> Scorer:
+        tokens = self.settings.likelihood_batch_tokens
+        if url is not None:
+            from serving.likelihood.upstream import Upstream  # noqa: PLC0415 # a client that few need
+
+            return Upstream(url, model, key=self.settings.likelihood_key, batch_tokens=tokens)
+        if find_spec("transformers") is None or find_spec("torch") is None:
+            raise LikelihoodError(
+                f"PATRONAGE_LIKELIHOOD_MODEL={model} needs the extra: pip install 'patronage[sentence-transformers]'; "
+                "or set PATRONAGE_LIKELIHOOD_URL to a server that has the model"
+            )
+        from serving.likelihood.causal_lm import CausalLM  # noqa: PLC0415 # an extra, with torch
+
+        return CausalLM(model, batch_tokens=tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +202,7 @@ def open_books(settings: Settings) -> Iterator[Books]:
             raise AssemblyError(
                 f"the database belongs to another data directory than {directory.path}: its log and keys are there"
             )
+    vault = Vault(directory.encryption_key())
     try:
         yield Books(
             settings=settings,
@@ -179,9 +213,10 @@ def open_books(settings: Settings) -> Iterator[Books]:
             identities=Identities(engine),
             rulebook=rulebook,
             log=UsageLog(directory.segments),
-            vault=Vault(directory.encryption_key()),
             limits=limits.defaults(settings, found.currency),
             low_balance=limits.parse_amount("PATRONAGE_LOW_BALANCE", settings.low_balance, found.currency) or 0,
+            vault=vault,
+            samples=Samples(engine, vault, rulebook, settings.dispute_days),
         )
     finally:
         engine.dispose()
@@ -265,6 +300,7 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             rulebook=books.rulebook,
             engine=books.engine,
             vault=books.vault,
+            samples=books.samples,
             currency=books.currency,
             settings=books.settings,
             limits=books.limits,
@@ -297,6 +333,7 @@ def _service(
             retriever=retriever,
             embedder=embedder,
             generators=generators,
+            samples=books.samples,
             workers=workers,
             settings=books.settings,
         ),

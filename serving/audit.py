@@ -31,6 +31,7 @@ from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
 from serving import archive, closing, payouts, rulebook, run_log
 from serving.assembly import Books, Metering
+from serving.samples import DAY_MS
 
 _EXAMPLES: Final = 3
 _STABLE_TRIES: Final = 20
@@ -93,6 +94,7 @@ async def audit(books: Books, metering: Metering, progress: Progress | None = No
             _spool(metering.spool),
             _catalogue(books),
             _splits(books),
+            _texts(books),
         ]
     )
     return [check.to_json() for check in [*log, meter, *rest]]
@@ -384,6 +386,15 @@ def _splits(books: Books) -> Check:
             check.compared += 1
             if sum(ppm for _, _, ppm in json.loads(row.splits)) != PPM:
                 check.fault(f"document {row.id}")
+    return check
+
+
+def _texts(books: Books) -> Check:
+    """A server destroys them every hour; whoever runs none has a day."""
+    check = Check("no sampled text is kept for longer than the dispute window", unit="texts overdue")
+    check.compared = books.samples.overdue(DAY_MS)
+    if check.compared:
+        check.fault(f"{check.compared} texts should be destroyed")
     return check
 
 

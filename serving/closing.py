@@ -27,6 +27,7 @@ from metering.money import Currency
 from metering.records import UsageRecord
 from metering.usage_log import Segment, UsageLog
 from serving import archive, run_log
+from serving.ablation import ablation_of
 from serving.archive import Archived
 from serving.assembly import Books
 from serving.division import Sums
@@ -88,6 +89,7 @@ class Attribution:
             "pool": currency.amount(totals.credited + totals.residual),
             "credited": currency.amount(totals.credited),
             "residual": currency.amount(totals.residual),
+            "ablation": self.issue.manifest["ablation"],
             "statements": [
                 {"contributor": name, "credited": currency.amount(credited.get(name, 0))}
                 for name in self.issue.contributors
@@ -123,7 +125,7 @@ def attribute(
     """Run the attribution over segments, in whatever order they come.
 
     Args:
-        books: the outcomes, the contributors and the currency.
+        books: the outcomes, the agreements of the audit by ablation, the contributors and the currency.
         log: where the segments are.
         segments: of the period.
         period: which one.
@@ -159,6 +161,7 @@ def attribute(
         contributors=books.catalogue.contributors(),
         currency=books.currency,
         default_policy=default_policy,
+        ablation=ablation_of(books.engine, period),
     )
     return Attribution(issue, tally, jobs, hours, moved)
 

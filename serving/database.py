@@ -52,6 +52,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
         "journal_mode=WAL",
         "synchronous=FULL",
         "foreign_keys=ON",
+        "secure_delete=ON",  # what is destroyed is overwritten, and not only forgotten
         "recursive_triggers=ON",  # without it, INSERT OR REPLACE would slip by the triggers that refuse a DELETE
         f"busy_timeout={_BUSY_TIMEOUT_MS}",
     ):

@@ -57,6 +57,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         _try("redis", lambda: _redis(settings), _REDIS_ADVICE[settings.redis_url is None]),
         _try("embedding model", lambda: _model(settings), _MODEL_ADVICE[settings.embedder == PACKAGED]),
         _try("spool", lambda: _spool(settings), "run `patronage audit`; docs/operations.md says what to do"),
+        *_likelihood(settings),
         _item("accelerator", _accelerator(), ok=True),
         _item("processors", str(os.cpu_count()), ok=True),
     ]
@@ -138,6 +139,16 @@ def _model(settings: Settings) -> str:
     if folder is None:
         raise LookupError("the packaged weights of all-MiniLM-L6-v2 are not installed")
     return f"{PACKAGED} in {folder}"
+
+
+def _likelihood(settings: Settings) -> list[dict[str, Any]]:
+    """The language model of the audit by ablation, where the settings name one."""
+    if settings.likelihood_model is None:
+        return []
+    place = settings.likelihood_url or "transformers, in the process of the audit"
+    found = f"{settings.likelihood_model} at {place}"
+    missing = settings.likelihood_url is None and not all(map(find_spec, ("torch", "transformers")))
+    return [_item("language model", found, ok=not missing, advice=_MODEL_ADVICE[False] if missing else "")]
 
 
 def _accelerator() -> str:

@@ -125,13 +125,24 @@ class Rulebook:
         """The policy in force."""
         return Policy.from_json(self._read(policies))
 
-    def adopt_policy(self, data_share_ppm: int) -> Policy:
-        """Put a new policy in force, for queries from now on.
+    def policy_of(self, version: int) -> Policy:
+        """A version of the policy, in force or not."""
+        current = self.policy
+        if current.version == version:
+            return current
+        query = sa.select(policies.c.body).where(policies.c.version == version)
+        with self._engine.connect() as connection:
+            return Policy.from_json(json.loads(connection.execute(query).scalar_one()))
+
+    def adopt_policy(self, data_share_ppm: int, ablation_ppm: int | None = None) -> Policy:
+        """Put a new policy in force, for queries from now on; without ``ablation_ppm`` the audit's sample stays.
 
         Raises:
-            PolicyError: the share is out of range.
+            PolicyError: a share is out of range.
         """
-        policy = Policy(self.policy.version + 1, data_share_ppm)
+        current = self.policy
+        sample = current.ablation_ppm if ablation_ppm is None else ablation_ppm
+        policy = Policy(current.version + 1, data_share_ppm, ablation_ppm=sample)
         with self._engine.begin() as connection:
             row = {"version": policy.version, "body": json.dumps(policy.to_json()), "created_ms": _now_ms()}
             connection.execute(sa.insert(policies), row)

@@ -21,6 +21,7 @@ from serving.signals import Signals
 
 _log = structlog.get_logger()
 _LAST_DRAIN_SECONDS: Final = 5.0
+_DESTROY_SECONDS: Final = 3_600.0
 
 
 class _Server(uvicorn.Server):
@@ -68,6 +69,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
         over = asyncio.Event()
         draining = asyncio.create_task(_drain(service, metrics, over))
         signalling = asyncio.create_task(Signals(books, service.metering, metrics).run(over))
+        destroying = asyncio.create_task(_destroy(books, over))
         unpriced = (service.answering.models | {service.embeddings.model}) - set(books.rulebook.prices.models)
         if unpriced:
             _log.warning("models without a price are not sold", models=sorted(unpriced))
@@ -78,7 +80,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
             await _cut_off(server.server_state.tasks)
             await service.till.settle()
             over.set()
-            _, late = await asyncio.wait({draining, signalling}, timeout=_LAST_DRAIN_SECONDS)
+            _, late = await asyncio.wait({draining, signalling, destroying}, timeout=_LAST_DRAIN_SECONDS)
             for task in late:
                 task.cancel()
             await _last_drain(service)
@@ -125,6 +127,18 @@ async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> Non
             failing = True
         with suppress(TimeoutError):
             await asyncio.wait_for(over.wait(), max(0.0, pause - (time.monotonic() - began)))
+
+
+async def _destroy(books: Books, over: asyncio.Event) -> None:
+    """Destroy sampled text that was kept for long enough, now and every hour; a failure is tried again."""
+    while not over.is_set():
+        try:
+            if destroyed := await asyncio.to_thread(books.samples.destroy):
+                _log.info("sampled text destroyed", queries=destroyed)
+        except Exception as error:  # noqa: BLE001 # the next hour is soon enough, and the audit knows
+            _log.error("sampled text could not be destroyed", reason=f"{type(error).__name__}: {error}")
+        with suppress(TimeoutError):
+            await asyncio.wait_for(over.wait(), _DESTROY_SECONDS)
 
 
 async def _last_drain(service: Service) -> None:

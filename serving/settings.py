@@ -68,6 +68,28 @@ class Settings(BaseSettings):
         description="How long an answer is kept, encrypted, for the automatic retries of the `openai` client; "
         "0 keeps none, and each retry is paid.",
     )
+    dispute_days: int = Field(
+        default=90,
+        ge=1,
+        le=3_650,
+        description="How long the text of a query that is drawn for the audit by ablation is kept, encrypted.",
+    )
+    likelihood_model: str | None = Field(
+        default=None,
+        description="Causal language model of the audit by ablation: the name or folder of any transformers model. "
+        "Without it: the extractive generator is run again.",
+    )
+    likelihood_url: str | None = Field(
+        default=None,
+        description="Server of that model, compatible with vLLM, such as `http://host:8000/v1`. "
+        "Without it: the model runs in the process of the audit, with torch.",
+    )
+    likelihood_key: str | None = Field(default=None, description="API key for that server.", repr=False)
+    likelihood_batch_tokens: int = Field(
+        default=16_384,
+        ge=1,
+        description="Tokens whose keys and values that model holds at once, or that one request to its server has.",
+    )
     drain_seconds: float = Field(
         default=1.0,
         gt=0,

@@ -50,6 +50,7 @@ class PolicyBody(BaseModel):
     """What an operator decides of a policy."""
 
     data_share_ppm: int = Field(strict=True, ge=0, le=1_000_000)
+    ablation_ppm: int | None = Field(default=None, strict=True, ge=0, le=1_000_000)
 
 
 class CloseBody(BaseModel):
@@ -147,7 +148,8 @@ async def policy(service: TheService) -> Response:
 @router.post("/policy")
 async def adopt_policy(body: PolicyBody, service: TheService) -> Response:
     """Put a new policy in force, for queries from now on."""
-    return json_response(service.books.rulebook.adopt_policy(body.data_share_ppm).to_json(), 201)
+    adopted = service.books.rulebook.adopt_policy(body.data_share_ppm, body.ablation_ppm)
+    return json_response(adopted.to_json(), 201)
 
 
 @router.get("/periods/{period}/preview")

@@ -13,6 +13,7 @@ import typer
 from pydantic import ValidationError
 
 from attribution.cases import CaseError
+from attribution.likelihood import LikelihoodError
 from attribution.policy import PolicyError
 from attribution.run import RunError
 from metering.drain import DrainBusy
@@ -27,9 +28,10 @@ from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__, logs
+from serving.ablation import AblationError
 from serving.assembly import AssemblyError
 from serving.booking import BookingError
-from serving.cli import books, cases, checks, customers, documents, keys, meter, money, people, prices, server
+from serving.cli import ablation, books, cases, checks, customers, documents, keys, meter, money, people, prices, server
 from serving.cli.console import CommandError, Options, choose
 from serving.closing import ClosingError, NotOverError
 from serving.data_dir import DataDirError
@@ -38,6 +40,7 @@ from serving.identity import IdentityError
 from serving.limits import LimitError
 from serving.query import QueryError
 from serving.rebuilding import RebuildError
+from serving.samples import SampleError
 from serving.settings import Settings
 from serving.till import Overloaded
 from serving.webhooks import WebhookError
@@ -52,14 +55,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for part in (server, people, customers, keys, prices, documents, money, books, cases, meter, checks):
+for part in (server, people, customers, keys, prices, documents, money, books, ablation, cases, meter, checks):
     part.register(app)
 
 _EXPECTED = (
-    AssemblyError, BookingError, CaseError, ClosingError, CommandError, DataDirError, DatabaseError, DocumentError,
-    DrainBusy, EmbedderError, EmbedderMismatch, IdentityError, LimitError, MoneyError, PeriodError, PolicyError,
-    PriceError, QueryError, Overloaded, RebuildError, RedisServerError, RedisUnfit, RunError, SegmentError,
-    WebhookError,
+    AblationError, AssemblyError, BookingError, CaseError, ClosingError, CommandError, DataDirError, DatabaseError,
+    DocumentError, DrainBusy, EmbedderError, EmbedderMismatch, IdentityError, LikelihoodError, LimitError, MoneyError,
+    PeriodError, PolicyError, PriceError, QueryError, Overloaded, RebuildError, RedisServerError, RedisUnfit, RunError,
+    SampleError, SegmentError, WebhookError,
 )  # fmt: skip
 
 

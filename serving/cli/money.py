@@ -51,7 +51,7 @@ def close(
     settings, out = current()
     with open_books(settings) as books:
         periods.parse(period)
-        asyncio.run(_settle(books))
+        asyncio.run(settle(books))
         with out.progress("attributing") as bar:
             task = bar.add_task("attributing", total=None, note="")
             found = closing.close(
@@ -69,7 +69,7 @@ def preview(period: str) -> None:
     settings, out = current()
     with open_books(settings) as books:
         periods.parse(period)
-        asyncio.run(_settle(books))
+        asyncio.run(settle(books))
         with out.progress("attributing") as bar:
             task = bar.add_task("attributing", total=None, note="")
             found = closing.preview(books, period, lambda done, total: bar.update(task, completed=done, total=total))
@@ -84,7 +84,7 @@ def explain(
     """Why the documents of one query earned what they did, from the charge to the last unit."""
     settings, out = current()
     with open_books(settings) as books:
-        asyncio.run(_settle(books))
+        asyncio.run(settle(books))
         try:
             found = explaining.explain(books, record)
         except explaining.UnknownRecord as error:
@@ -147,6 +147,19 @@ def statement(
         typer.echo(text, nl=False)
 
 
+def audited(ablation: dict[str, Any]) -> str:
+    """The audit by ablation in one line."""
+    if not ablation["sampled"]:
+        return "audit by ablation: no query was drawn"
+    line = f"audit by ablation: {ablation['recomputed']} of {ablation['sampled']} drawn queries recomputed"
+    for name, measure in (("Kendall's tau", "kendall_tau"), ("linear datamodeling score", "lds")):
+        if ablation[measure] is not None:
+            line += f", {name} {ablation[measure]:.2f}"
+    if ablation["recomputed"]:
+        line += f" over {ablation['masks']} masks, {ablation['low']} low"
+    return line
+
+
 def picture(out: Out, summary: dict[str, Any]) -> None:
     """Who earned what, as bars."""
     amounts = [
@@ -160,7 +173,8 @@ def picture(out: Out, summary: dict[str, Any]) -> None:
     out.table(["contributor", f"earned ({summary['charged']['currency']})", ""], rows, numbers=[1])
 
 
-async def _settle(books: Books) -> None:
+async def settle(books: Books) -> None:
+    """Move everything that was captured into the log and the ledger."""
     async with open_metering(books) as metering:
         await metering.drain.settle()
 
@@ -175,5 +189,5 @@ def _show(out: Out, summary: dict[str, Any], verb: str) -> None:
         [[summary["records"], *[summary[name]["amount"] for name in names]]],
         numbers=range(6),
     )
-    out.print("")
+    out.print("", audited(summary["ablation"]), "")
     picture(out, summary)

@@ -33,6 +33,8 @@ def as_html(bundle: dict[str, Any]) -> str:
     return render(
         "statement.html",
         statement=statement,
+        audit=bundle["run"]["ablation"],
+        own=statement["ablation"],
         lines=list(zip(lines, widths, strict=True)),
         key=fingerprint(bundle["public_key"]),
         root=bundle["run"]["input_root"],

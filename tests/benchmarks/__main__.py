@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import attribution, drain, embedding, ledger, metering
+from tests.benchmarks import attribution, drain, embedding, ledger, likelihood, metering
 from tests.benchmarks import run as whole_run
 from tests.benchmarks.measure import Result
 
@@ -22,6 +22,7 @@ BENCHMARKS: dict[str, Callable[[], Iterable[Result]]] = {
     "drain": drain.run,
     "ledger": ledger.run,
     "run": whole_run.run,
+    "likelihood": likelihood.run,
 }
 
 

@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 
 from metering import ledger
 from retrieval import catalogue
-from serving import alerts, closing, deployment, identity, outcomes, rulebook, run_log
+from serving import ablation, alerts, closing, deployment, identity, outcomes, rulebook, run_log, samples
 from serving.database import open_database
 
 PARTS = (
@@ -26,6 +26,8 @@ PARTS = (
     run_log.METADATA,
     deployment.METADATA,
     alerts.METADATA,
+    ablation.METADATA,
+    samples.METADATA,
 )
 APPEND_ONLY = (
     "transfers",
@@ -42,6 +44,7 @@ APPEND_ONLY = (
     "segment_hours",
     "outcomes",
     "run_log",
+    "ablations",
 )
 
 

@@ -1,0 +1,51 @@
+"""The command of the audit by ablation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from metering import periods
+from serving import ablation
+from serving.assembly import open_books
+from serving.cli.console import current
+from serving.cli.money import audited, settle
+
+_group = typer.Typer(help="The audit by ablation: sampled queries, recomputed.", no_args_is_help=True)
+_SHOWN = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.add_typer(_group, name="ablation")
+
+
+@_group.command("run", epilog="Example: patronage ablation run --period 2026-11")
+def run(period: Annotated[str, typer.Option(help="Of which period, YYYY-MM; before it is closed.")]) -> None:
+    """Recompute the period's sample with the dearer value function; what is done stays done if it is interrupted."""
+    settings, out = current()
+    with open_books(settings) as books:
+        periods.parse(period)
+        dearer = books.dearer()
+        asyncio.run(settle(books))
+        with out.progress("recomputing") as bar:
+            task = bar.add_task("recomputing", total=None, note="")
+            done = ablation.run(
+                books, period, dearer, lambda done, total: bar.update(task, completed=done, total=total)
+            )
+    found = done.to_json()
+    if out.result(found):
+        return
+    out.print(audited(found), f"{done.new} of them now, with {dearer.name} {dearer.model}".rstrip(), "")
+    queries = sorted(found["queries"], key=lambda each: (not each["low"], each["lds"] is None, each["lds"]))
+    rows = [
+        (each["record"][:16], each["kendall_tau"], each["lds"], each["masks"], "LOW" if each["low"] else "")
+        for each in queries[:_SHOWN]
+    ]
+    out.table(["query", "Kendall's tau", "datamodeling score", "masks", ""], rows, numbers=[1, 2, 3])
+    if done.destroyed:
+        out.print(f"{done.destroyed} drawn queries are past the dispute window: their text is destroyed")
+    for reason in done.unscorable:
+        out.print(f"not recomputed: {reason}")
