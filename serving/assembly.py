@@ -300,7 +300,6 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             rulebook=books.rulebook,
             engine=books.engine,
             vault=books.vault,
-            samples=books.samples,
             currency=books.currency,
             settings=books.settings,
             limits=books.limits,

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from attribution.likelihood import Prompt, Unscorable, prepare
+from serving.likelihood.tokenizer import ModelTokenizer
 from tests.tokenizers import merging, tokenize, words
 
 TOKENIZERS = {"merging": merging(), "words": words()}
@@ -82,3 +83,12 @@ def test_a_tokenizer_that_loses_the_order_of_the_text_is_refused():
 
     with pytest.raises(Unscorable, match="order"):
         prepare("what?", "it", [], backwards)
+
+
+@pytest.mark.parametrize(("name", "opening"), [("merging", []), ("words", ["<s>"])])
+def test_a_prompt_begins_as_the_model_is_used_to(name, opening, tmp_path):
+    TOKENIZERS[name].save(str(tmp_path / "tokenizer.json"))
+    found = ModelTokenizer(str(tmp_path))
+    assert [TOKENIZERS[name].id_to_token(token) for token in found.opening] == opening
+    assert found.tokenize("Paris is it.") == tokenize(TOKENIZERS[name])("Paris is it.")
+    assert found.model == tmp_path.name, "where it lies is nobody's business"
