@@ -6,7 +6,7 @@ The index follows the catalogue: every retrieval first asks for the catalogue's 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -16,6 +16,7 @@ from cachetools import LRUCache
 
 from retrieval.analysis import subject_stems, term_ids
 from retrieval.catalogue import Catalogue, StoredDocument
+from retrieval.copies import Copies, Terms
 from retrieval.dense_index import DenseIndex, Mask, Rows
 from retrieval.embedding import Embedder
 from retrieval.evidence import Evidence, Floats, Question, echoes, weigh
@@ -101,8 +102,7 @@ class _View:
     documents: dict[int, StoredDocument] = field(repr=False)
     restricted: dict[int, StoredDocument] = field(repr=False)
     """The documents that not every query may use."""
-    copies: dict[int, dict[int, int]] = field(repr=False)
-    """By original: the numbers of the documents with a copy of it, and since when they have it."""
+    copies: Copies = field(repr=False)
 
     def refused(self, purpose: str, price: int) -> list[int]:
         """The numbers of the documents that a query of that purpose and price may not use."""
@@ -112,15 +112,6 @@ class _View:
             if price < document.terms.floor
             or (document.terms.purposes is not None and purpose not in document.terms.purposes)
         ]
-
-    def peers(self, passages: Sequence[StoredPassage], refused: Collection[int]) -> tuple[StoredDocument, ...]:
-        """The documents that were registered with a copy of every one of these passages when those were."""
-        same = [
-            {number for number, since in self.copies.get(each.id, {}).items() if since == each.registered_ms}
-            for each in passages
-        ]
-        numbers = sorted(set.intersection(*same).difference(refused))
-        return tuple(self.documents[number] for number in numbers[:PEERS_MAX])
 
 
 class Retriever:
@@ -157,13 +148,11 @@ class Retriever:
         refused = view.refused(purpose, price)
         allowed = view.alive & ~np.isin(view.document, refused) if refused else view.alive
         rows, base = self._candidates(view, question, top_k, allowed, purpose, price)
-        found = self._load(view.passage[rows])
-        kept = np.asarray([stored is not None for stored in found], np.bool_)
-        passages = [stored for stored in found if stored is not None]
+        passages, base = self._looked_at(view, terms, rows, base, refused)
         evidence = weigh(question, passages)
         repeated = _repeated(passages, evidence)
         echoed = echoes(text, passages)
-        scores = base[kept] + SENTENCE_WEIGHT * (
+        scores = base + SENTENCE_WEIGHT * (
             _standardised(np.asarray([each.similarity.max(initial=0.0) for each in evidence]))
             + _standardised(np.asarray([each.lexical.max(initial=0.0) for each in evidence]))
         )
@@ -192,11 +181,28 @@ class Retriever:
                     document=view.documents[number],
                     score=float(scores[indexes[0]]),
                     passages=tuple(parts[i] for i in indexes),
-                    peers=view.peers([passages[i] for i in indexes], refused),
+                    peers=tuple(
+                        view.documents[peer]
+                        for peer in sorted(view.copies.peers(passages[i] for i in indexes).difference(refused))[
+                            :PEERS_MAX
+                        ]
+                    ),
                 )
                 for number, indexes in ranked
             ),
         )
+
+    def _looked_at(
+        self, view: _View, terms: Terms, rows: Rows, base: Floats, refused: Sequence[int]
+    ) -> tuple[list[StoredPassage], Floats]:
+        """The passages of those rows that are still there, and such copies as name what is asked where they do not."""
+        loaded = self._load(view.passage[rows])
+        passages = [stored for stored in loaded if stored is not None]
+        base = base[[stored is not None for stored in loaded]]
+        named = view.copies.named(terms, passages, refused)
+        more = self._load(copy.passage for _, copy in named)
+        beside = [index for (index, _), stored in zip(named, more, strict=True) if stored is not None]
+        return passages + [stored for stored in more if stored is not None], np.concatenate([base, base[beside]])
 
     def _candidates(
         self, view: _View, question: Question, top_k: int, allowed: Mask, purpose: str, price: int
@@ -261,7 +267,7 @@ class Retriever:
             alive=np.empty(0, np.bool_),
             documents={},
             restricted={},
-            copies={},
+            copies=Copies(),
         )
 
     def _updated(self, view: _View) -> _View:
@@ -277,11 +283,7 @@ class Retriever:
         documents = {number: each for number, each in view.documents.items() if number not in numbers} | live
         passage, document, vectors, entries = [view.passage], [view.document], [], []
         row = len(view.passage)
-        copies = {
-            original: left
-            for original, those in view.copies.items()
-            if (left := {number: since for number, since in those.items() if number not in numbers})
-        }
+        copies: list[StoredPassage] = []
         for i in range(0, len(live), _CHUNK):
             for stored in self._catalogue.passages_of(list(live)[i : i + _CHUNK]):
                 if stored.version != live[stored.document].version:
@@ -292,7 +294,7 @@ class Retriever:
                         f"{self._embedder.name}: set PATRONAGE_EMBEDDER back, or run `patronage reembed`"
                     )
                 if stored.original is not None:
-                    copies.setdefault(stored.original, {})[stored.document] = stored.registered_ms
+                    copies.append(stored)
                     continue
                 terms = live[stored.document].terms
                 entries.append(LexicalEntry(row, stored.document, stored.terms, terms.purposes, terms.floor))
@@ -314,7 +316,7 @@ class Retriever:
                 for number, each in documents.items()
                 if each.terms.floor or each.terms.purposes is not None
             },
-            copies=copies,
+            copies=view.copies.updated(numbers, copies),
         )
 
 

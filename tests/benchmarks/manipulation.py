@@ -107,7 +107,7 @@ def split_accounts(lab: Lab, questions: Sequence[Question]) -> Rows:
             for method in METHODS:
                 sums[method] += got[method].mine
     yield ["", *METHODS]
-    yield ["the owner's gain", *(f"{apart[method] / together[method] - 1:+.1%}" for method in METHODS)]
+    yield ["the owner's gain", *(f"{apart[method] / together[method] - 1:+.2%}" for method in METHODS)]
 
 
 def planned(
