@@ -50,6 +50,8 @@ sketches = sa.Table(
 
 LOOKED_AT: Final = 32
 """Of how many passages that share parts of a sketch, the likest first, the wording is compared."""
+SHARED: Final = 2
+"""How many parts of a sketch they must share, unless the sketch is small: one is shared by chance."""
 _CHUNK: Final = 500
 _DATES: Final = 32
 _SENIOR: Final = 0.8
@@ -74,7 +76,7 @@ class PreparedPassage:
         """Its shingles, see :func:`retrieval.near_duplicates.runs`."""
         return runs(self.terms, self.sentence_terms)
 
-    @property
+    @cached_property
     def wording(self) -> Wording:
         """What it is compared by."""
         return Wording(self.text, np.unique(self.shingled[0]), self.vector)
@@ -161,7 +163,8 @@ def settle(connection: sa.Connection, passages: Iterable[int]) -> set[int]:
     Returns:
         The numbers of the documents with a passage that became an original or a copy.
     """
-    queue = [(each.registration, each.id) for each in load(connection, passages_table.c.id, list(passages))]
+    known = {each.id: each for each in load(connection, passages_table.c.id, list(passages))}
+    queue = [(each.registration, each.id) for each in known.values()]
     heapq.heapify(queue)
     changed: set[int] = set()
     decided: set[int] = set()
@@ -170,15 +173,17 @@ def settle(connection: sa.Connection, passages: Iterable[int]) -> set[int]:
         if number in decided:
             continue
         decided.add(number)
-        (passage,) = load(connection, passages_table.c.id, [number])
-        found = _original(passage, _earlier_originals(connection, passage))
+        passage = known[number]
+        earlier, later = _near(connection, passage)
+        found = _original(passage, earlier)
         moves = found != passage.original
         if moves:
             moved = sa.update(passages_table).where(passages_table.c.id == number)
             connection.execute(moved.values(original=found))
             changed.add(passage.document)
         if moves or found is None:
-            for each in _later(connection, passage):
+            for each in load(connection, passages_table.c.id, later):
+                known.setdefault(each.id, each)
                 heapq.heappush(queue, (each.registration, each.id))
     return changed
 
@@ -208,37 +213,37 @@ def dates(connection: sa.Connection, document: int) -> list[int]:
     return list(connection.execute(query).scalars())
 
 
-def _earlier_originals(connection: sa.Connection, passage: StoredPassage) -> list[StoredPassage]:
-    """The originals of other documents that it may be a copy of."""
-    table = passages_table.c
-    before = (table.registered_ms < passage.registered_ms) | (
-        (table.registered_ms == passage.registered_ms) & (table.document < passage.document)
-    )
-    found = connection.execute(_sharing(passage).where(before, table.original.is_(None)).limit(LOOKED_AT))
-    return list(load(connection, table.id, list(found.scalars())))
+_SHARING: Final = (
+    # The passages of other documents that share part of a passage's sketch, those that share the most first.
+    sa.select(*(passages_table.c[name] for name in ("id", "registered_ms", "document", "original")))
+    .join_from(sketches, passages_table, sketches.c.passage == passages_table.c.id)
+    .where(sketches.c.hash.in_(sa.select(sketches.c.hash).where(sketches.c.passage == sa.bindparam("passage"))))
+    .where(passages_table.c.document != sa.bindparam("document"))
+    .where(passages_table.c.original.is_(None) | (passages_table.c.registered_ms >= sa.bindparam("registered_ms")))
+    .group_by(passages_table.c.id)
+    .having(sa.func.count() >= sa.bindparam("enough"))
+    .order_by(sa.func.count().desc(), passages_table.c.id)
+)
+_COPIES: Final = sa.select(passages_table.c.id).where(passages_table.c.original == sa.bindparam("passage"))
 
 
-def _later(connection: sa.Connection, passage: StoredPassage) -> list[StoredPassage]:
-    """The passages of other documents that are or may be copies of it."""
-    table = passages_table.c
-    after = (table.registered_ms > passage.registered_ms) | (
-        (table.registered_ms == passage.registered_ms) & (table.document > passage.document)
-    )
-    found = set(connection.execute(_sharing(passage).where(after)).scalars())
-    found |= set(connection.execute(sa.select(table.id).where(table.original == passage.id)).scalars())
-    return list(load(connection, table.id, sorted(found)))
-
-
-def _sharing(passage: StoredPassage) -> sa.Select[int]:
-    """The passages of other documents that share part of its sketch, those that share the most first."""
-    mine = sa.select(sketches.c.hash).where(sketches.c.passage == passage.id)
-    return (
-        sa.select(sketches.c.passage)
-        .join_from(sketches, passages_table, sketches.c.passage == passages_table.c.id)
-        .where(sketches.c.hash.in_(mine), passages_table.c.document != passage.document)
-        .group_by(sketches.c.passage)
-        .order_by(sa.func.count().desc(), sketches.c.passage)
-    )
+def _near(connection: sa.Connection, passage: StoredPassage) -> tuple[list[StoredPassage], list[int]]:
+    """The earlier originals that it may be a copy of, and the later passages that are or may be copies of it."""
+    mine = sketch(passage.wording.runs)
+    given = {
+        "passage": passage.id,
+        "document": passage.document,
+        "registered_ms": passage.registered_ms,
+        "enough": min(SHARED, max(len(mine) // 4, 1)),
+    }
+    earlier: list[int] = []
+    later = set(connection.execute(_COPIES, {"passage": passage.id}).scalars())
+    for row in connection.execute(_SHARING, given):
+        if (row.registered_ms, row.document) > passage.registration[:2]:
+            later.add(row.id)
+        elif row.original is None and len(earlier) < LOOKED_AT:
+            earlier.append(row.id)
+    return list(load(connection, passages_table.c.id, earlier)), sorted(later)
 
 
 def _original(passage: StoredPassage, earlier: Iterable[StoredPassage]) -> int | None:

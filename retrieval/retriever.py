@@ -16,6 +16,7 @@ from cachetools import LRUCache
 
 from retrieval.analysis import subject_stems, term_ids
 from retrieval.catalogue import Catalogue, StoredDocument
+from retrieval.copies import Copies, Terms
 from retrieval.dense_index import DenseIndex, Mask, Rows
 from retrieval.embedding import Embedder
 from retrieval.evidence import Evidence, Floats, Question, echoes, weigh
@@ -98,6 +99,7 @@ class _View:
     documents: dict[int, StoredDocument] = field(repr=False)
     restricted: dict[int, StoredDocument] = field(repr=False)
     """The documents that not every query may use."""
+    copies: Copies = field(repr=False)
 
     def refused(self, purpose: str, price: int) -> list[int]:
         """The numbers of the documents that a query of that purpose and price may not use."""
@@ -143,13 +145,11 @@ class Retriever:
         refused = view.refused(purpose, price)
         allowed = view.alive & ~np.isin(view.document, refused) if refused else view.alive
         rows, base = self._candidates(view, question, top_k, allowed, purpose, price)
-        found = self._load(view.passage[rows])
-        kept = np.asarray([stored is not None for stored in found], np.bool_)
-        passages = [stored for stored in found if stored is not None]
+        passages, base = self._looked_at(view, terms, rows, base, refused)
         evidence = weigh(question, passages)
         repeated = _repeated(passages, evidence)
         echoed = echoes(text, passages)
-        scores = base[kept] + SENTENCE_WEIGHT * (
+        scores = base + SENTENCE_WEIGHT * (
             _standardised(np.asarray([each.similarity.max(initial=0.0) for each in evidence]))
             + _standardised(np.asarray([each.lexical.max(initial=0.0) for each in evidence]))
         )
@@ -182,6 +182,18 @@ class Retriever:
                 for number, indexes in ranked
             ),
         )
+
+    def _looked_at(
+        self, view: _View, terms: Terms, rows: Rows, base: Floats, refused: Sequence[int]
+    ) -> tuple[list[StoredPassage], Floats]:
+        """The passages of those rows that are still there, and such copies as name what is asked where they do not."""
+        loaded = self._load(view.passage[rows])
+        passages = [stored for stored in loaded if stored is not None]
+        base = base[[stored is not None for stored in loaded]]
+        named = view.copies.named(terms, passages, refused)
+        more = self._load(copy.passage for _, copy in named)
+        beside = [index for (index, _), stored in zip(named, more, strict=True) if stored is not None]
+        return passages + [stored for stored in more if stored is not None], np.concatenate([base, base[beside]])
 
     def _candidates(
         self, view: _View, question: Question, top_k: int, allowed: Mask, purpose: str, price: int
@@ -246,6 +258,7 @@ class Retriever:
             alive=np.empty(0, np.bool_),
             documents={},
             restricted={},
+            copies=Copies(),
         )
 
     def _updated(self, view: _View) -> _View:
@@ -261,6 +274,7 @@ class Retriever:
         documents = {number: each for number, each in view.documents.items() if number not in numbers} | live
         passage, document, vectors, entries = [view.passage], [view.document], [], []
         row = len(view.passage)
+        copies: list[StoredPassage] = []
         for i in range(0, len(live), _CHUNK):
             for stored in self._catalogue.passages_of(list(live)[i : i + _CHUNK]):
                 if stored.version != live[stored.document].version:
@@ -271,6 +285,7 @@ class Retriever:
                         f"{self._embedder.name}: set PATRONAGE_EMBEDDER back, or run `patronage reembed`"
                     )
                 if stored.original is not None:
+                    copies.append(stored)
                     continue
                 terms = live[stored.document].terms
                 entries.append(LexicalEntry(row, stored.document, stored.terms, terms.purposes, terms.floor))
@@ -292,6 +307,7 @@ class Retriever:
                 for number, each in documents.items()
                 if each.terms.floor or each.terms.purposes is not None
             },
+            copies=view.copies.updated(numbers, copies),
         )
 
 

@@ -21,6 +21,7 @@ from retrieval import passage_table, retriever
 from retrieval.catalogue import Catalogue, prepare
 from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
+from retrieval.near_duplicates import contained
 from retrieval.retriever import Retrieval, Retriever
 from serving.database import open_database, sqlite_url
 from serving.generators import extractive
@@ -103,6 +104,23 @@ class Lab:
     def before_and_after(self, questions: Sequence[Question], brought: Sequence[Document]) -> tuple[Asked, Asked]:
         """The same without the defence and with it."""
         return self.ask(questions, brought, defended=False), self.ask(questions, brought)
+
+    def copies_among(self, documents: Sequence[Document]) -> tuple[int, list[float]]:
+        """How many passages these documents have, and of each that is taken for a copy the part its original has."""
+        path = self.folder / "among.sqlite3"
+        self._fill(path, documents)
+        engine = open_database(sqlite_url(path))
+        stored = Catalogue(engine)
+        every = list(stored.passages_of([each.number for each in stored.page(limit=len(documents))]))
+        engine.dispose()
+        path.unlink()
+        whole = {each.id: each.document for each in every}
+        runs = {
+            number: np.unique(np.concatenate([each.shingled[0] for each in every if each.document == number]))
+            for number in set(whole.values())
+        }
+        copies = [each for each in every if each.original is not None]
+        return len(every), [contained(each.wording.runs, runs[whole[each.original]]) for each in copies]
 
     @contextmanager
     def _opened(self, brought: Sequence[Document], *, defended: bool) -> Iterator[Retriever]:

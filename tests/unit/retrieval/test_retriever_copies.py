@@ -69,6 +69,25 @@ def test_a_copy_is_bound_by_the_terms_of_its_original(
     assert ranking(asked(retriever, price=10))[0][0] == "bees"
 
 
+def test_a_page_that_only_looks_like_a_copy_is_found_by_what_it_alone_names(
+    retriever: Retriever, library: Catalogue, embedder: MiniLMEmbedder
+):
+    """Manuals say nearly the same of many things."""
+    manual = (
+        "The {0} command may only be given inside a section of the plan. It ends the section at once, and no other "
+        "line of that section is carried out. If the section has a closing part, that is carried out first. When "
+        "several sections lie inside each other, {0} concerns the innermost one. It takes no arguments."
+    )
+    for word in ("halt", "skip"):
+        bring(library, embedder, document(word, manual.format(word), contributor=word))
+    assert library.copies([library.get(["skip"])["skip"].number]), "else this shows nothing"
+    for word in ("halt", "skip"):
+        found = asked(retriever, f"Which section does the {word} command concern?")
+        assert found.documents[0].document.id == word
+        assert word in extractive.answer(found).text
+    assert "skip" not in dict(ranking(asked(retriever, "Which command ends the section of a plan at once?", top_k=50)))
+
+
 class TestSentences:
     def test_a_sentence_plays_for_who_registered_it_first(
         self, retriever: Retriever, library: Catalogue, embedder: MiniLMEmbedder
