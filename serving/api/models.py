@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Response
 
-from metering.pricing import PriceError
+from metering.pricing import UnknownModel
 from serving.api.context import TheService, customer, json_response
 from serving.assembly import Service
 
@@ -23,7 +23,7 @@ async def models(service: TheService) -> Response:
 async def model(model: str, service: TheService) -> Response:
     """One model."""
     if model not in _sold(service):
-        raise PriceError(f"there is no model {model!r}")
+        raise UnknownModel(f"there is no model {model!r}")
     return json_response(_model(model))
 
 

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from tests.e2e.world import World, open_world
-from tests.faults.test_kill import redis_process, wait_for
+from tests.faults.accident import redis_of
+from tests.faults.customers import wait_for
 from tests.servers import cli
 
 REQUESTS = 1_000
@@ -99,7 +100,7 @@ def test_a_kill_in_the_middle_overspends_nothing_and_loses_no_answer_that_was_gi
     if victim == "server":
         busy.server.kill()
     else:
-        redis_process(busy.data_dir).kill()
+        redis_of(busy.data_dir).kill()
     asking.join()
     if victim == "server":
         busy.server.start()
