@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -12,39 +13,48 @@ from serving.api.errors import ApiError
 from serving.assembly import Service
 from serving.identity import Caller, Role
 
+_CHALLENGE = {"www-authenticate": "Bearer"}
 
-def service_of(request: Request) -> Service:
+
+# What does not wait is a coroutine all the same: FastAPI runs plain functions in worker threads, and each hop costs
+# more than what is done there.
+
+
+async def service_of(request: Request) -> Service:
     """The service that the server runs."""
     found: Service = request.app.state.service
     return found
 
 
-def caller_of(request: Request, service: Annotated[Service, Depends(service_of)]) -> Caller:
+async def caller_of(request: Request, service: Annotated[Service, Depends(service_of)]) -> Caller:
     """Who is calling, by the bearer token.
 
     Raises:
         ApiError: 401, there is no key, or not one of ours.
     """
-    return _known(request, service.books.identities.find)
+    return _known(await asyncio.to_thread(service.books.identities.find, _bearer(request)))
 
 
-def payer_of(request: Request, service: Annotated[Service, Depends(service_of)]) -> Caller:
+async def payer_of(request: Request, service: Annotated[Service, Depends(service_of)]) -> Caller:
     """As :func:`caller_of`, for paid calls: not looked up every time, because the meter has the last word on a key.
 
     Raises:
         ApiError: 401, there is no key, or not one of ours.
     """
-    return _known(request, service.books.identities.find_payer)
+    identities, key = service.books.identities, _bearer(request)
+    return _known(identities.remembered(key) or await asyncio.to_thread(identities.find_payer, key))
 
 
-def _known(request: Request, find: Callable[[str], Caller | None]) -> Caller:
+def _bearer(request: Request) -> str:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
-    challenge = {"www-authenticate": "Bearer"}
     if scheme.lower() != "bearer" or not key.strip():
-        raise ApiError(401, "missing_key", "send the API key as `Authorization: Bearer KEY`", headers=challenge)
-    caller = find(key.strip())
+        raise ApiError(401, "missing_key", "send the API key as `Authorization: Bearer KEY`", headers=_CHALLENGE)
+    return key.strip()
+
+
+def _known(caller: Caller | None) -> Caller:
     if caller is None:
-        raise ApiError(401, "invalid_api_key", "the API key is not known", headers=challenge)
+        raise ApiError(401, "invalid_api_key", "the API key is not known", headers=_CHALLENGE)
     return caller
 
 
@@ -54,14 +64,14 @@ def _checked(caller: Caller, role: Role) -> Caller:
     return caller
 
 
-def _of_role(role: Role) -> Callable[[Caller], Caller]:
-    def checked(caller: Annotated[Caller, Depends(caller_of)]) -> Caller:
+def _of_role(role: Role) -> Callable[[Caller], Awaitable[Caller]]:
+    async def checked(caller: Annotated[Caller, Depends(caller_of)]) -> Caller:
         return _checked(caller, role)
 
     return checked
 
 
-def payer(caller: Annotated[Caller, Depends(payer_of)]) -> Caller:
+async def payer(caller: Annotated[Caller, Depends(payer_of)]) -> Caller:
     """The customer that pays for the call."""
     return _checked(caller, "customer")
 
