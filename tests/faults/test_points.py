@@ -26,7 +26,7 @@ POINTS = {
     "before retrieval": Accident("retrieval.retriever:Retriever.retrieve", "before", "kill", nth=9),
     "after retrieval": Accident("retrieval.retriever:Retriever.retrieve", "after", "kill", nth=9),
     "after generation": Accident("serving.generators.extractive:answer", "after", "kill", nth=9),
-    "after valuing": Accident("serving.answering:counterfactual", "after", "kill", nth=9),
+    "after valuing": Accident("serving.generators.extractive:counterfactual", "after", "kill", nth=9),
     "before capture": Accident(f"{METER}.capture", "before", "kill", nth=9),
     "after capture": Accident(f"{METER}.capture", "after", "kill", nth=9),
     "before the response": Accident("serving.rendering:answer", "before", "kill", nth=9),
@@ -36,7 +36,7 @@ POINTS = {
     "retrieval finds the disk full": Accident(
         "retrieval.catalogue:Catalogue.clock", "before", "disk-full", nth=9, times=3
     ),
-    "valuing fails": Accident("serving.answering:counterfactual", "before", "busy", nth=9, times=3),
+    "valuing fails": Accident("serving.generators.extractive:counterfactual", "before", "busy", nth=9, times=3),
     # Redis
     "Redis dies before authorize": Accident(f"{METER}.authorize", "before", "kill-redis", nth=9),
     "Redis dies after authorize": Accident(f"{METER}.authorize", "after", "kill-redis", nth=9),
@@ -52,9 +52,9 @@ POINTS = {
     "before the lease": Accident(f"{DRAIN}._take_lease", "before", "kill", nth=2),
     "after the lease": Accident(f"{DRAIN}._take_lease", "after", "kill", nth=2),
     "before the segment": Accident("metering.usage_log:UsageLog.write", "before", "kill", nth=2),
-    "before the segment's sync": Accident("os:fsync", "before", "kill", within="write"),
-    "before the segment's name": Accident("pathlib:Path.replace", "before", "kill", within="write"),
-    "after the segment's name": Accident("pathlib:Path.replace", "after", "kill", within="write"),
+    "before the segment's sync": Accident("os:fsync", "before", "kill", within="write_durably"),
+    "before the segment's name": Accident("pathlib:Path.replace", "before", "kill", within="write_durably"),
+    "after the segment's name": Accident("pathlib:Path.replace", "after", "kill", within="write_durably"),
     "after the segment": Accident("metering.usage_log:UsageLog.write", "after", "kill", nth=2),
     "before the registration": Accident("metering.drain:_insert", "before", "kill", nth=2),
     "within the registration": Accident("metering.drain:_insert", "after", "kill", nth=2),
@@ -67,7 +67,7 @@ POINTS = {
     "the disk is full for a segment": Accident(
         "metering.usage_log:UsageLog.write", "before", "disk-full", nth=2, times=5
     ),
-    "the disk fills within a segment": Accident("os:fsync", "before", "disk-full", times=3, within="write"),
+    "the disk fills within a segment": Accident("os:fsync", "before", "disk-full", times=3, within="write_durably"),
     "the database is busy for the registration": Accident(
         "metering.drain:_insert", "after", "busy", nth=2, times=5
     ),
@@ -80,15 +80,18 @@ POINTS = {
 MODES = ("everysec", "always")
 
 
-@pytest.fixture(params=MODES)
-def mode(request, environment):
-    return {**environment, "PATRONAGE_REDIS_FSYNC": request.param, "PATRONAGE_DRAIN_SECONDS": "0.1"}
+# With everysec Redis may keep its last writes to itself for two seconds, and a killed one loses them: that is stated
+# in docs/operations.md, and held to in test_redis.py. Everything else costs nothing in either mode.
+CASES = [
+    (mode, name) for mode in MODES for name, each in POINTS.items() if (mode, each.action) != ("everysec", "kill-redis")
+]
 
 
-@pytest.mark.parametrize("name", POINTS)
-def test_an_accident_costs_no_one_anything(name, mode, data_dir, key, tmp_path):
+@pytest.mark.parametrize(("mode", "name"), CASES)
+def test_an_accident_costs_no_one_anything(mode, name, environment, data_dir, key, tmp_path):
+    settings = {**environment, "PATRONAGE_REDIS_FSYNC": mode, "PATRONAGE_DRAIN_SECONDS": "0.1"}
     accident = replace(POINTS[name], marker=str(tmp_path / "happened"))
-    server = Server(data_dir, mode, module=("tests.faults.accident", accident.to_json()))
+    server = Server(data_dir, settings, module=("tests.faults.accident", accident.to_json()))
     server.start()
     customers = asking(server, key, 3)
     try:
@@ -106,4 +109,4 @@ def test_an_accident_costs_no_one_anything(name, mode, data_dir, key, tmp_path):
     finally:
         acknowledged = finish(customers)
     assert set().union(*[each.statuses for each in customers]) <= {200, 500, 503}
-    assert_books_hold(data_dir, mode, server, key, acknowledged)
+    assert_books_hold(data_dir, settings, server, key, acknowledged)
