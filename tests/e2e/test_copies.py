@@ -131,8 +131,8 @@ def test_a_contributor_sees_over_http_which_of_a_documents_passages_are_copies(
         world.contributor("cleo").delete("/v1/documents/cleo/bees-again")
 
 
-def test_the_same_text_in_one_file_is_shared_by_those_who_brought_it(tmp_path: Path, e2e_env: dict[str, str]):
-    """No evidence says whose it is, and the order of lines in a file is none."""
+def test_of_the_same_text_in_one_file_the_first_is_the_original(tmp_path: Path, e2e_env: dict[str, str]):
+    """Documents are registered one after the other, and whoever adds copies of another's gains nothing."""
     text = "The weir at Sandholm was built in 1662 by monks. It drives a mill that grinds spelt."
     with open_world(tmp_path / "data", e2e_env) as world:
         lines = [{"id": f"{name}/weir", "title": "W", "text": text, "contributor": name} for name in ("zoe", "adam")]
@@ -144,4 +144,4 @@ def test_the_same_text_in_one_file_is_shared_by_those_who_brought_it(tmp_path: P
         statements = _credited(world)
     assert [each["document_id"] for each in answer["sources"]] == ["zoe/weir"]
     assert statements["zoe"] > 0
-    assert abs(statements["zoe"] - statements["adam"]) <= Decimal("0.000000001")
+    assert not statements.get("adam")

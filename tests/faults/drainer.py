@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from redis.commands.core import StreamCommands
 
-from metering import drain, ledger, usage_log
+from metering import drain, durable, ledger
 from metering.drain import Drain
 from metering.redis_connection import connect
 from metering.usage_log import UsageLog
@@ -25,7 +25,7 @@ POINTS: dict[str, tuple[Any, str, bool]] = {
     "segment parsed": (drain, "_by_period", True),
     "temporary file written": (Path, "replace", False),
     "file renamed": (Path, "replace", True),
-    "folder synced": (usage_log, "_sync", True),
+    "folder synced": (durable, "sync_folder", True),
     "mark moved, uncommitted": (drain, "_insert", False),
     "receipts inserted, uncommitted": (drain, "_insert", True),
     "transfers posted, uncommitted": (ledger, "post", True),

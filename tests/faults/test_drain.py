@@ -82,7 +82,7 @@ async def test_a_disk_that_fails_in_a_write_leaves_no_segment_behind(rig, monkey
             raise OSError(5, "Input/output error")
 
         with monkeypatch.context() as patch:
-            patch.setattr("metering.usage_log.os.fsync", fail)
+            patch.setattr("metering.durable.os.fsync", fail)
             with pytest.raises(OSError, match="Input/output error"):
                 await rig.drain.drain()
         assert list(rig.log.path("s00/x").parent.iterdir()) == []
