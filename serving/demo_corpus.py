@@ -34,7 +34,7 @@ QUESTIONS: Final = (
     "What is a lambda expression?",
     "How do I wait for several tasks to finish?",
     "How is a JSON document turned into Python objects?",
-    "What is the difference between a shallow and a deep comparison of files on the moon?",
+    "How do I bake sourdough bread?",
 )
 """The last one is asked to see that nothing is invented."""
 
