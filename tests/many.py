@@ -11,9 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from metering.durable import write_durably
 from metering.periods import HOUR_MS
 from metering.records import PPM, VALUE_ONE
-from metering.usage_log import RECORD_SCHEMA, Segment, UsageLog, write_durably
+from metering.usage_log import RECORD_SCHEMA, Segment, UsageLog
 
 DOCUMENTS, CONTRIBUTORS, ACCOUNTS, PLAYERS = 20_000, 500, 200, 5
 PER_SEGMENT = 5_000
@@ -49,6 +50,7 @@ def _write(log: UsageLog, dice: np.random.Generator, start: int, count: int, ste
         "cost": cost,
         "platform": charge - cost - royalty,
         "royalty": royalty,
+        "free": np.zeros(count, np.int64),
         "values": _lists(pa.array(_tables(dice, count).ravel()), 1 << PLAYERS),
         "uses": _lists(_uses(dice, count * PLAYERS), PLAYERS),
     }
@@ -87,8 +89,9 @@ def _uses(dice: np.random.Generator, count: int) -> pa.Array:
             _lists(split, 1),
             pa.array(np.full(count, 500_000)),
             pa.array(np.arange(count) % PLAYERS == 0),
+            pa.array(np.full(count, JANUARY_MS)),
         ],
-        ["document", "version", "contributor", "splits", "score", "cited"],
+        ["document", "version", "contributor", "splits", "score", "cited", "registered_ms"],
     )
 
 
