@@ -35,7 +35,13 @@ class Rig:
     def __init__(self, client, ack="none"):
         self.client = client
         self.meter = RedisMeter(
-            client, deployment="d", shards=SHARDS, hold_ttl_ms=60_000, replay_ttl_ms=60_000, ack=ack
+            client,
+            deployment="d",
+            shards=SHARDS,
+            hold_ttl_ms=60_000,
+            replay_ttl_ms=60_000,
+            retry_ttl_ms=60_000,
+            ack=ack,
         )
         self.number = 0
         self.charged: dict[str, float] = {}
