@@ -73,10 +73,10 @@ def hotpotqa(folder: Path, embedder: Embedder) -> dict[str, Any]:
 
 def squad(folder: Path, embedder: Embedder, count: int, seed: int) -> dict[str, Any]:
     """The part of the credit that goes to the paragraph a question was asked of, where it was retrieved."""
-    questions = [json.loads(line) for line in (folder / "questions.jsonl").open()]
+    questions = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
     questions = [question for question in questions if question["answerable"]]
     random.Random(seed).shuffle(questions)
-    texts = {each["id"]: each for each in map(json.loads, (folder / "documents.jsonl").open())}
+    texts = {each["id"]: each for each in map(json.loads, (folder / "documents.jsonl").read_text().splitlines())}
     answered = _answered(folder, embedder, [each["question"] for each in questions[:count]], texts)
     reader = CaseReader(embedder)
     gold: dict[str, list[float]] = {method: [] for method in METHODS}
