@@ -9,9 +9,8 @@ that fill the same form with other facts are not copies.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from typing import Final
 
 import numpy as np
@@ -36,8 +35,10 @@ FACTS: Final = 0.05
 SKETCH: Final = 32
 
 Runs = npt.NDArray[np.uint64]
+Indexes = npt.NDArray[np.int64]
 
 _WORD: Final = re.compile(r"\w+")
+_DIGIT: Final = re.compile(r"\d")
 _SENTENCE_END: Final = re.compile(r"[.!?:\n]")
 _FACTORS: Final = np.asarray([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], np.uint64)
 
@@ -52,7 +53,7 @@ class Wording:
     vector: npt.NDArray[np.float32]
 
 
-def runs(terms: npt.NDArray[np.uint32], lengths: npt.NDArray[np.int32]) -> tuple[Runs, npt.NDArray[np.int64]]:
+def runs(terms: npt.NDArray[np.uint32], lengths: npt.NDArray[np.int32]) -> tuple[Runs, Indexes]:
     """The shingles of a text, as hashes, and the number of the sentence of each.
 
     Args:
@@ -100,41 +101,85 @@ def repeats(later: Wording, earlier: Wording) -> bool:
         return False
     if part < CONTAINED and float(later.vector @ earlier.vector) < ALIKE_COSINE:
         return False
-    return not other_facts(later.text, earlier.text)
+    words = words_of([later.text, earlier.text])
+    return not other_facts(words, np.asarray([0]), np.asarray([1])).item()
 
 
-def other_facts(later: str, earlier: str) -> bool:
-    """Whether the texts differ by what they say and not by how: most changes put one fact in the place of another.
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The words of some texts in order, with one entry a word, and how many of them each text has."""
 
-    Facts are words with a digit and names. What was only inserted or left out does not count, so that footnotes do
-    not make a copy an original.
+    ids: npt.NDArray[np.uint32]
+    facts: npt.NDArray[np.bool_]
+    """Which are facts: words with a digit and names, that is with a capital inside a sentence."""
+    lengths: Indexes
+
+
+def words_of(texts: Iterable[str]) -> Words:
+    """The words of each text, whatever their case."""
+    words: list[str] = []
+    facts: list[bool] = []
+    edges = [0]
+    for text in texts:
+        end = 0
+        for match in _WORD.finditer(text):
+            word = match[0]
+            inside = end > 0 and not _SENTENCE_END.search(text, end, match.start())
+            facts.append((inside and word[0].isupper()) or _DIGIT.search(word) is not None)
+            words.append(word.lower())
+            end = match.end()
+        edges.append(len(words))
+    return Words(term_ids(words), np.asarray(facts, np.bool_), np.diff(edges))
+
+
+def other_facts(words: Words, later: Indexes, earlier: Indexes) -> npt.NDArray[np.bool_]:
+    """Which pairs of texts differ by what they say and not by how: most changes put one fact in the place of another.
+
+    What was only inserted or left out does not count, so that footnotes do not make a copy an original. Places are
+    told by the words that each text of the pair has once, as in patience diff: two facts are in the same place if as
+    many of those words stand before them.
+
+    Args:
+        words: of all texts.
+        later: for each pair, the number of the later text; shape ``[pairs]``, as the result.
+        earlier: and that of the earlier one.
     """
-    mine, theirs = _words(later), _words(earlier)
-    changes = SequenceMatcher(None, [word for word, _ in theirs], [word for word, _ in mine], autojunk=False)
-    changed = swapped = 0
-    for tag, i, j, k, m in changes.get_opcodes():
-        if tag in {"replace", "insert"}:
-            changed += m - k
-        if tag == "replace":
-            swapped += min(sum(fact for _, fact in theirs[i:j]), sum(fact for _, fact in mine[k:m]))
-    return swapped > 0 and swapped >= FACTS * len(mine) and 2 * swapped >= changed
+    vocabulary, spelled = np.unique(words.ids, return_inverse=True)
+    texts = len(words.lengths)
+    cells = np.repeat(np.arange(texts), words.lengths) * len(vocabulary) + spelled
+    counts = np.bincount(cells, minlength=texts * len(vocabulary)).reshape(texts, -1)
+    places = int(words.lengths.max(initial=0)) + 1
+
+    def compared(mine: Indexes, theirs: Indexes) -> tuple[Indexes, Indexes]:
+        """For each pair and place, how many facts only the first text has, and for each pair, how many words."""
+        at, pair = _ranges((np.cumsum(words.lengths) - words.lengths)[mine], words.lengths[mine])
+        there = counts[theirs[pair], spelled[at]]
+        shared = np.cumsum((there == 1) & (counts[mine[pair], spelled[at]] == 1))
+        place = shared - np.concatenate([[0], shared])[np.searchsorted(pair, pair)]
+        facts = words.facts[at] & (there == 0)
+        found = np.bincount(pair[facts] * places + place[facts], minlength=len(mine) * places)
+        return found.reshape(-1, places), np.bincount(pair[there == 0], minlength=len(mine))
+
+    mine, changed = compared(later, earlier)
+    theirs, _ = compared(earlier, later)
+    swapped = np.minimum(mine, theirs).sum(axis=1)
+    other: npt.NDArray[np.bool_] = (swapped > 0) & (swapped >= FACTS * words.lengths[later]) & (2 * swapped >= changed)
+    return other
 
 
-def repeated_sentences(
-    texts: Sequence[tuple[str, npt.NDArray[np.int32]]], shingled: Sequence[tuple[Runs, npt.NDArray[np.int64]]]
-) -> list[npt.NDArray[np.int64]]:
+def repeated_sentences(worded: Sequence[Words], shingled: Sequence[tuple[Runs, Indexes]]) -> list[Indexes]:
     """For each sentence of each passage, which passage has it earlier.
 
     Args:
-        texts: the passages, the earliest first: text, and the spans of its sentences.
+        worded: for each passage, the earliest first, the words of its sentences.
         shingled: for each passage, its :func:`runs`.
 
     Returns:
         For each passage, shape ``[sentences]``: the index of the passage that holds the original, or -1.
     """
-    if not texts:
+    if not worded:
         return []
-    counts = [len(spans) for _, spans in texts]
+    counts = [len(each.lengths) for each in worded]
     edges = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     found = np.full(int(edges[-1]), -1, np.int64)
     hashes = np.concatenate([each for each, _ in shingled])
@@ -148,16 +193,18 @@ def repeated_sentences(
     sizes = np.bincount(sentence, minlength=len(found))
     needed = np.where(sizes < SHORT, sizes, SENTENCE_CONTAINED * sizes)[later]
     alike = (common >= needed) & ((sizes[later] >= SHORT) | (sizes[later] == sizes[earlier]))
-    if alike.any():
-        passage = np.repeat(np.arange(len(texts)), counts)
-        said = [whole[start:end] for whole, spans in texts for start, end in spans.tolist()]
-        for this, that in zip(later[alike].tolist(), earlier[alike].tolist(), strict=True):
-            if found[this] < 0 and found[that] < 0 and not other_facts(said[this], said[that]):
+    later, earlier = later[alike], earlier[alike]
+    if len(later):
+        words = Words(*(np.concatenate([getattr(each, name) for each in worded]) for name in Words.__slots__))
+        same = ~other_facts(words, later, earlier)
+        passage = np.repeat(np.arange(len(worded)), counts)
+        for this, that in zip(later[same].tolist(), earlier[same].tolist(), strict=True):
+            if found[this] < 0 and found[that] < 0:
                 found[this] = passage[that]
     return np.split(found, edges[1:-1])
 
 
-def _pairs(hashes: Runs, sentence: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], ...]:
+def _pairs(hashes: Runs, sentence: Indexes) -> tuple[Indexes, ...]:
     """Pairs of sentences with a run in common, by the later one: the later, the earlier, and how many runs.
 
     ``hashes`` are sorted, and the sentences of one hash stand in their order.
@@ -180,14 +227,8 @@ def _scrambled(values: Runs) -> Runs:
     return values ^ (values >> np.uint64(31))
 
 
-def _words(text: str) -> list[tuple[str, bool]]:
-    """The words in lower case, and whether each is a fact: with a digit, or capital inside a sentence."""
-    found = []
-    end = 0
-    for match in _WORD.finditer(text):
-        word = match[0]
-        inside = end > 0 and not _SENTENCE_END.search(text, end, match.start())
-        fact = (inside and word[0].isupper()) or any(each.isdigit() for each in word)
-        found.append((word.lower(), fact))
-        end = match.end()
-    return found
+def _ranges(starts: Indexes, lengths: Indexes) -> tuple[Indexes, Indexes]:
+    """The indexes of ranges, one after the other, and which range each is of."""
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    first = np.cumsum(lengths) - lengths
+    return np.arange(len(owner)) + (starts - first)[owner], owner

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from retrieval.near_duplicates import Runs, Wording, contained, repeats, runs, sketch
+from retrieval.near_duplicates import Runs, Wording, Words, contained, repeats, runs, sketch, words_of
 
 METADATA = sa.MetaData()
 
@@ -75,6 +75,11 @@ class PreparedPassage:
     def shingled(self) -> tuple[Runs, npt.NDArray[np.int64]]:
         """Its shingles, see :func:`retrieval.near_duplicates.runs`."""
         return runs(self.terms, self.sentence_terms)
+
+    @cached_property
+    def worded(self) -> Words:
+        """The words of each of its sentences."""
+        return words_of(self.text[start:end] for start, end in self.sentences.tolist())
 
     @cached_property
     def wording(self) -> Wording:

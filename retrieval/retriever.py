@@ -327,8 +327,7 @@ def _repeated(passages: Sequence[StoredPassage], evidence: Sequence[Evidence]) -
     differ in is the point, as on pages that say the same of different things.
     """
     order = sorted(range(len(passages)), key=lambda i: passages[i].registration)
-    texts = [(passages[i].text, passages[i].sentences) for i in order]
-    found = repeated_sentences(texts, [passages[i].shingled for i in order])
+    found = repeated_sentences([passages[i].worded for i in order], [passages[i].shingled for i in order])
     places = np.asarray([*order, -1], np.int64)
     named = np.asarray([*(each.coverage.max(initial=0.0) for each in evidence), np.inf])
     result: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)] * len(passages)

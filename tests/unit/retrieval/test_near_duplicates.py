@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from retrieval.near_duplicates import (
     runs,
     runs_of,
     sketch,
+    words_of,
 )
 from tests.benchmarks import attacks
 from tests.unit.retrieval.library import TEXTS, document
@@ -117,7 +119,7 @@ class TestRepeats:
 
     def test_footnotes_do_not_make_a_copy_an_original(self, wording):
         footnoted = "".join(f"{part} ({1990 + i})." for i, part in enumerate(WORK.split(".")[:-1]))
-        assert not other_facts(footnoted, WORK)
+        assert not other_facts(words_of([footnoted, WORK]), np.asarray([0]), np.asarray([1])).any()
         assert repeats(wording(footnoted), wording(WORK))
 
     def test_capital_letters_do_not_make_words_facts(self, wording):
@@ -129,6 +131,32 @@ class TestRepeats:
         assert not repeats(wording("See also the index."), wording(f"See also the index. {WORK}"))
 
 
+STOCK = ["the", "Mill", "old", "Osk", "7", "19", "Bourne", "stands"]
+SMALL_TEXTS = st.lists(st.sampled_from(STOCK), max_size=9).map(" ".join)
+
+
+@given(st.lists(SMALL_TEXTS, min_size=2, max_size=4))
+def test_other_facts_are_those_of_a_plain_reference(texts):
+    """Of facts that the other text has not, those that stand behind as many of the words that both have once."""
+    said = [[(word.lower(), i > 0 and not word.islower()) for i, word in enumerate(text.split())] for text in texts]
+    said = [[(word, fact or word.isdigit()) for word, fact in each] for each in said]
+
+    def facts(mine, theirs):
+        counts = [Counter(word for word, _ in each) for each in (mine, theirs)]
+        places, place = Counter(), 0
+        for word, fact in mine:
+            place += counts[0][word] == counts[1][word] == 1
+            places[place] += fact and not counts[1][word]
+        return places, sum(not counts[1][word] for word, _ in mine)
+
+    pairs = [(later, earlier) for later in range(len(texts)) for earlier in range(later)]
+    found = other_facts(words_of(texts), *np.asarray(pairs).T)
+    for (later, earlier), other in zip(pairs, found.tolist(), strict=True):
+        (mine, changed), (theirs, _) = facts(said[later], said[earlier]), facts(said[earlier], said[later])
+        swapped = (mine & theirs).total()
+        assert other == (swapped > 0 and swapped >= 0.05 * len(said[later]) and 2 * swapped >= changed)
+
+
 @st.composite
 def passages_of_sentences(draw):
     """Passages of sentences from a small stock, so that they have some in common."""
@@ -138,12 +166,10 @@ def passages_of_sentences(draw):
 
 @given(passages_of_sentences())
 def test_repeated_sentences_are_those_of_a_plain_reference(chosen):
-    texts, shingled = [], []
+    worded, shingled = [], []
     for said in chosen:
         words = [" ".join("abcdefghijklmnopqrstuvwxyzäöüßé"[term] for term in each) for each in said]  # no facts
-        ends = np.cumsum([len(each) + 1 for each in words])
-        spans = [(end - len(each) - 1, end - 1) for each, end in zip(words, ends, strict=True)]
-        texts.append((" ".join(words), np.asarray(spans, np.int32).reshape(-1, 2)))
+        worded.append(words_of(words))
         shingled.append(runs(*ids(*said)))
     earlier: list[tuple[int, set[tuple[int, ...]]]] = []
     expected = []
@@ -165,15 +191,15 @@ def test_repeated_sentences_are_those_of_a_plain_reference(chosen):
             if row[-1] < 0:
                 earlier.append((number, mine))
         expected.append(row)
-    found = repeated_sentences(texts, shingled)
+    found = repeated_sentences(worded, shingled)
     assert [row.tolist() for row in found] == expected
 
 
 def test_of_two_sentences_of_one_form_both_play():
     texts = [VILLAGE, OTHER_VILLAGE, VILLAGE]
-    spans = [np.asarray(sentences(text), np.int32) for text in texts]
-    stemmed = [[stems(text[a:b]) for a, b in each.tolist()] for text, each in zip(texts, spans, strict=True)]
+    said = [[text[start:end] for start, end in sentences(text)] for text in texts]
+    stemmed = [[stems(each) for each in parts] for parts in said]
     numbers: dict[str, int] = {}
-    coded = [[[numbers.setdefault(stem, len(numbers)) for stem in each] for each in said] for said in stemmed]
-    found = repeated_sentences(list(zip(texts, spans, strict=True)), [runs(*ids(*said)) for said in coded])
+    coded = [[[numbers.setdefault(stem, len(numbers)) for stem in each] for each in parts] for parts in stemmed]
+    found = repeated_sentences(list(map(words_of, said)), [runs(*ids(*parts)) for parts in coded])
     assert [row.tolist()[1:] for row in found] == [[-1] * 2, [-1] * 2, [0] * 2]
