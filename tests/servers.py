@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,6 +30,14 @@ def run(data_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> s
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **(env or {})}
     )
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    """Poll until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
 
 
 class Server:

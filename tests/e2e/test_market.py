@@ -189,7 +189,7 @@ class TestInvoiced:
             "--invoiced", "--credit-limit", "0.02", env=strict.env,
         )  # fmt: skip
         assert made["balance"]["amount"] == "0.000000"
-        return Account(made["id"], made["api_key"], strict.client(made["api_key"]))
+        return Account(made["id"], made["api_key"], strict.client(made["api_key"]), strict.operator())
 
     def spend(self, account: Account) -> int:
         """Ask until it is refused; how often it was answered."""

@@ -9,7 +9,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,7 +17,7 @@ import pytest
 
 from tests.e2e.commands import refused
 from tests.e2e.world import Account, World, open_world
-from tests.servers import cli, run
+from tests.servers import cli, run, wait_for
 
 _ASK = {"question": "How long does the ferry to Osk Island take?"}
 
@@ -64,13 +64,6 @@ def telling(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -
     env = {**e2e_env, "PATRONAGE_WEBHOOK_PRIVATE_HOSTS": "true", "PATRONAGE_LOW_BALANCE": "0.005"}
     with open_world(tmp_path_factory.mktemp("telling") / "data", env) as found:
         yield found
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def metric(world: World, name: str) -> float:

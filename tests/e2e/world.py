@@ -28,6 +28,13 @@ class Account:
     id: str
     key: str
     client: httpx.Client
+    operator: httpx.Client
+
+    def deposit(self, amount: str | Decimal) -> None:
+        """Pay in, once."""
+        body = {"amount": str(amount), "reference": "opening"}
+        paid = self.operator.post(f"/v1/admin/customers/{self.id}/credits", json=body)
+        assert paid.status_code == 200, paid.text
 
     def money(self) -> tuple[Decimal, Decimal]:
         """Balance and holds."""
@@ -87,12 +94,11 @@ class World:
         admin = self.operator()
         reply = admin.post("/v1/admin/customers", json={"name": identifier.title(), "id": identifier})
         assert reply.status_code == 201, reply.text
-        if credit is not None:
-            path = f"/v1/admin/customers/{identifier}/credits"
-            paid = admin.post(path, json={"amount": credit, "reference": "opening"})
-            assert paid.status_code == 200, paid.text
         key = reply.json()["api_key"]
-        return Account(identifier, key, self.client(key))
+        account = Account(identifier, key, self.client(key), admin)
+        if credit is not None:
+            account.deposit(credit)
+        return account
 
     def openai(self, key: str) -> openai.OpenAI:
         """The official client; it does not retry, so that every error is seen."""

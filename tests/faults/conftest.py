@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.servers import Server, cli
+from retrieval.embedding import Embedder
+from tests.e2e.world import Account
+from tests.faults.shop import Shop, open_shop
+from tests.servers import Server, cli, wait_for
+from tests.upstream import Upstream
 
 TOPICS = {
     "otters": "The sea otter keeps a favourite stone in a pocket of skin under its arm. Otters sleep on their backs.",
@@ -60,3 +65,30 @@ def key(prepared: Path) -> str:
 def server(data_dir: Path, environment: dict[str, str]):
     with Server(data_dir, environment) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], embedder: Embedder) -> Iterator[Shop]:
+    """A shop that the tests of a module share. It gives a model three seconds for an answer."""
+    env = {**environment, "PATRONAGE_ANSWER_SECONDS": "3"}
+    data_dir = tmp_path_factory.mktemp("shop") / "data"
+    with open_shop(data_dir, env, embedder) as found:
+        yield found
+        # Whatever the tests did, the books hold.
+        wait_for(lambda: b"patronage_queries_running 0.0" in found.world.client().get("/metrics").content)
+        audit = cli(data_dir, "audit", env=env)
+        assert audit["balanced"], audit
+
+
+@pytest.fixture
+def upstream(shop: Shop) -> Upstream:
+    """The model of the shop, with nothing asked so far."""
+    shop.upstream.reset()
+    return shop.upstream
+
+
+@pytest.fixture
+def account(upstream: Upstream, shop: Shop) -> Account:
+    """A new customer with 1.00 USD."""
+    assert not upstream.requests, "it begins anew"
+    return shop.world.customer()

@@ -57,13 +57,6 @@ def finish(customers):
     return {name: charge for each in customers for name, charge in each.receipts.items()}
 
 
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def answered(customers):
     return sum(len(each.receipts) for each in customers)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -15,6 +14,7 @@ from metering.money import Currency
 from metering.pricing import Usage
 from retrieval.embedding import Embedder
 from tests.e2e.world import Account, World, open_world
+from tests.servers import wait_for
 from tests.upstream import MODEL, PRICE, Upstream, set_price
 
 QUESTION = "When was the Vellmar lighthouse built?"
@@ -66,11 +66,3 @@ def settled(account: Account) -> Decimal:
     """What was spent of 1.00 USD, once nothing is held any more."""
     wait_for(lambda: account.money()[1] == 0)
     return Decimal(1) - account.balance
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 20.0) -> None:
-    """Wait until it holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)

@@ -12,38 +12,13 @@ import httpx
 import openai
 import pytest
 
-from tests.faults.shop import DOCUMENTS, PATH, PLAIN, STREAM, Shop, events, open_shop, settled, text_of, wait_for
-from tests.servers import cli
+from tests.faults.shop import DOCUMENTS, PATH, PLAIN, STREAM, events, settled, text_of
 from tests.upstream import MODEL, PIECES, Script, stream_bytes
 
 _STALLS = Script(stall_after=4)
 _GARBAGE = b"data: [1, 2]\n\n"
 _ERROR = b'data: {"error": {"message": "secret of the upstream"}}\n\n'
 _ENDLESS = b"data: " + b"x" * 1_100_000
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory, model_cache, embedder):
-    env = {"PATRONAGE_MODEL_CACHE": str(model_cache), "PATRONAGE_ANSWER_SECONDS": "3"}
-    data_dir = tmp_path_factory.mktemp("shop") / "data"
-    with open_shop(data_dir, env, embedder) as found:
-        yield found
-        # Whatever the tests of this module did, the books hold.
-        wait_for(lambda: b"patronage_queries_running 0.0" in found.world.client().get("/metrics").content)
-        audit = cli(data_dir, "audit", env=env)
-        assert audit["balanced"], audit
-
-
-@pytest.fixture
-def upstream(shop: Shop):
-    shop.upstream.reset()
-    return shop.upstream
-
-
-@pytest.fixture
-def account(upstream, shop: Shop):
-    assert not upstream.requests, "it begins anew"
-    return shop.world.customer()
 
 
 def test_a_whole_stream_is_paid_at_the_price_of_the_book(shop, account):

@@ -13,8 +13,8 @@ import pytest
 
 from tests.faults.accident import redis_of
 from tests.faults.conftest import QUESTIONS
-from tests.faults.customers import answered, asking, assert_books_hold, finish, wait_for
-from tests.servers import cli, run
+from tests.faults.customers import answered, asking, assert_books_hold, finish
+from tests.servers import cli, run, wait_for
 
 
 def test_the_server_killed_under_load_loses_and_doubles_nothing(server, data_dir, environment, key):

@@ -15,8 +15,8 @@ from redis.exceptions import RedisError
 
 from metering.redis_server import find_redis_server
 from metering.spool import state_of
-from tests.faults.shop import PATH, PLAIN, STREAM, events, open_shop, settled, text_of, wait_for
-from tests.servers import cli, run
+from tests.faults.shop import PATH, PLAIN, STREAM, events, open_shop, settled, text_of
+from tests.servers import cli, run, wait_for
 from tests.upstream import PIECES, Script
 
 _STALLS = Script(stall_after=4)

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 
 from tests.faults.accident import Accident
-from tests.faults.customers import answered, asking, assert_books_hold, finish, wait_for
-from tests.servers import Server
+from tests.faults.customers import answered, asking, assert_books_hold, finish
+from tests.servers import Server, wait_for
 
 METER = "metering.redis_meter:RedisMeter"
 DRAIN = "metering.drain:Drain"

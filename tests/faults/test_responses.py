@@ -8,29 +8,10 @@ import openai
 import pytest
 from openai.types.responses import Response
 
-from tests.faults.shop import QUESTION, open_shop, settled
+from tests.faults.shop import QUESTION, settled
 from tests.upstream import MODEL, PIECES, Script, stream_bytes
 
 _WHOLE = "".join(PIECES)
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory, model_cache, embedder):
-    env = {"PATRONAGE_MODEL_CACHE": str(model_cache)}
-    with open_shop(tmp_path_factory.mktemp("shop") / "data", env, embedder) as found:
-        yield found
-
-
-@pytest.fixture
-def upstream(shop):
-    shop.upstream.reset()
-    return shop.upstream
-
-
-@pytest.fixture
-def account(upstream, shop):
-    assert not upstream.requests, "it begins anew"
-    return shop.world.customer()
 
 
 @pytest.fixture

@@ -9,31 +9,13 @@ from decimal import Decimal
 import openai
 import pytest
 
-from tests.faults.shop import PATH, PLAIN, STREAM, events, open_shop, settled, text_of, wait_for
+from tests.faults.shop import PATH, PLAIN, STREAM, events, settled, text_of
+from tests.servers import wait_for
 from tests.upstream import PIECES, Script
 
 _WHOLE = "".join(PIECES)
 _HEADER = "x-stainless-retry-count"
 _QUERY = {"question": "When was the Vellmar lighthouse built?"}
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory, model_cache, embedder):
-    env = {"PATRONAGE_MODEL_CACHE": str(model_cache)}
-    with open_shop(tmp_path_factory.mktemp("shop") / "data", env, embedder) as found:
-        yield found
-
-
-@pytest.fixture
-def upstream(shop):
-    shop.upstream.reset()
-    return shop.upstream
-
-
-@pytest.fixture
-def account(upstream, shop):
-    assert not upstream.requests, "it begins anew"
-    return shop.world.customer()
 
 
 @pytest.fixture
