@@ -183,10 +183,10 @@ class Drain:
     async def _drain_stream(self, shard: int, mark: str, fence: int) -> int:
         stream, moved = usage_stream(shard), 0
         await self._clear(shard, mark)
-        tables = await self._tables(stream, mark)
+        tables, after = await self._tables(stream, mark)
         while tables:
             # The next batch is read and parsed while this one goes to the disk and into the database.
-            ahead = asyncio.create_task(self._tables(stream, tables[-1]["stream_id"][-1].as_py()))
+            ahead = asyncio.create_task(self._tables(stream, after))
             try:
                 for table in tables:
                     token = await self._take_lease(shard, fence)
@@ -199,16 +199,23 @@ class Drain:
                 ahead.cancel()
                 await asyncio.wait({ahead})
                 raise
-            tables = await ahead
+            tables, after = await ahead
         return moved
 
-    async def _tables(self, stream: str, after: str) -> list[pa.Table]:
-        """The next entries of a stream as the columns of segments: none at its end."""
-        batch = await self._batch(stream, after)
-        return await asyncio.to_thread(_by_period, batch) if batch else []
+    async def _tables(self, stream: str, after: str | None) -> tuple[list[pa.Table], str | None]:
+        """The next entries of a stream as the columns of segments, and the last of them to go on from.
 
-    async def _batch(self, stream: str, after: str) -> list[tuple[str, bytes]]:
-        """The next entries of a stream: as many as a segment may hold."""
+        None is the end. What comes meanwhile is for the next drain: to follow the stream would be to write a segment
+        for every few records.
+        """
+        if after is None:
+            return [], None
+        batch, more = await self._batch(stream, after)
+        tables = await asyncio.to_thread(_by_period, batch) if batch else []
+        return tables, batch[-1][0] if more else None
+
+    async def _batch(self, stream: str, after: str) -> tuple[list[tuple[str, bytes]], bool]:
+        """The next entries of a stream, as many as a segment may hold, and whether there may be more."""
         batch: list[tuple[str, bytes]] = []
         size = 0
         while len(batch) < SEGMENT_RECORDS_MAX and size < SEGMENT_BYTES_MAX:
@@ -216,10 +223,10 @@ class Drain:
             page = stream_entries(await self._client.xrange(stream, min=f"({after}", count=count))
             batch += page
             if len(page) < count:
-                break
+                return batch, False
             after = page[-1][0]
             size += sum(len(data) for _, data in page)
-        return batch
+        return batch, True
 
     async def _adopt(self, shard: int, mark: str, fence: int) -> int:
         """Register the segments that a drainer wrote and did not live to register: even if Redis has lost them."""
