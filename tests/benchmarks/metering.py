@@ -37,8 +37,8 @@ def run() -> Iterable[Result]:
 def _compare(urls: dict[str, tuple[str, str]], clients: int) -> Iterable[Result]:
     seconds: dict[str, list[float]] = {"on": [], "off": []}
     latencies: dict[str, list[float]] = {"on": [], "off": []}
-    for name in urls:
-        asyncio.run(load(*urls[name], clients, QUERIES))
+    for at in urls.values():
+        asyncio.run(load(*at, clients, QUERIES))
     for number in range(ROUNDS):
         # In turn, and each first as often: a busy machine hurts both.
         for name in ("on", "off") if number % 2 else ("off", "on"):
