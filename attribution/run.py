@@ -129,16 +129,28 @@ class _Line:
 
 def shares(record: UsageRecord) -> tuple[list[float], float]:
     """Each document's share of the query's value and the model residual; together they sum to 1."""
-    ((_, weights, denominator),) = _solved(Batch.of([record]))
-    found = [value / (denominator * VALUE_ONE) for value in weights[0].tolist()]
+    weights, whole = owen_shares(record)
+    found = [weight / whole for weight in weights]
     found += [0.0] * (len(record.uses) - len(found))
     return found, 1.0 - (record.values[-1] - record.values[0]) / VALUE_ONE
 
 
 def owen_shares(record: UsageRecord) -> tuple[list[int], int]:
-    """Numerators of the Owen values of a record's players, and the denominator that makes the whole royalty 1."""
-    ((_, weights, denominator),) = _solved(Batch.of([record]))
+    """Numerators of the Owen values of a record's players, and the denominator that makes the whole royalty 1.
+
+    Raises:
+        RunError: the record's game is not a table over its documents.
+    """
+    players = len(record.values).bit_length() - 1
+    if len(record.values) != 1 << max(players, 0) or players > min(TABLE_PLAYERS_MAX, len(record.uses)):
+        raise _unfit(record.id, len(record.values), len(record.uses))
+    unions = unions_of([use.contributor for use in record.uses[:players]])
+    weights, denominator = owen_values(np.asarray([record.values], np.int64), unions)
     return weights[0].tolist(), denominator * VALUE_ONE
+
+
+def _unfit(record: str, values: int, uses: int) -> RunError:
+    return RunError(f"record {record}: {values} values do not fit {uses} documents")
 
 
 def _solved(batch: Batch) -> Iterator[tuple[Ints, Ints, int]]:
@@ -158,7 +170,7 @@ def _alike(batch: Batch) -> Iterator[tuple[Ints, Unions]]:
         rows = np.flatnonzero(sizes == size)
         if size != 1 << max(players, 0) or players > TABLE_PLAYERS_MAX or (uses[rows] < players).any():
             row = int(rows[np.argmin(uses[rows])])
-            raise RunError(f"record {batch.ids[row]}: {size} values do not fit {uses[row]} documents")
+            raise _unfit(batch.ids[row], size, int(uses[row]))
         owners = batch.owners[batch.use_offsets[rows][:, None] + np.arange(players)]
         # For each player the first of the same owner: equal rows are equal unions, whoever the owners are.
         first = np.argmax(owners[:, :, None] == owners[:, None, :], axis=1) if players else owners

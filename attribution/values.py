@@ -22,7 +22,7 @@ COUNTERFACTUAL: Final = "counterfactual/1"
 Table = npt.NDArray[np.int64]
 
 
-def counterfactual(worths: Sequence[npt.ArrayLike], slots: int) -> Table:
+def counterfactual(worths: Sequence[npt.NDArray[np.float64]], slots: int) -> Table:
     """The exact worth of the extractive answer of every coalition.
 
     The extractive generator takes the ``slots`` sentences that most probably answer, whatever documents it is
@@ -43,15 +43,18 @@ def counterfactual(worths: Sequence[npt.ArrayLike], slots: int) -> Table:
         raise ValueError(f"{len(worths)} documents; a table holds {TABLE_PLAYERS_MAX}")
     if slots <= 0:
         return np.zeros(2 ** len(worths), np.int64)
-    best = np.zeros((1, slots), np.int64)
-    for each in worths:
-        units = np.floor(np.asarray(each, np.float64) * VALUE_ONE)
-        if not np.isfinite(units).all() or (units < 0).any():
-            raise ValueError("a worth is not a probability")
-        own = np.sort(units.astype(np.int64))[::-1][:slots]
-        joined = np.concatenate([best, np.tile(own, (len(best), 1))], axis=1)
-        best = np.concatenate([best, -np.sort(-joined, axis=1)[:, :slots]])
-    table: Table = best.sum(axis=1)
+    units = np.floor(np.concatenate([np.zeros(slots), *worths]) * VALUE_ONE)
+    if not (np.isfinite(units).all() and (units >= 0).all()):
+        raise ValueError("a worth is not a probability")
+    # The best of each document, padded with nothing; then the best of those that a coalition has.
+    edges = np.cumsum([slots, *map(len, worths)])
+    best = np.zeros((len(worths), slots), np.int64)
+    for own, start, end in zip(best, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        top = np.sort(units[start:end])[: -slots - 1 : -1]
+        own[: len(top)] = top
+    had = np.arange(2 ** len(worths))[:, None] >> np.arange(len(worths)) & 1
+    taken = np.sort((had[:, :, None] * best).reshape(len(had), -1), axis=1)
+    table: Table = taken[:, -slots:].sum(axis=1)
     if table[-1] > VALUE_ONE:
         raise ValueError("the worths sum to more than 1")
     return table

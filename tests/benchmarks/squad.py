@@ -20,6 +20,13 @@ from typing import Any
 
 import psutil
 
+from attribution.run import shares
+from metering.records import VALUE_ONE
+from retrieval.retriever import Retriever
+from serving.assembly import open_books
+from serving.generators import extractive
+from serving.settings import Settings
+from tests.records import a_record, a_use
 from tests.servers import Server, cli
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "squad-dev"
@@ -48,6 +55,7 @@ def measure(folder: Path, count: int, seed: int) -> dict[str, Any]:
         period = time.strftime("%Y-%m", time.gmtime())
         closed = cli(data_dir, "period", "close", period, "--early")
         audit = cli(data_dir, "audit")
+        attribution_ms = attributed(data_dir, [question["question"] for question in questions])
     per_query = all(
         amount(receipt, "charge") == sum(amount(receipt, name) for name in ("cost", "platform", "pool"))
         for receipt in receipts
@@ -59,6 +67,8 @@ def measure(folder: Path, count: int, seed: int) -> dict[str, Any]:
         **quality(questions, replies),
         "latency_ms_p50": round(statistics.median(latencies) * 1000, 2),
         "latency_ms_p99": round(sorted(latencies)[int(len(latencies) * 0.99)] * 1000, 2),
+        "attribution_ms": round(attribution_ms, 3),
+        "attribution_part": round(attribution_ms / 1000 / statistics.mean(latencies), 4),
         "server_mib": round(memory / 2**20),
         "conserved_per_query": per_query,
         "conserved_total": total == amount(closed, "charged") == spent,
@@ -76,6 +86,24 @@ def ask(client: Any, questions: list[dict[str, Any]]) -> tuple[list[dict[str, An
         assert reply.status_code == 200, reply.text
         replies.append(reply.json())
     return replies, latencies
+
+
+def attributed(data_dir: Path, questions: list[str]) -> float:
+    """How long the worth of every coalition and the shares of an answer take, in milliseconds a query."""
+    spent = 0.0
+    with open_books(Settings(data_dir=data_dir)) as books:
+        retriever = Retriever(books.catalogue, books.embedder())
+        for question in questions:
+            found = extractive.answer(retriever.retrieve(question, top_k=5, purpose="answer", price=VALUE_ONE))
+            uses = tuple(a_use(f"d{i}", f"c{i}") for i in range(len(found.worths)))
+            began = time.perf_counter()
+            table = found.game()
+            spent += time.perf_counter() - began
+            record = a_record(values=tuple(table.tolist()), uses=uses)
+            began = time.perf_counter()
+            shares(record)
+            spent += time.perf_counter() - began
+    return 1000 * spent / len(questions)
 
 
 def quality(questions: list[dict[str, Any]], replies: list[dict[str, Any]]) -> dict[str, Any]:
