@@ -31,7 +31,7 @@ from metering.redis_connection import Client, Script, reached
 from metering.redis_meter import deployment_key, drainer_key, fence_key, stream_entries, usage_stream
 from metering.usage_log import Segment, UsageLog, parse, stream_order
 
-LEASE_TTL_MS: Final = 10_000
+LEASE_TTL_MS: Final = 3_000
 SEGMENT_RECORDS_MAX: Final = 5_000
 SEGMENT_BYTES_MAX: Final = 32 * 1024 * 1024
 """What one segment's records take in Redis, give or take a page: the drain's memory does not grow with the lag."""
