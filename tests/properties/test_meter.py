@@ -240,7 +240,7 @@ def test_the_meter_agrees_with_the_model_in_any_order(any_redis_url):
         from hypothesis.stateful import run_state_machine_as_test  # noqa: PLC0415 # beside its only use
 
         run_state_machine_as_test(
-            MeterMachine, settings=settings(max_examples=3 * settings().max_examples, stateful_step_count=20)
+            MeterMachine, settings=settings(max_examples=10 * settings().max_examples // 3 + 1, stateful_step_count=20)
         )
     finally:
         MeterMachine.disconnect()

@@ -13,7 +13,7 @@ from attribution.outcomes import WEIGHT_ONE, Outcome, OutcomeError, factor, move
 from attribution.tally import CreditKey
 from metering.records import PPM
 
-MONEY = settings(max_examples=10 * settings().max_examples)
+MONEY = settings(max_examples=3 * settings().max_examples)
 CHARGES = st.integers(0, 2**50)
 OUTCOMES = st.one_of(
     st.builds(Outcome, st.none(), st.integers(-PPM, PPM)),

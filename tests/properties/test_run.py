@@ -16,7 +16,7 @@ from serving.division import Sums, divided
 from tests.records import a_record, a_table, a_use
 
 NAMES = ("ada", "ben", "cleo", "dan")
-MONEY = settings(max_examples=10 * settings().max_examples)
+MONEY = settings(max_examples=3 * settings().max_examples)
 
 
 @st.composite
