@@ -21,7 +21,7 @@ from retrieval import passage_table, retriever
 from retrieval.catalogue import Catalogue, prepare
 from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
-from retrieval.near_duplicates import contained
+from retrieval.near_duplicates import Words, contained
 from retrieval.retriever import Retrieval, Retriever
 from serving.database import open_database, sqlite_url
 from serving.generators import extractive
@@ -144,8 +144,8 @@ class Lab:
         engine.dispose()
 
 
-def _nothing(texts: Sequence[tuple[str, np.ndarray]], _: object) -> list[np.ndarray]:
-    return [np.full(len(spans), -1) for _, spans in texts]
+def _nothing(worded: Sequence[Words], _: object) -> list[np.ndarray]:
+    return [np.full(len(each.lengths), -1) for each in worded]
 
 
 def _no_echo(_: str, passages: Sequence[passage_table.PreparedPassage]) -> list[np.ndarray]:
