@@ -51,7 +51,7 @@ check: $(VENV)/.dev
 	$(BIN)/pytest tests/unit tests/properties tests/house -n 2 -q
 
 test: $(VENV)/.torch
-	$(BIN)/pytest tests -n 2 -q --hypothesis-profile=full
+	$(BIN)/pytest tests -n 2 --dist worksteal -q --hypothesis-profile=full
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks
