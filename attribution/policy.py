@@ -5,15 +5,26 @@ A policy has a version and never changes; a new policy is a new version. Every u
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from attribution.apportionment import RULE
+from attribution.likelihood import LOG_LIKELIHOOD
+from attribution.support import SUPPORT
 from attribution.values import COUNTERFACTUAL
 from metering.records import PPM
 
-SOLVER = "owen/1"
+SOLVER: Final = "owen/1"
+VALUE_FUNCTIONS: Final = (COUNTERFACTUAL, SUPPORT, LOG_LIKELIHOOD)
+GENERATED_VALUE_FUNCTIONS: Final = (SUPPORT, LOG_LIKELIHOOD)
+"""The counterfactual of an answer that a language model wrote is not known exactly."""
+_CHOICES: Final = {
+    "value_function": VALUE_FUNCTIONS,
+    "generated_value_function": GENERATED_VALUE_FUNCTIONS,
+    "solver": (SOLVER,),
+    "rounding": (RULE,),
+}
 ABLATION_PPM = 10_000
 """A new policy has one record in a hundred recomputed."""
 
@@ -29,6 +40,9 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_share_ppm: int
     """The documents' part of what a charge leaves after computing cost."""
     value_function: str = COUNTERFACTUAL
+    """Values the answers of the extractive generator."""
+    generated_value_function: str = SUPPORT
+    """Values the answers that a language model wrote."""
     solver: str = SOLVER
     rounding: str = RULE
     ablation_ppm: int = ABLATION_PPM
@@ -43,9 +57,13 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for field in ("data_share_ppm", "ablation_ppm"):
             if not 0 <= getattr(self, field) <= PPM:
                 raise PolicyError(f"{field} must be between 0 and {PPM}")
-        for field, known in (("value_function", COUNTERFACTUAL), ("solver", SOLVER), ("rounding", RULE)):
-            if getattr(self, field) != known:
-                raise PolicyError(f"{field} {getattr(self, field)!r} is not known; there is {known}")
+        for field, known in _CHOICES.items():
+            if getattr(self, field) not in known:
+                raise PolicyError(f"{field} cannot be {getattr(self, field)!r}: choose {' or '.join(known)}")
+
+    def values_by(self, *, generated: bool) -> str:
+        """The value function, by name and version, of an answer that a language model generated, or of another."""
+        return self.generated_value_function if generated else self.value_function
 
     def divide(self, charge: int, cost: int) -> tuple[int, int]:
         """``(platform, royalty)``, in units: what a charge leaves after its cost, divided.
@@ -70,4 +88,6 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         try:
             return msgspec.convert(data, cls)
         except msgspec.ValidationError as error:
+            if isinstance(error.__cause__, PolicyError):
+                raise error.__cause__ from None
             raise PolicyError(f"not a policy: {error}") from error

@@ -31,7 +31,6 @@ from metering.money import MAX_TOTAL, Currency, MoneyError
 
 FORMAT: Final = 1
 ALGORITHMS: Final = {
-    "values": "counterfactual/1",
     "solver": "owen/1",
     "rounding": RULE,
     "outcomes": OUTCOME_RULE,
@@ -81,6 +80,7 @@ class Issue:
             "input_root": input_root,
             "policy_version": tally.policy_version or default_policy,
             "algorithms": ALGORITHMS,
+            "value_functions": dict(sorted(tally.value_functions.items())),
             "currency": {"code": currency.code, "scale": currency.scale},
             "records": totals.records,
             "outcomes": outcomes,

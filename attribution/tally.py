@@ -77,6 +77,8 @@ class Tally:
     """What customers' outcomes moved; they sum to 0 for every customer."""
     policy_version: int = 0
     """The newest policy under which a record was made."""
+    value_functions: dict[str, int] = field(default_factory=dict)
+    """How many records were valued by each."""
 
     def add_lines(self, rows: Iterable[tuple[LineKey, Line]]) -> None:
         """Count what documents did."""

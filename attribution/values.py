@@ -18,6 +18,8 @@ TABLE_PLAYERS_MAX: Final = 12
 """Games are tabulated up to here: 4,096 coalitions."""
 
 COUNTERFACTUAL: Final = "counterfactual/1"
+UNVALUED: Final = "unvalued"
+"""Recorded instead of a function where that of the policy could not be computed: no document earns."""
 
 Table = npt.NDArray[np.int64]
 

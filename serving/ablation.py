@@ -21,7 +21,7 @@ from metering.records import UsageRecord
 from metering.usage_log import records
 from serving import samples
 from serving.assembly import Books
-from serving.dearer import Dearer
+from serving.valuing import ValueFunction
 
 METADATA = sa.MetaData()
 
@@ -67,7 +67,7 @@ class Outcome:
         }
 
 
-def run(books: Books, period: str, dearer: Dearer, progress: Progress | None = None) -> Outcome:
+def run(books: Books, period: str, dearer: ValueFunction, progress: Progress | None = None) -> Outcome:
     """Recompute what of a period's sample is not recomputed yet. What was captured must be drained before.
 
     Raises:

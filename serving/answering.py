@@ -28,6 +28,7 @@ from serving.query import Query, QuestionTooLong
 from serving.samples import Samples
 from serving.settings import Settings
 from serving.till import Sale, Till
+from serving.valuing import Valuing, waits
 
 _ANSWERED = msgspec.msgpack.Decoder(Answered)
 
@@ -42,17 +43,24 @@ class Answering:
         retriever: Retriever,
         embedder: Embedder,
         generators: Mapping[str, Generator],
+        valuing: Valuing,
         samples: Samples,
         workers: Executor,
+        waiters: Executor,
         settings: Settings,
     ) -> None:
-        """The parts are owned by the caller; ``generators`` are by the name of the model that is sold."""
+        """The parts are owned by the caller; ``generators`` are by the name of the model that is sold.
+
+        ``workers`` compute; ``waiters`` are for answers that wait for a model which says what they are worth.
+        """
         self._till = till
         self._retriever = retriever
         self._embedder = embedder
         self._generators = generators
+        self._valuing = valuing
         self._samples = samples
         self._workers = workers
+        self._waiters = waiters
         self._settings = settings
 
     @property
@@ -68,6 +76,7 @@ class Answering:
             PriceError: the model is not priced, or does not answer.
             MeterError: the meter refused; see :mod:`metering.meter`.
             GeneratorError: the model gave no whole answer; nothing was charged.
+            NotValued: the answer cannot be valued; nothing was charged.
             AlreadyCharged, Overloaded: as they say.
         """
         found = await self.begin(caller, query)
@@ -77,7 +86,7 @@ class Answering:
         """Begin to answer a query: an answer that is there at once is charged, of another the delivery must be ended.
 
         Raises:
-            QueryError, PriceError, MeterError, AlreadyCharged, Overloaded: as :meth:`answer`.
+            QueryError, PriceError, MeterError, NotValued, AlreadyCharged, Overloaded: as :meth:`answer`.
         """
         generator = self._generators.get(query.model)
         if generator is None:
@@ -95,11 +104,14 @@ class Answering:
         )
         if isinstance(sale, Replay):
             return msgspec.structs.replace(_ANSWERED.decode(sale.response), quota=sale.quota)
+        values_by = sale.policy.values_by(generated=generator.generated)
+        workers = self._waiters if waits(values_by) else self._workers
         try:
             loop = asyncio.get_running_loop()
-            retrieval, made = await loop.run_in_executor(self._workers, self._make, generator, query, sale, most)
+            making = loop.run_in_executor(workers, self._make, generator, query, sale, most, values_by)
+            retrieval, made = await making
             if not isinstance(made, tuple):
-                return self._deliver(sale, retrieval, made, most)
+                return self._deliver(sale, retrieval, made, most, values_by, workers)
             answered, record = made
             response = msgspec.msgpack.encode(answered) if query.idempotency.key else b""
         except BaseException:
@@ -117,21 +129,33 @@ class Answering:
         if characters > limit:
             raise QuestionTooLong(f"the conversation has {characters} characters; the limit is {limit}", "messages")
 
-    def _deliver(self, sale: Sale, retrieval: Retrieval, generation: Generation, most: Usage) -> Delivery:
+    def _deliver(
+        self,
+        sale: Sale,
+        retrieval: Retrieval,
+        generation: Generation,
+        most: Usage,
+        values_by: str,
+        workers: Executor,
+    ) -> Delivery:
+        def conclude(delivered: Delivered, interrupted: str, sent: bool) -> tuple[Answered, UsageRecord]:  # noqa: FBT001 # see Conclude
+            return self._conclude(sale, retrieval, delivered, most, values_by, interrupted=interrupted, sent=sent)
+
         return Delivery(
             sale,
             generation,
             Transcript(self._embedder.count_tokens, most.output_tokens),
             till=self._till,
-            conclude=lambda delivered, interrupted: self._conclude(sale, retrieval, delivered, most, interrupted),
-            workers=self._workers,
+            conclude=conclude,
+            workers=workers,
             timeout_s=min(self._settings.answer_seconds, self._settings.hold_seconds),
         )
 
     def _make(
-        self, generator: Generator, query: Query, sale: Sale, most: Usage
+        self, generator: Generator, query: Query, sale: Sale, most: Usage, values_by: str
     ) -> tuple[Retrieval, Generation | tuple[Answered, UsageRecord]]:
         """Retrieve, and generate and value what is there at once. Runs in a worker thread."""
+        self._valuing.demand(values_by)
         retrieval = self._retriever.retrieve(
             query.question,
             top_k=query.top_k,
@@ -141,20 +165,29 @@ class Answering:
         made = generator.begin(query, retrieval)
         if not isinstance(made, Delivered):
             return retrieval, made
-        return retrieval, self._conclude(sale, retrieval, made, most, "")
+        return retrieval, self._conclude(sale, retrieval, made, most, values_by)
 
     def _conclude(
-        self, sale: Sale, retrieval: Retrieval, delivered: Delivered, most: Usage, interrupted: str
+        self,
+        sale: Sale,
+        retrieval: Retrieval,
+        delivered: Delivered,
+        most: Usage,
+        values_by: str,
+        *,
+        interrupted: str = "",
+        sent: bool = False,
     ) -> tuple[Answered, UsageRecord]:
         """What the customer is shown, and what is logged. Runs in a worker thread."""
+        value_function, values = self._valuing.value(values_by, delivered.case, sent=sent)
         tokens = min(self._embedder.count_tokens(delivered.text), most.output_tokens)
         record = sale.record(
             Usage(most.input_tokens, tokens, len(retrieval.documents)),
-            value_function=delivered.value_function,
-            values=delivered.values.tolist(),
+            value_function=value_function,
+            values=values.tolist(),
             uses=_uses(retrieval, {citation.source for citation in delivered.citations}),
         )
-        self._samples.keep(record, retrieval, delivered.text)
+        self._samples.keep(record, delivered.case)
         return _answered(record, retrieval, delivered, interrupted), record
 
 

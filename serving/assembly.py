@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
+from threading import TIMEOUT_MAX
 
 import httpx
 import sqlalchemy as sa
 
-from attribution.likelihood import LikelihoodError, Scorer
+from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
+from attribution.support import SUPPORT
 from attribution.transparency import Signer
+from attribution.values import COUNTERFACTUAL
 from metering import ledger, redis_connection, withdrawals
 from metering.drain import Drain
 from metering.meter import Funding, Limits
@@ -31,18 +34,19 @@ from serving import deployment, limits
 from serving.answering import Answering
 from serving.data_dir import DataDir
 from serving.database import open_database, sqlite_url
-from serving.dearer import Dearer, LogLikelihood, Rerun
 from serving.deployment import Deployment
 from serving.earnings import Earnings
 from serving.embeddings import Embeddings
-from serving.generators.extractive import Extractive, ExtractiveProxy
+from serving.generators.extractive import Extractive
 from serving.generators.generator import Generator
 from serving.generators.upstream import TIMEOUT, Upstream
 from serving.identity import Identities
+from serving.reader import CaseReader
 from serving.rulebook import EXTRACTIVE, Rulebook
 from serving.samples import Samples
 from serving.settings import Settings
 from serving.till import Till
+from serving.valuing import Counterfactual, LogLikelihood, Rerun, Support, ValueFunction, Valuing
 from serving.vault import Vault
 
 # As many streams as queries may be in progress; no connection waits for another.
@@ -90,26 +94,39 @@ class Books:
         """
         return open_embedder(self.settings, self.directory)
 
-    def dearer(self) -> Dearer:
+    def valuing(self, embedder: Callable[[], Embedder]) -> Valuing:
+        """The value functions that policies can name; each is loaded when it is first needed."""
+        return Valuing(
+            {
+                COUNTERFACTUAL: Counterfactual,
+                SUPPORT: lambda: Support(CaseReader(embedder())),
+                LOG_LIKELIHOOD: lambda: LogLikelihood(self._scorer(self.settings.value_seconds)),
+            }
+        )
+
+    def dearer(self) -> ValueFunction:
         """The value function of the audit by ablation: a language model where the settings name one.
 
         Raises:
-            AssemblyError: the settings do not fit together.
-            LikelihoodError: the model cannot be loaded.
+            LikelihoodError: the settings do not fit together, or the model cannot be loaded.
         """
-        model, url = self.settings.likelihood_model, self.settings.likelihood_url
-        if model is None and url is None:
+        if self.settings.likelihood_model is None and self.settings.likelihood_url is None:
             return Rerun()
-        if model is None:
-            raise AssemblyError("PATRONAGE_LIKELIHOOD_URL needs PATRONAGE_LIKELIHOOD_MODEL, the model's name there")
-        return LogLikelihood(self._scorer(model, url))
+        return LogLikelihood(self._scorer(TIMEOUT_MAX))
 
-    def _scorer(self, model: str, url: str | None) -> Scorer:
+    def _scorer(self, seconds: float) -> Scorer:
+        """The language model of the settings, with so many seconds for a case."""
+        model, url = self.settings.likelihood_model, self.settings.likelihood_url
+        if model is None:
+            raise LikelihoodError(
+                "it needs PATRONAGE_LIKELIHOOD_MODEL, a causal language model, and PATRONAGE_LIKELIHOOD_URL if that is "
+                "at a server"
+            )
         tokens = self.settings.likelihood_batch_tokens
         if url is not None:
             from serving.likelihood.upstream import Upstream  # noqa: PLC0415 # a client that few need
 
-            return Upstream(url, model, key=self.settings.likelihood_key, batch_tokens=tokens)
+            return Upstream(url, model, key=self.settings.likelihood_key, batch_tokens=tokens, seconds=seconds)
         if find_spec("transformers") is None or find_spec("torch") is None:
             raise LikelihoodError(
                 f"PATRONAGE_LIKELIHOOD_MODEL={model} needs the extra: pip install 'patronage[sentence-transformers]'; "
@@ -117,7 +134,7 @@ class Books:
             )
         from serving.likelihood.causal_lm import CausalLM  # noqa: PLC0415 # an extra, with torch
 
-        return CausalLM(model, batch_tokens=tokens)
+        return CausalLM(model, batch_tokens=tokens, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +174,7 @@ class Service:
     embedder: Embedder
     retriever: Retriever
     till: Till
+    valuing: Valuing
     answering: Answering
     embeddings: Embeddings
     earnings: Earnings
@@ -286,8 +304,15 @@ async def open_redis(books: Books) -> AsyncIterator[tuple[Client, tuple[Server, 
 
 @asynccontextmanager
 async def open_service(books: Books) -> AsyncIterator[Service]:
-    """Everything, with the model loaded and the index built."""
+    """Everything, with the model loaded and the index built.
+
+    Raises:
+        NotComputable: the policy in force cannot be computed here.
+        EmbedderError, RedisServerError, RedisUnfit, MeterUnavailable, MeterLost, AssemblyError: as they say.
+    """
     embedder = await asyncio.to_thread(books.embedder)
+    valuing = books.valuing(lambda: embedder)
+    await asyncio.to_thread(valuing.load, books.rulebook.policy)
     retriever = Retriever(books.catalogue, embedder)
     await asyncio.to_thread(retriever.refresh)
     async with (
@@ -305,20 +330,35 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             limits=books.limits,
         )
         workers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="answer")
+        # One for each query that may wait; they are started as they are needed.
+        waiters = ThreadPoolExecutor(books.settings.concurrent_queries, thread_name_prefix="wait")
+        answering = Answering(
+            till=till,
+            retriever=retriever,
+            embedder=embedder,
+            generators=_generators(books.settings, client),
+            valuing=valuing,
+            samples=books.samples,
+            workers=workers,
+            waiters=waiters,
+            settings=books.settings,
+        )
         try:
-            yield _service(books, metering, embedder, retriever, till, _generators(books.settings, client), workers)
+            yield _service(books, metering, retriever, till, answering, valuing, embedder, workers)
         finally:
             await till.settle()
             workers.shutdown()
+            waiters.shutdown()
 
 
 def _service(
     books: Books,
     metering: Metering,
-    embedder: Embedder,
     retriever: Retriever,
     till: Till,
-    generators: dict[str, Generator],
+    answering: Answering,
+    valuing: Valuing,
+    embedder: Embedder,
     workers: Executor,
 ) -> Service:
     return Service(
@@ -327,15 +367,8 @@ def _service(
         embedder=embedder,
         retriever=retriever,
         till=till,
-        answering=Answering(
-            till=till,
-            retriever=retriever,
-            embedder=embedder,
-            generators=generators,
-            samples=books.samples,
-            workers=workers,
-            settings=books.settings,
-        ),
+        valuing=valuing,
+        answering=answering,
         embeddings=Embeddings(
             till=till,
             embedder=embedder,
@@ -363,6 +396,5 @@ def _generators(settings: Settings, client: httpx.AsyncClient) -> dict[str, Gene
         model=model,
         tokens_max=settings.answer_tokens,
         context_chars=settings.upstream_context_chars,
-        value_function=ExtractiveProxy(),
     )
     return found

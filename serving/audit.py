@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from attribution.policy import Policy
 from attribution.run import RunError
 from attribution.statements import canonical, verify
+from attribution.values import UNVALUED
 from metering import ledger, merkle, periods
 from metering.drain import Drain
 from metering.pricing import PriceBook, Usage, in_force
@@ -31,6 +32,7 @@ from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
 from serving import archive, closing, payouts, rulebook, run_log
 from serving.assembly import Books, Metering
+from serving.embeddings import NO_GAME
 from serving.samples import DAY_MS
 
 _EXAMPLES: Final = 3
@@ -187,6 +189,9 @@ def _follows(record: UsageRecord, prices: dict[int, PriceBook], policies: dict[i
     price = book.price(record.model)
     usage = Usage(record.input_tokens, record.output_tokens, record.passages)
     charge, cost = price.charge(usage), price.cost(usage)
+    values_by = policy.values_by(generated=record.model != rulebook.EXTRACTIVE)
+    if record.value_function not in (values_by, UNVALUED) and (record.uses or record.value_function != NO_GAME):
+        return False
     return (record.charge, record.cost) == (charge, cost) and (
         record.platform,
         record.royalty,

@@ -14,47 +14,23 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, Final
 
 from attribution import attribute as attributing
 from attribution.cases import Case, CaseError, Result, decode_case, encode_result
-from attribution.support import SUPPORT, Span, Vectors
+from attribution.support import SUPPORT
 from metering.money import Currency
-from retrieval.analysis import stems, subject_stems
-from retrieval.chunking import sentences
 from retrieval.embedding import Embedder
 from serving.assembly import open_embedder
 from serving.data_dir import DataDir
+from serving.reader import CaseReader
 from serving.settings import Settings
 
 LINE_BYTES_MAX: Final = 10_000_000
 _READ_AHEAD: Final = 4
 """Cases for each core that wait or are done and not yet taken: what bounds memory."""
-
-
-class CaseReader:
-    """Reads texts as retrieval does. Thread-safe."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
-
-    def sentences(self, text: str) -> Sequence[Span]:
-        """See :meth:`attribution.support.Reader.sentences`."""
-        return sentences(text)
-
-    def stems(self, text: str) -> Sequence[str]:
-        """See :meth:`attribution.support.Reader.stems`."""
-        return stems(text)
-
-    def subject(self, text: str) -> Sequence[str]:
-        """See :meth:`attribution.support.Reader.subject`."""
-        return subject_stems(text)
-
-    def vectors(self, text: str, spans: Sequence[Span]) -> Vectors:
-        """See :meth:`attribution.support.Reader.vectors`."""
-        return self._embedder.embed_passage(text, spans).sentences
 
 
 class Attribution:

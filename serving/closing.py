@@ -82,6 +82,7 @@ class Attribution:
             "period": self.issue.manifest["period"],
             "input_root": self.issue.manifest["input_root"],
             "policy_version": self.issue.manifest["policy_version"],
+            "value_functions": self.issue.manifest["value_functions"],
             "records": totals.records,
             "charged": currency.amount(totals.charged),
             "cost": currency.amount(totals.cost),

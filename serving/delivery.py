@@ -23,8 +23,11 @@ from serving.till import Sale, Till
 CLIENT_LEFT: Final = "client_left"
 """How an answer is marked that its customer did not wait for."""
 
-Conclude = Callable[[Delivered, str], tuple[Answered, UsageRecord]]
-"""From what was delivered, and the code of what broke it off, to the two views of it. Computes."""
+Conclude = Callable[[Delivered, str, bool], tuple[Answered, UsageRecord]]
+"""From what was delivered, the code of what broke it off, and whether the customer has it, to the two views of it.
+
+Computes. Only of what the customer does not have yet it may say that it cannot be concluded.
+"""
 
 
 class Delivery:
@@ -102,6 +105,7 @@ class Delivery:
 
         Raises:
             GeneratorError: the model breaks off; nothing is charged.
+            NotValued: the answer cannot be valued; nothing is charged.
             MeterError: as :meth:`serving.till.Till.charge`.
         """
         try:
@@ -112,7 +116,7 @@ class Delivery:
         except BaseException:
             await self._end(charged=False)
             raise
-        return await self.paid()
+        return await self._paid("", sent=False)
 
     async def paid(self, interrupted: str = "") -> Answered:
         """Charge for what was taken. ``interrupted`` is the code of the error that broke it off.
@@ -120,10 +124,7 @@ class Delivery:
         Raises:
             MeterError: as :meth:`serving.till.Till.charge`.
         """
-        found = await asyncio.shield(self._start(charged=True, interrupted=interrupted))
-        if found is None:
-            raise GeneratorError("nothing was delivered")
-        return found
+        return await self._paid(interrupted, sent=True)
 
     async def leave(self) -> None:
         """The customer is gone, or was never there: end it, unless it has ended."""
@@ -141,21 +142,27 @@ class Delivery:
                 return taken
         raise StopAsyncIteration
 
-    async def _end(self, *, charged: bool) -> None:
-        await asyncio.wait({self._start(charged=charged, interrupted=CLIENT_LEFT)})
+    async def _paid(self, interrupted: str, *, sent: bool) -> Answered:
+        found = await asyncio.shield(self._start(charged=True, interrupted=interrupted, sent=sent))
+        if found is None:
+            raise GeneratorError("nothing was delivered")
+        return found
 
-    def _start(self, *, charged: bool, interrupted: str) -> asyncio.Task[Answered | None]:
+    async def _end(self, *, charged: bool) -> None:
+        await asyncio.wait({self._start(charged=charged, interrupted=CLIENT_LEFT, sent=True)})
+
+    def _start(self, *, charged: bool, interrupted: str, sent: bool) -> asyncio.Task[Answered | None]:
         if self._ending is None:
-            work = self._charge(interrupted) if charged else self._void()
+            work = self._charge(interrupted, sent=sent) if charged else self._void()
             self._ending = self._till.start(work)
         return self._ending
 
-    async def _charge(self, interrupted: str) -> Answered:
+    async def _charge(self, interrupted: str, *, sent: bool) -> Answered:
         try:
             await self._close()
             finish = "length" if self._transcript.full else self._generation.finish
             loop = asyncio.get_running_loop()
-            answered, record = await loop.run_in_executor(self._workers, self._concluded, finish, interrupted)
+            answered, record = await loop.run_in_executor(self._workers, self._concluded, finish, interrupted, sent)
         except BaseException:
             await self._till.void(self._sale)
             raise
@@ -172,5 +179,5 @@ class Delivery:
         with suppress(GeneratorError):  # it is over for us
             await self._pieces.aclose()
 
-    def _concluded(self, finish: str, interrupted: str) -> tuple[Answered, UsageRecord]:
-        return self._conclude(self._generation.delivered(self._transcript.text, finish), interrupted)
+    def _concluded(self, finish: str, interrupted: str, sent: bool) -> tuple[Answered, UsageRecord]:  # noqa: FBT001 # passed on
+        return self._conclude(self._generation.delivered(self._transcript.text, finish), interrupted, sent)

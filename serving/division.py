@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -23,6 +24,7 @@ COLUMNS: Final = (
     "leaf",
     "account",
     "policy_version",
+    "value_function",
     "finished_ms",
     *_SUMS,
     "values",
@@ -44,7 +46,7 @@ class Divided:
     """Some records divided. All tables are in the order of the records."""
 
     records: pa.Table
-    """A row each: id, leaf, account, policy_version, charge, cost, platform, royalty, earned."""
+    """A row each: id, leaf, account, policy_version, value_function, charge, cost, platform, royalty, earned."""
     uses: pa.Table
     """A row for each document retrieved: record (its row), and a :class:`attribution.tally.Line` of its own."""
     cells: pa.Table
@@ -68,6 +70,12 @@ class Divided:
     def policy_version(self) -> int:
         """The newest policy of the records; 0 where there are none."""
         return int(_ints(self.records["policy_version"]).max(initial=0))
+
+    @property
+    def value_functions(self) -> dict[str, int]:
+        """How many records were valued by each."""
+        found = pc.value_counts(self.records["value_function"])
+        return dict(zip(found.field("values").to_pylist(), found.field("counts").to_pylist(), strict=True))
 
     @property
     def credits(self) -> pa.Table:
@@ -113,7 +121,7 @@ def divided(table: pa.Table) -> Divided:
     record_of_use = np.repeat(np.arange(len(table)), np.diff(batch.use_offsets))
     use_of_split = np.repeat(np.arange(len(use)), np.diff(batch.split_offsets))
     policy = _ints(table["policy_version"])
-    columns = ["id", "leaf", "account", "policy_version", *_SUMS]
+    columns = ["id", "leaf", "account", "policy_version", "value_function", *_SUMS]
     return Divided(
         records=table.select(columns).append_column("earned", pa.array(result.earned)),
         uses=pa.table(
@@ -185,6 +193,10 @@ class Summed(Protocol):
         """The newest policy of the records."""
 
     @property
+    def value_functions(self) -> dict[str, int]:
+        """As in :class:`Divided`."""
+
+    @property
     def lines(self) -> pa.Table:
         """As in :class:`Divided`."""
 
@@ -199,19 +211,21 @@ class Sums:
     def __init__(self) -> None:
         self._totals = Totals()
         self._policy_version = 0
+        self._value_functions = Counter[str]()
         self._lines = Merge(_LINE_KEY, _LINE)
         self._credited = Merge(_CREDIT_KEY, ["units"])
 
     def add(self, part: Summed) -> None:
         """Take in a part."""
         self._policy_version = max(self._policy_version, part.policy_version)
+        self._value_functions.update(part.value_functions)
         self._totals.add(part.totals)
         self._lines.add(part.lines)
         self._credited.add(part.credited)
 
     def tally(self) -> Tally:
         """The tally of all parts so far."""
-        tally = Tally(policy_version=self._policy_version)
+        tally = Tally(policy_version=self._policy_version, value_functions=dict(self._value_functions))
         tally.sums.add(self._totals)
         tally.add_lines((LineKey(*row[:2]), Line(*row[2:])) for row in self._lines.rows())
         tally.add_credits((CreditKey(*row[:4]), row[4]) for row in self._credited.rows())

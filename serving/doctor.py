@@ -142,10 +142,10 @@ def _model(settings: Settings) -> str:
 
 
 def _likelihood(settings: Settings) -> list[dict[str, Any]]:
-    """The language model of the audit by ablation, where the settings name one."""
+    """The language model of ``log_likelihood/1``, where the settings name one."""
     if settings.likelihood_model is None:
         return []
-    place = settings.likelihood_url or "transformers, in the process of the audit"
+    place = settings.likelihood_url or "transformers, in the process that needs it"
     found = f"{settings.likelihood_model} at {place}"
     missing = settings.likelihood_url is None and not all(map(find_spec, ("torch", "transformers")))
     return [_item("language model", found, ok=not missing, advice=_MODEL_ADVICE[False] if missing else "")]

@@ -19,7 +19,8 @@ from serving.till import Till
 
 TEXTS_MAX: Final = 2_048
 PURPOSE: Final = "embedding"
-_NO_GAME: Final = "none"
+NO_GAME: Final = "none"
+"""Recorded as the value function of what uses no document."""
 
 
 class Paid(msgspec.Struct, frozen=True):
@@ -90,7 +91,7 @@ class Embeddings:
             return Embedded(await self._vectors(texts), _PAID.decode(sale.response), sale.quota)
         try:
             vectors = await self._vectors(texts)
-            record = sale.record(usage, value_function=_NO_GAME, values=(0,), uses=())
+            record = sale.record(usage, value_function=NO_GAME, values=(0,), uses=())
             paid = Paid(record.id, record.charge, tokens, record.free)
             response = msgspec.msgpack.encode(paid) if idempotency.key else b""
         except BaseException:

@@ -13,12 +13,14 @@ import sqlalchemy as sa
 from attribution.apportionment import OFFSET_BITS, offset
 from attribution.outcomes import WEIGHT_ONE, factor
 from attribution.run import Batch, divide, owen_shares
+from attribution.values import UNVALUED
 from metering import ledger
 from metering.pricing import Usage
 from metering.records import PPM, VALUE_ONE, UsageRecord
 from serving import outcomes, receipts, rendering
 from serving.assembly import Books
 from serving.division import COLUMNS, divided
+from serving.rulebook import EXTRACTIVE
 
 _ALL_COALITIONS_PLAYERS: Final = 4
 _PLACES: Final = 6
@@ -213,11 +215,7 @@ def _words(books: Books, record: UsageRecord, found: dict[str, Any]) -> Iterator
         f"{charge['platform']['amount']} to the platform, {charge['royalty']['amount']} to the documents' pool."
     )
     yield "Royalty", text
-    text = (
-        f"By {value['function']} the answer was worth {value['all']:.6f} with all documents and {value['none']:.6f} "
-        f"with none: they added {value['all'] - value['none']:.6f} of 1, and the rest of the pool is residual."
-    )
-    yield "What the documents added", text
+    yield "What the documents added", _value_in_words(books, record, value)
     unions = len({use.contributor for use in record.uses[: len(found["players"])]})
     text = (
         f"{len(found['players'])} documents of {unions} contributors are players. A document's share is what it adds "
@@ -232,6 +230,20 @@ def _words(books: Books, record: UsageRecord, found: dict[str, Any]) -> Iterator
     )
     yield "Whole units", text
     yield "Outcome", _outcome_in_words(found, currency)
+
+
+def _value_in_words(books: Books, record: UsageRecord, value: dict[str, Any]) -> str:
+    if record.value_function == UNVALUED:
+        policy = books.rulebook.policy_of(record.policy_version)
+        due = policy.values_by(generated=record.model != EXTRACTIVE)
+        return (
+            f"The policy's value function, {due}, could not be computed when the answer had been sent. No other takes "
+            "its place, so no document earned, and all of the pool is residual."
+        )
+    return (
+        f"By {value['function']} the answer was worth {value['all']:.6f} with all documents and {value['none']:.6f} "
+        f"with none: they added {value['all'] - value['none']:.6f} of 1, and the rest of the pool is residual."
+    )
 
 
 def _outcome_in_words(found: dict[str, Any], currency: str) -> str:

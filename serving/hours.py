@@ -91,6 +91,8 @@ class Part:
     totals: Totals
     policy_version: int
     """The newest policy of its records."""
+    value_functions: dict[str, int]
+    """How many of its records were valued by each."""
     credits_digest: str
     lines: pa.Table
     credited: pa.Table
@@ -197,6 +199,7 @@ def load(path: Path, *, rows: bool) -> Part | None:
         Hour(header["hour"], header["records"], bytes.fromhex(header["root"])),
         msgspec.convert(header["totals"], Totals),
         header["policy_version"],
+        header["value_functions"],
         header["credits"],
         lines.replace_schema_metadata(None),
         credited,
@@ -261,7 +264,7 @@ def _end_with_parent() -> None:
 def _stored(job: Job, found: Divided) -> bytes:
     """The file of a part."""
     order = pc.sort_indices(found.records["id"])
-    records = found.records.take(order).drop_columns(["cost", "platform", "royalty"])
+    records = found.records.take(order).drop_columns(["value_function", "cost", "platform", "royalty"])
     ids = records["id"].combine_chunks()
     twice = np.flatnonzero(pc.equal(ids[1:], ids[:-1]).to_numpy(zero_copy_only=False))
     if len(twice):
@@ -280,6 +283,7 @@ def _stored(job: Job, found: Divided) -> bytes:
         "root": merkle.Tree(records["leaf"].to_pylist()).root.hex(),
         "totals": asdict(found.totals),
         "policy_version": found.policy_version,
+        "value_functions": found.value_functions,
         "credits": digest(Rows(records, credits_).named_credits),
         "rows": hashlib.sha256(rows).hexdigest(),
     }

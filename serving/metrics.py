@@ -27,6 +27,11 @@ class Metrics:
             registry=self.registry,
         )
         self.queries_running = Gauge("patronage_queries_running", "Paid queries in progress.", registry=self.registry)
+        self.unvalued = Gauge(
+            "patronage_unvalued_answers",
+            "Answers since the start that were sent and could not be valued, so that no document earned.",
+            registry=self.registry,
+        )
         self.passages = Gauge("patronage_passages", "Passages that can be retrieved.", registry=self.registry)
         self.meter_up = Gauge(
             "patronage_meter_up", "1 while payments can be taken, 0 while nothing is served.", registry=self.registry

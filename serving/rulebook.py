@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
 from cachetools import TTLCache, cached
 
-from attribution.policy import Policy
+from attribution.policy import Policy, PolicyError
 from metering.money import Currency
 from metering.pricing import ModelPrice, PriceBook, PriceError, in_force
 
@@ -134,18 +135,26 @@ class Rulebook:
         with self._engine.connect() as connection:
             return Policy.from_json(json.loads(connection.execute(query).scalar_one()))
 
-    def adopt_policy(self, data_share_ppm: int, ablation_ppm: int | None = None) -> Policy:
-        """Put a new policy in force, for queries from now on; without ``ablation_ppm`` the audit's sample stays.
+    def adopt_policy(self, changes: Mapping[str, int | str | None], demand: Callable[[Policy], None]) -> Policy:
+        """Put a new policy in force, for queries from now on.
+
+        Args:
+            changes: fields of :class:`Policy`; what is missing or None stays as it is in the newest.
+            demand: raises ``PolicyError`` for a policy that this deployment cannot compute.
 
         Raises:
-            PolicyError: a share is out of range.
+            PolicyError: a field is wrong, ``demand`` refuses, or another policy was adopted at the same moment.
         """
-        current = self.policy
-        sample = current.ablation_ppm if ablation_ppm is None else ablation_ppm
-        policy = Policy(current.version + 1, data_share_ppm, ablation_ppm=sample)
-        with self._engine.begin() as connection:
-            row = {"version": policy.version, "body": json.dumps(policy.to_json()), "created_ms": _now_ms()}
-            connection.execute(sa.insert(policies), row)
+        current = self._newest(policies)
+        chosen = {name: value for name, value in changes.items() if value is not None}
+        policy = Policy.from_json({**current, **chosen, "version": current["version"] + 1})
+        demand(policy)
+        row = {"version": policy.version, "body": json.dumps(policy.to_json()), "created_ms": _now_ms()}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(policies), row)
+        except sa.exc.IntegrityError:
+            raise PolicyError("another policy was adopted at the same moment: look at it, and adopt yours") from None
         return policy
 
     def _add_first(self, table: sa.Table, body: dict[str, Any]) -> None:

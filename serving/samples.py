@@ -9,8 +9,7 @@ import sqlalchemy as sa
 
 from attribution.agreement import drawn
 from metering.records import UsageRecord
-from retrieval.retriever import Retrieval
-from serving.dearer import Case
+from serving.generators.case import Case
 from serving.rulebook import Rulebook
 from serving.vault import Vault, VaultError
 
@@ -42,13 +41,13 @@ class Samples:
         self._rulebook = rulebook
         self._kept_ms = dispute_days * DAY_MS
 
-    def keep(self, record: UsageRecord, retrieval: Retrieval, answer: str) -> None:
+    def keep(self, record: UsageRecord, case: Case) -> None:
         """Keep the text of a query if its record is drawn.
 
         Called before the capture, so that what is charged and drawn is kept; what is never charged is in no period.
         """
         if drawn(record, self._rulebook.policy_of(record.policy_version).ablation_ppm):
-            sealed = self._vault.seal(Case(retrieval, answer).encode(), _owner(record.id))
+            sealed = self._vault.seal(case.encode(), _owner(record.id))
             row = {"record": record.id, "at_ms": record.finished_ms, "sealed": sealed}
             with self._engine.begin() as connection:
                 connection.execute(sa.insert(table), row)

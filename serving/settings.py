@@ -76,19 +76,27 @@ class Settings(BaseSettings):
     )
     likelihood_model: str | None = Field(
         default=None,
-        description="Causal language model of the audit by ablation: the name or folder of any transformers model. "
-        "Without it: the extractive generator is run again.",
+        description="Causal language model of `log_likelihood/1`, for the audit by ablation and for policies that pay "
+        "by it: the name or folder of any transformers model. Without it: the audit runs the extractive generator "
+        "again, and no policy pays by `log_likelihood/1`.",
     )
     likelihood_url: str | None = Field(
         default=None,
         description="Server of that model, compatible with vLLM, such as `http://host:8000/v1`. "
-        "Without it: the model runs in the process of the audit, with torch.",
+        "Without it: the model runs in the process that needs it, with torch.",
     )
     likelihood_key: str | None = Field(default=None, description="API key for that server.", repr=False)
     likelihood_batch_tokens: int = Field(
         default=16_384,
         ge=1,
         description="Tokens whose keys and values that model holds at once, or that one request to its server has.",
+    )
+    value_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        le=3_600,
+        description="The longest that model may take for an answer, where a policy pays by it. An answer and its value "
+        "together should take less than a hold lasts.",
     )
     drain_seconds: float = Field(
         default=1.0,

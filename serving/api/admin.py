@@ -51,6 +51,8 @@ class PolicyBody(BaseModel):
 
     data_share_ppm: int = Field(strict=True, ge=0, le=1_000_000)
     ablation_ppm: int | None = Field(default=None, strict=True, ge=0, le=1_000_000)
+    value_function: str | None = None
+    generated_value_function: str | None = None
 
 
 class CloseBody(BaseModel):
@@ -148,7 +150,8 @@ async def policy(service: TheService) -> Response:
 @router.post("/policy")
 async def adopt_policy(body: PolicyBody, service: TheService) -> Response:
     """Put a new policy in force, for queries from now on."""
-    adopted = service.books.rulebook.adopt_policy(body.data_share_ppm, body.ablation_ppm)
+    adopt, demand = service.books.rulebook.adopt_policy, service.valuing.prove
+    adopted = await asyncio.to_thread(adopt, body.model_dump(), demand)
     return json_response(adopted.to_json(), 201)
 
 

@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from attribution.policy import PolicyError
 from metering.meter import (
     HoldExpired,
     IdempotencyMismatch,
@@ -39,6 +40,7 @@ from serving.limits import LimitError
 from serving.query import MaxPriceExceeded, QueryError, QuestionTooLong
 from serving.run_log import LogSizeError
 from serving.till import AlreadyCharged, Overloaded
+from serving.valuing import NotComputable, NotValued
 from serving.webhooks import WebhookError
 
 _SERVER_ERROR = 500
@@ -53,8 +55,8 @@ _KINDS = {
 _RETRY_SECONDS = 1
 _TRANSLATED = (
     AlreadyCharged, BookingError, ClosingError, DocumentError, GeneratorError, IdentityError, LimitError, LogSizeError,
-    MeterError, MoneyError, Overloaded, PeriodError, PriceError, QueryError, WebhookError, sa.exc.DataError,
-    sa.exc.OperationalError,
+    MeterError, MoneyError, NotValued, Overloaded, PeriodError, PolicyError, PriceError, QueryError, WebhookError,
+    sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
 
 
@@ -164,6 +166,10 @@ def translate(error: Exception) -> ApiError:
             )
         case IdentityError() if not isinstance(error, InvalidName):
             return ApiError(409, "conflict", str(error), param="id")
+        case NotValued():
+            return ApiError(503, "not_valued", f"{error}; nothing was charged", headers=soon)
+        case NotComputable():
+            return ApiError(409, "not_computable", str(error))
         case ClosingError():
             return ApiError(409, "period", str(error))
         case DocumentConflict():

@@ -50,6 +50,7 @@ async def metrics(request: Request, service: TheService) -> Response:
     found.spool_waiting.set(len(spooled.waiting))
     found.spool_unsettled.set(len(spooled.damaged) + len(spooled.refused))
     found.queries_running.set(service.till.running)
+    found.unvalued.set(service.valuing.unvalued)
     return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -31,7 +31,21 @@ from serving import __version__, logs
 from serving.ablation import AblationError
 from serving.assembly import AssemblyError
 from serving.booking import BookingError
-from serving.cli import ablation, books, cases, checks, customers, documents, keys, meter, money, people, prices, server
+from serving.cli import (
+    ablation,
+    books,
+    cases,
+    checks,
+    customers,
+    documents,
+    keys,
+    meter,
+    money,
+    people,
+    policy,
+    prices,
+    server,
+)
 from serving.cli.console import CommandError, Options, choose
 from serving.closing import ClosingError, NotOverError
 from serving.data_dir import DataDirError
@@ -43,6 +57,7 @@ from serving.rebuilding import RebuildError
 from serving.samples import SampleError
 from serving.settings import Settings
 from serving.till import Overloaded
+from serving.valuing import NotValued
 from serving.webhooks import WebhookError
 
 app = typer.Typer(
@@ -55,14 +70,14 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for part in (server, people, customers, keys, prices, documents, money, books, ablation, cases, meter, checks):
+for part in (server, people, customers, keys, prices, policy, documents, money, books, ablation, cases, meter, checks):
     part.register(app)
 
 _EXPECTED = (
     AblationError, AssemblyError, BookingError, CaseError, ClosingError, CommandError, DataDirError, DatabaseError,
     DocumentError, DrainBusy, EmbedderError, EmbedderMismatch, IdentityError, LikelihoodError, LimitError, MoneyError,
-    PeriodError, PolicyError, PriceError, QueryError, Overloaded, RebuildError, RedisServerError, RedisUnfit, RunError,
-    SampleError, SegmentError, WebhookError,
+    NotValued, PeriodError, PolicyError, PriceError, QueryError, Overloaded, RebuildError, RedisServerError, RedisUnfit,
+    RunError, SampleError, SegmentError, WebhookError,
 )  # fmt: skip
 
 

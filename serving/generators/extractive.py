@@ -15,15 +15,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from attribution.values import COUNTERFACTUAL, Table, counterfactual
 from retrieval.chunking import SENTENCE_CHARS_MAX
 from retrieval.retriever import Retrieval, RetrievedDocument
+from serving.generators.case import DOCUMENTS_READ, Case
 from serving.generators.generator import Citation, Delivered
 from serving.query import Query
 
 NO_ANSWER: Final = "The documents do not answer this question."
-DOCUMENTS_READ: Final = 12
-"""Only the best documents are read for an answer; the others are retrieved and earn nothing."""
 SENTENCES_MAX: Final = 3
 ANSWER_TOKENS_MAX: Final = SENTENCES_MAX * SENTENCE_CHARS_MAX
 """What is held for an answer, and the most that is billed for one: a token a character."""
@@ -85,13 +83,11 @@ class Answer:
         """How many sentences the answer has; 0 where the documents do not answer."""
         return len(self.citations)
 
-    def game(self) -> Table:
-        """The worth of every coalition of the documents read."""
-        return counterfactual(self.worths, self.slots)
-
 
 class Extractive:
     """Implements :class:`serving.generators.generator.Generator`; every answer is there at once."""
+
+    generated = False
 
     def reads(self, query: Query) -> str:
         """The question alone."""
@@ -102,23 +98,10 @@ class Extractive:
         return ANSWER_TOKENS_MAX
 
     def begin(self, query: Query, retrieval: Retrieval) -> Delivered:  # noqa: ARG002 # the retrieval has its question
-        """The answer, with its exact counterfactual."""
+        """The answer. Where the documents do not answer, it says nothing that could be worth something."""
         found = answer(retrieval)
-        return Delivered(found.text, found.citations, found.game(), COUNTERFACTUAL)
-
-
-class ExtractiveProxy:
-    """Values an answer that another model wrote by what the extractive answer to the same retrieval was worth.
-
-    It sees what the documents offer for the question, and nothing of what the model made of it: hence its name.
-    Implements :class:`serving.generators.upstream.ValueFunction`.
-    """
-
-    name = "extractive-proxy/1"
-
-    def values(self, retrieval: Retrieval, text: str) -> Table:  # noqa: ARG002 # what makes it a proxy
-        """The game of the extractive answer; it is all zeros where the documents do not answer."""
-        return answer(retrieval).game()
+        said = found.text if found.slots else ""
+        return Delivered(found.text, found.citations, Case(retrieval, said, found.worths, found.slots))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The generator: the port through which what was retrieved becomes an answer.
 
 An answer is there at once (:class:`Delivered`), or comes in pieces (:class:`Generation`) and may be left at any of
-them: what was delivered by then says itself what it cites and what each coalition of the documents was worth. Errors::
+them: what was delivered by then says itself what it cites, and what a value function needs to know of it. Errors::
 
     GeneratorError
     ├── GeneratorBusy          the model has no room now
@@ -14,8 +14,8 @@ from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from attribution.values import Table
 from retrieval.retriever import Retrieval
+from serving.generators.case import Case
 from serving.query import Query
 
 CHARS_PER_TOKEN_MAX: Final = 16
@@ -52,10 +52,8 @@ class Delivered:
 
     text: str
     citations: tuple[Citation, ...]
-    values: Table
-    """Worth of every coalition of the first ``n`` retrieved documents, shape ``[2 ** n]``."""
-    value_function: str
-    """The name under which ``values`` were computed."""
+    case: Case
+    """What it is valued by."""
     finish: str = "stop"
     """Why the text ends: ``stop``, ``length``, or what else the model says."""
 
@@ -77,12 +75,17 @@ class Generation(Protocol):
         ...
 
     def delivered(self, text: str, finish: str) -> Delivered:
-        """What ``text``, the pieces that were delivered, cites and is worth. Computes; call it in a thread."""
+        """What ``text``, the pieces that were delivered, cites and is valued by."""
         ...
 
 
 class Generator(Protocol):
     """A model that answers."""
+
+    @property
+    def generated(self) -> bool:
+        """Whether a language model writes the answers: a policy values those by a function of their own."""
+        ...
 
     def reads(self, query: Query) -> str:
         """The part of a query that the model reads, as one text: what input tokens are counted over."""

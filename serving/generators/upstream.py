@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any, Final, Protocol
+from dataclasses import replace
+from typing import Any, Final
 
 import httpx
 import structlog
 from pydantic import SecretStr
 
-from attribution.values import Table
 from retrieval.retriever import Retrieval, RetrievedPassage
-from serving.generators.extractive import DOCUMENTS_READ
+from serving.generators.case import DOCUMENTS_READ, Case
 from serving.generators.generator import Citation, Delivered, GeneratorBusy, GeneratorError
 from serving.query import Message, Query
 
@@ -41,21 +41,10 @@ Numbered = tuple[tuple[int, RetrievedPassage], ...]
 """The passages of the prompt, from number 1: index of the document, and the passage."""
 
 
-class ValueFunction(Protocol):
-    """What the coalitions of the retrieved documents are worth for an answer that a model wrote."""
-
-    @property
-    def name(self) -> str:
-        """Under which it stands in usage records."""
-        ...
-
-    def values(self, retrieval: Retrieval, text: str) -> Table:
-        """The table of the answer ``text`` over the first ``n <= 12`` retrieved documents, shape ``[2 ** n]``."""
-        ...
-
-
 class Upstream:
     """Implements :class:`serving.generators.generator.Generator`."""
+
+    generated = True
 
     def __init__(
         self,
@@ -66,7 +55,6 @@ class Upstream:
         model: str,
         tokens_max: int,
         context_chars: int,
-        value_function: ValueFunction,
     ) -> None:
         """``url`` is the server's base, such as ``http://host:8000/v1``; the caller closes ``client``."""
         self._client = client
@@ -75,7 +63,6 @@ class Upstream:
         self._model = model
         self._tokens_max = tokens_max
         self._context_chars = context_chars
-        self._value_function = value_function
 
     def reads(self, query: Query) -> str:
         """The whole conversation; its passages are paid by the document."""
@@ -97,7 +84,7 @@ class Upstream:
             "stream": True,
             "max_tokens": self.tokens_max(query),
         }
-        return _Generation(self._ask(body), retrieval, numbered, self._value_function)
+        return _Generation(self._ask(body), retrieval, numbered)
 
     async def _ask(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The events of one answer."""
@@ -118,17 +105,10 @@ class Upstream:
 class _Generation:
     """Implements :class:`serving.generators.generator.Generation`."""
 
-    def __init__(
-        self,
-        events: AsyncGenerator[dict[str, Any]],
-        retrieval: Retrieval,
-        numbered: Numbered,
-        value_function: ValueFunction,
-    ) -> None:
+    def __init__(self, events: AsyncGenerator[dict[str, Any]], retrieval: Retrieval, numbered: Numbered) -> None:
         self._events = events
         self._retrieval = retrieval
         self._numbered = numbered
-        self._value_function = value_function
         self.finish = ""
 
     async def pieces(self) -> AsyncGenerator[str]:
@@ -146,8 +126,9 @@ class _Generation:
 
     def delivered(self, text: str, finish: str) -> Delivered:
         """See :meth:`Generation.delivered`."""
-        values = self._value_function.values(self._retrieval, text)
-        return Delivered(text, _citations(text, self._numbered), values, self._value_function.name, finish or "stop")
+        citations = _citations(text, self._numbered)
+        case = Case(_given(self._retrieval, self._numbered), _unmarked(text, citations))
+        return Delivered(text, citations, case, finish or "stop")
 
 
 def _conversation(query: Query) -> tuple[Message, ...]:
@@ -188,6 +169,24 @@ def _citations(text: str, numbered: Numbered) -> tuple[Citation, ...]:
                 span = (passage.start, passage.start + len(passage.text))
                 found.append(Citation(source, passage.text, span, marker.span()))
     return tuple(found)
+
+
+def _given(retrieval: Retrieval, numbered: Numbered) -> Retrieval:
+    """What the model was given of a retrieval: what was not in the prompt is worth nothing to the answer."""
+    documents = [
+        replace(document, passages=tuple(passage for place, passage in numbered if place == source))
+        for source, document in enumerate(retrieval.documents)
+    ]
+    return Retrieval(retrieval.question, tuple(documents))
+
+
+def _unmarked(text: str, citations: tuple[Citation, ...]) -> str:
+    """The text without the markers of its citations, and the white space before them."""
+    parts, position = [], 0
+    for start, end in dict.fromkeys(citation.answer_span for citation in citations):
+        parts.append(text[position:start].rstrip())
+        position = end
+    return "".join([*parts, text[position:]])
 
 
 async def _events(reply: httpx.Response) -> AsyncIterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +64,9 @@ class CausalLM:
     multiplies matrices in another order, which moves a log probability by some 1e-6.
     """
 
-    def __init__(self, name: str, *, batch_tokens: int, device: str | None = None) -> None:
+    def __init__(
+        self, name: str, *, batch_tokens: int, device: str | None = None, seconds: float = threading.TIMEOUT_MAX
+    ) -> None:
         """Load a model.
 
         Args:
@@ -71,6 +74,7 @@ class CausalLM:
             batch_tokens: how many tokens' keys and values are held at once, at most, where one row allows it; what
                 a step makes of a batch comes on top for as long as the step takes.
             device: such as ``cpu`` or ``cuda``; without it, CUDA where there is one.
+            seconds: how long a case may take, with the time that it waits for others.
 
         Raises:
             LikelihoodError: there is no such model, or not all of its layers attend to all that was read.
@@ -96,6 +100,8 @@ class CausalLM:
             limits.append(getattr(config, "sliding_window", None))
         self._tokens_max = min((limit for limit in limits if limit), default=None)
         self._batch_tokens = batch_tokens
+        self._seconds = seconds
+        self._ends = 0.0
         self.name = f"transformers/{self._tokenizer.model}"
 
     def tokenize(self, text: str) -> tuple[Sequence[int], Sequence[Span]]:
@@ -113,7 +119,9 @@ class CausalLM:
             raise Unscorable(
                 f"the documents, question and answer have {len(prompt)} tokens; {self.name} reads {self._tokens_max}"
             )
-        with _ONE, torch.inference_mode(), _deterministic():
+        ends = time.monotonic() + self._seconds
+        with _alone(self._seconds), torch.inference_mode(), _deterministic():
+            self._ends = ends
             scores = torch.zeros(2 ** len(prompt.documents), prompt.scored, dtype=torch.float64)
             nothing = _Rows(torch.zeros(1, dtype=torch.int64), (), torch.zeros(1, 0, dtype=torch.int64))
             head, _ = self._read(nothing, prompt.head, 1)
@@ -146,6 +154,8 @@ class CausalLM:
 
     def _read(self, rows: _Rows, tokens: Sequence[int], keep: int) -> tuple[_Rows, torch.Tensor]:
         """Every row after it has read ``tokens``, and its logits at the last ``keep`` of them."""
+        if time.monotonic() > self._ends:
+            raise LikelihoodError(f"{self.name} took longer than {self._seconds:g} s for a case")
         count = len(rows.members)
         seen = torch.nn.functional.pad(rows.seen, (0, len(tokens)), value=1)
         positions = rows.seen.sum(dim=1, keepdim=True) + torch.arange(len(tokens))
@@ -170,6 +180,17 @@ def _rows_max(prompt: Prompt, batch_tokens: int) -> int:
         places += len(document)
         waiting += places
     return max(1, batch_tokens // (waiting + len(prompt)))
+
+
+@contextmanager
+def _alone(seconds: float) -> Iterator[None]:
+    """One case at a time; the next waits for so long."""
+    if not _ONE.acquire(timeout=seconds):
+        raise LikelihoodError(f"other cases took longer than {seconds:g} s")
+    try:
+        yield
+    finally:
+        _ONE.release()
 
 
 @contextmanager

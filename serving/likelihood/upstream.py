@@ -7,7 +7,9 @@ A server that caches prefixes shares the documents that coalitions begin with.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
+from threading import TIMEOUT_MAX
 from typing import Any, Final
 
 import httpx
@@ -23,7 +25,9 @@ _RETRIES: Final = 2
 class Upstream:
     """Scores tokens at a vLLM-compatible server, which decides on precision and determinism."""
 
-    def __init__(self, url: str, model: str, *, key: str | None, batch_tokens: int) -> None:
+    def __init__(
+        self, url: str, model: str, *, key: str | None, batch_tokens: int, seconds: float = TIMEOUT_MAX
+    ) -> None:
         """Connects at the first case.
 
         Args:
@@ -31,6 +35,7 @@ class Upstream:
             model: its name there, and the folder or hub name of its tokenizer.
             key: sent as a bearer token.
             batch_tokens: the tokens of one request, at most, where one prompt allows it.
+            seconds: how long a case may take; one request never takes longer than ten minutes.
 
         Raises:
             LikelihoodError: the model's tokenizer cannot be loaded.
@@ -38,10 +43,10 @@ class Upstream:
         self._tokenizer = ModelTokenizer(model)
         self._model = model
         self._batch_tokens = batch_tokens
+        self._seconds = seconds
         self._client = httpx.Client(
             base_url=url.rstrip("/") + "/",
             headers={} if key is None else {"authorization": f"Bearer {key}"},
-            timeout=_TIMEOUT_SECONDS,
             transport=httpx.HTTPTransport(retries=_RETRIES),
         )
         self.name = f"upstream/{self._tokenizer.model}"
@@ -57,8 +62,9 @@ class Upstream:
 
     def score(self, prompt: Prompt) -> Floats:
         """See :meth:`attribution.likelihood.Scorer.score`."""
+        ends = time.monotonic() + self._seconds
         prompts = [prompt.coalition(members) for members in range(2 ** len(prompt.documents))]
-        rows = [row for batch in self._batches(prompts) for row in self._ask(batch, prompt.scored)]
+        rows = [row for batch in self._batches(prompts) for row in self._ask(batch, prompt.scored, ends)]
         return np.asarray(rows, np.float64)
 
     def _batches(self, prompts: Sequence[list[int]]) -> Iterator[list[list[int]]]:
@@ -70,10 +76,13 @@ class Upstream:
             batch.append(tokens)
         yield batch
 
-    def _ask(self, batch: Sequence[list[int]], scored: int) -> list[list[float]]:
+    def _ask(self, batch: Sequence[list[int]], scored: int, ends: float) -> list[list[float]]:
+        left = ends - time.monotonic()
+        if left <= 0:
+            raise LikelihoodError(f"{self._client.base_url} took longer than {self._seconds:g} s for a case")
         body = {"model": self._model, "prompt": batch, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 1}
         try:
-            reply = self._client.post("completions", json=body)
+            reply = self._client.post("completions", json=body, timeout=min(left, _TIMEOUT_SECONDS))
             reply.raise_for_status()
             choices = sorted(reply.json()["choices"], key=lambda choice: int(choice["index"]))
             return [

@@ -25,8 +25,8 @@ from retrieval.ingest import Ingest
 from retrieval.readers import read
 from retrieval.retriever import Retriever
 from serving.assembly import open_books
-from serving.cases import CaseReader
 from serving.generators import extractive
+from serving.reader import CaseReader
 from serving.settings import Settings
 
 DATA = Path(__file__).parents[3] / "shared" / "data"

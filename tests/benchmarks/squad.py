@@ -1,7 +1,7 @@
 """The main job on SQuAD through HTTP: retrieval, answers, credit, conservation, speed.
 
-``python -m tests.benchmarks.squad [--questions 1000] [--seed 1] [FOLDER]``, where FOLDER holds ``documents.jsonl`` and
-``questions.jsonl``. Prints one JSON object.
+``python -m tests.benchmarks.squad [--questions 1000] [--seed 1] [--value-function counterfactual/1] [FOLDER]``, where
+FOLDER holds ``documents.jsonl`` and ``questions.jsonl``. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ from typing import Any
 
 import psutil
 
+from attribution.policy import VALUE_FUNCTIONS
 from attribution.run import shares
+from attribution.values import COUNTERFACTUAL
 from metering.records import VALUE_ONE
 from retrieval.retriever import Retriever
 from serving.assembly import open_books
-from serving.generators import extractive
+from serving.generators.extractive import Extractive
+from serving.query import Query
+from serving.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from tests.records import a_record, a_use
 from tests.servers import Server, cli
@@ -36,7 +40,7 @@ def normalised(text: str) -> str:
     return " " + " ".join(re.findall(r"\w+", text.lower())) + " "
 
 
-def measure(folder: Path, count: int, seed: int) -> dict[str, Any]:
+def measure(folder: Path, count: int, seed: int, value_function: str = COUNTERFACTUAL) -> dict[str, Any]:
     questions = [json.loads(line) for line in (folder / "questions.jsonl").open()]
     random.Random(seed).shuffle(questions)
     questions = questions[:count]
@@ -45,6 +49,7 @@ def measure(folder: Path, count: int, seed: int) -> dict[str, Any]:
         began = time.perf_counter()
         ingested = cli(data_dir, "ingest", str(folder / "documents.jsonl"), "--create-contributors")
         ingest_s = time.perf_counter() - began
+        cli(data_dir, "policy", "set", "--value-function", value_function)
         key = cli(data_dir, "customer", "add", "Bench", "--credit", "1000")["api_key"]
         with Server(data_dir) as server, server.client(key) as client:
             replies, latencies = ask(client, questions)
@@ -55,13 +60,14 @@ def measure(folder: Path, count: int, seed: int) -> dict[str, Any]:
         period = time.strftime("%Y-%m", time.gmtime())
         closed = cli(data_dir, "period", "close", period, "--early")
         audit = cli(data_dir, "audit")
-        attribution_ms = attributed(data_dir, [question["question"] for question in questions])
+        attribution_ms = attributed(data_dir, [question["question"] for question in questions], value_function)
     per_query = all(
         amount(receipt, "charge") == sum(amount(receipt, name) for name in ("cost", "platform", "pool"))
         for receipt in receipts
     )
     total = sum(amount(closed, name) for name in ("cost", "platform", "credited", "residual"))
     return {
+        "value_functions": closed["value_functions"],
         "questions": len(questions),
         "documents_per_second": round(ingested["documents"] / ingest_s, 1),
         **quality(questions, replies),
@@ -88,16 +94,19 @@ def ask(client: Any, questions: list[dict[str, Any]]) -> tuple[list[dict[str, An
     return replies, latencies
 
 
-def attributed(data_dir: Path, questions: list[str]) -> float:
+def attributed(data_dir: Path, questions: list[str], value_function: str) -> float:
     """How long the worth of every coalition and the shares of an answer take, in milliseconds a query."""
     spent = 0.0
     with open_books(Settings(data_dir=data_dir)) as books:
-        retriever = Retriever(books.catalogue, books.embedder())
+        embedder = books.embedder()
+        retriever, valuing = Retriever(books.catalogue, embedder), books.valuing(lambda: embedder)
+        valuing.load(books.rulebook.policy)
         for question in questions:
-            found = extractive.answer(retriever.retrieve(question, top_k=5, purpose="answer", price=VALUE_ONE))
-            uses = tuple(a_use(f"d{i}", f"c{i}") for i in range(len(found.worths)))
+            retrieval = retriever.retrieve(question, top_k=5, purpose="answer", price=VALUE_ONE)
+            case = Extractive().begin(Query(question, EXTRACTIVE), retrieval).case
+            uses = tuple(a_use(f"d{i}", f"c{i}") for i in range(len(case.read)))
             began = time.perf_counter()
-            table = found.game()
+            _, table = valuing.value(value_function, case, sent=False)
             spent += time.perf_counter() - began
             record = a_record(values=tuple(table.tolist()), uses=uses)
             began = time.perf_counter()
@@ -148,5 +157,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", type=Path, default=DATA)
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--value-function", default=COUNTERFACTUAL, choices=VALUE_FUNCTIONS)
     chosen = parser.parse_args()
-    sys.stdout.write(json.dumps(measure(chosen.folder, chosen.questions, chosen.seed), indent=2) + "\n")
+    found = measure(chosen.folder, chosen.questions, chosen.seed, chosen.value_function)
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")

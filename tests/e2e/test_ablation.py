@@ -21,9 +21,10 @@ from serving import ablation, closing, samples
 from serving.ablation import AblationError
 from serving.assembly import Books, open_books, open_metering
 from serving.audit import audit
-from serving.dearer import Case, Rerun
+from serving.generators.case import Case
 from serving.samples import DAY_MS, SampleError
 from serving.settings import Settings
+from serving.valuing import Rerun
 from tests.e2e.world import World, open_world
 from tests.servers import Server, cli, run
 

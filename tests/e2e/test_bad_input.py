@@ -290,6 +290,14 @@ _ADMIN: dict[str, tuple[str, dict[str, Any], int | set[int]]] = {
     "policy negative": ("policy", {"data_share_ppm": -1}, 422),
     "policy fraction": ("policy", {"data_share_ppm": 0.5}, 422),
     "policy absurd": ("policy", {"data_share_ppm": 10**30}, 422),
+    "policy by an unknown function": ("policy", {"data_share_ppm": 1, "value_function": "support/9"}, 422),
+    "policy by a function that is no text": ("policy", {"data_share_ppm": 1, "value_function": 1}, 422),
+    "policy by a counterfactual that nobody knows": (
+        "policy", {"data_share_ppm": 1, "generated_value_function": "counterfactual/1"}, 422
+    ),
+    "policy that cannot be computed here": (
+        "policy", {"data_share_ppm": 1, "generated_value_function": "log_likelihood/1"}, 409
+    ),
     "period that is none": ("periods/2026-13/close", {}, {400, 404, 422}),
     "period that is a word": ("periods/november/close", {}, {400, 404, 422}),
     "period of the future": ("periods/2999-01/close", {"early": True}, {409, 422}),

@@ -12,7 +12,8 @@ import httpx
 import openai
 import pytest
 
-from tests.faults.shop import DOCUMENTS, PATH, PLAIN, STREAM, events, settled, text_of
+from tests.faults.shop import DOCUMENTS, PATH, PLAIN, QUESTION, STREAM, events, settled, text_of
+from tests.servers import cli
 from tests.upstream import MODEL, PIECES, Script, stream_bytes
 
 _STALLS = Script(stall_after=4)
@@ -40,6 +41,18 @@ def test_a_whole_plain_answer_is_paid_at_the_same_price(shop, account):
 
     assert reply.json()["choices"][0]["message"]["content"] == "".join(PIECES)
     assert settled(account) == Decimal(reply.headers["x-patronage-charge"]) == shop.price("".join(PIECES))
+
+
+def test_what_the_model_said_pays_the_document_that_says_it(shop, account):
+    """Under the policy that every deployment begins with."""
+    reply = account.ask(QUESTION, model=MODEL)
+    shares = {source["document_id"]: source["share"] for source in reply["sources"]}
+    account.usage()
+    explained = cli(shop.world.data_dir, "period", "explain", reply["receipt"]["id"], env=shop.world.env)
+
+    assert explained["value"]["function"] == "support/1"
+    assert shares["mary/light"] > 0.8, "it says when the lighthouse was built"
+    assert max(each["units"] for each in explained["credits"]) > 0
 
 
 @pytest.mark.parametrize("body", [STREAM, PLAIN], ids=["stream", "plain"])

@@ -10,7 +10,7 @@ import pytest
 
 from attribution.attribute import METHODS, attribute
 from attribution.cases import CaseError, decode_case, encode_result
-from serving.cases import CaseReader
+from serving.reader import CaseReader
 
 LIGHTHOUSE = "The Vellmar lighthouse was built in 1847 by the engineer Ottilie Brandt."
 TOWER = "In 1847 the engineer Ottilie Brandt built the lighthouse of Vellmar, a tower of red brick."

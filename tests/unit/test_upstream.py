@@ -7,18 +7,15 @@ import json
 from collections.abc import Iterator
 
 import httpx
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attribution.values import counterfactual
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.retriever import Retrieval, Retriever
 from serving.database import open_database, sqlite_url
-from serving.generators import extractive
-from serving.generators.extractive import DOCUMENTS_READ, ExtractiveProxy
+from serving.generators.case import DOCUMENTS_READ, own_text
 from serving.generators.generator import CHARS_PER_TOKEN_MAX, GeneratorError, Transcript
 from serving.generators.upstream import Upstream
 from serving.query import Message, Query
@@ -42,7 +39,7 @@ def retrieval(retriever: Retriever) -> Retrieval:
 
 def upstream(**given) -> Upstream:
     options = {"url": "http://127.0.0.1:9/v1", "key": None, "model": "writer", "tokens_max": 100}
-    options |= {"context_chars": 12_000, "value_function": ExtractiveProxy(), **given}
+    options |= {"context_chars": 12_000, **given}
     return Upstream(httpx.AsyncClient(trust_env=False), **options)
 
 
@@ -133,13 +130,16 @@ def test_markers_are_cited_where_they_stand(retrieval: Retrieval, text: str, num
         assert str(number) in text[start:end]
 
 
-def test_the_value_function_is_the_extractive_game_under_a_name_of_its_own(retrieval: Retrieval):
-    delivered = upstream().begin(_QUERY, retrieval).delivered("Whatever [1].", "stop")
-    found = extractive.answer(retrieval)
+def test_the_case_of_an_answer_is_what_the_model_was_given_and_what_it_said(retrieval: Retrieval):
+    given = retrieval.documents[0].passages[0]
+    generation = upstream(context_chars=len(given.text)).begin(_QUERY, retrieval)
+    case = generation.delivered("Built [1] in 1870 [1][99].  See [2024].", "stop").case
 
-    assert delivered.value_function == "extractive-proxy/1"
-    assert np.array_equal(delivered.values, counterfactual(found.worths, found.slots))
-    assert delivered.values[-1] > 0
+    assert case.answer == "Built in 1870[99].  See [2024].", "only marks of citation are taken out"
+    assert [len(each.passages) for each in case.retrieval.documents] == [1] + [0] * (len(retrieval.documents) - 1)
+    assert own_text(case.read[0]) == given.text
+    assert own_text(case.read[1]) == "", "what the model was not given is worth nothing to its answer"
+    assert [each.document.id for each in case.retrieval.documents] == [each.document.id for each in retrieval.documents]
 
 
 def test_what_is_read_is_the_conversation_or_the_question():
@@ -163,7 +163,6 @@ def test_a_server_that_is_not_there_is_an_error_that_names_no_address(retrieval:
                 model="writer",
                 tokens_max=10,
                 context_chars=1_000,
-                value_function=ExtractiveProxy(),
             )
             return await anext(generator.begin(_QUERY, retrieval).pieces())
 

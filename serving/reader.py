@@ -1,0 +1,33 @@
+"""The reader: how the value function ``support`` reads texts, with the embedder and the words of retrieval."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attribution.support import Span, Vectors
+from retrieval.analysis import stems, subject_stems
+from retrieval.chunking import sentences
+from retrieval.embedding import Embedder
+
+
+class CaseReader:
+    """Reads texts as retrieval does. Thread-safe."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self._embedder = embedder
+
+    def sentences(self, text: str) -> Sequence[Span]:
+        """See :meth:`attribution.support.Reader.sentences`."""
+        return sentences(text)
+
+    def stems(self, text: str) -> Sequence[str]:
+        """See :meth:`attribution.support.Reader.stems`."""
+        return stems(text)
+
+    def subject(self, text: str) -> Sequence[str]:
+        """See :meth:`attribution.support.Reader.subject`."""
+        return subject_stems(text)
+
+    def vectors(self, text: str, spans: Sequence[Span]) -> Vectors:
+        """See :meth:`attribution.support.Reader.vectors`."""
+        return self._embedder.embed_passage(text, spans).sentences
