@@ -28,7 +28,15 @@ from metering.ledger import Transfer
 from metering.meter import MeterLost, MeterUnavailable
 from metering.records import RecordError, decode_record
 from metering.redis_connection import Client, Script, reached
-from metering.redis_meter import deployment_key, drainer_key, fence_key, stream_entries, usage_stream
+from metering.redis_meter import (
+    REGISTERED_TTL_MS,
+    deployment_key,
+    done_key,
+    drainer_key,
+    fence_key,
+    stream_entries,
+    usage_stream,
+)
 from metering.usage_log import Segment, UsageLog, parse, stream_order
 
 LEASE_TTL_MS: Final = 3_000
@@ -67,6 +75,7 @@ class Drain:
         self._lease = Script(client, "lease")
         self._release = Script(client, "release")
         self._requeue = Script(client, "requeue")
+        self._forget = Script(client, "forget")
         self._charged: set[str] = set()
         self._sole: dict[int, int] = {}
         """By shard, the token under which nobody else can have written a segment; 0 where none was needed yet."""
@@ -194,6 +203,7 @@ class Drain:
                     await asyncio.to_thread(self._register, shard, mark, token, segment, table)
                     mark, fence = segment.last, token
                     moved += segment.records
+                    await self._let_go(shard, table["id"].to_pylist())
                 await self._client.xtrim(stream, minid=_after(mark), approximate=False)
             except BaseException:
                 ahead.cancel()
@@ -201,6 +211,12 @@ class Drain:
                 raise
             tables, after = await ahead
         return moved
+
+    async def _let_go(self, shard: int, records: Sequence[str]) -> None:
+        """Have Redis forget soon what the ledger knows now: it would else hold a week's captures in memory."""
+        for i in range(0, len(records), _PAGE):
+            marks = [done_key(shard, record) for record in records[i : i + _PAGE]]
+            await self._forget(keys=[deployment_key(shard), *marks], args=[self._deployment, REGISTERED_TTL_MS])
 
     async def _tables(self, stream: str, after: str | None) -> tuple[list[pa.Table], str | None]:
         """The next entries of a stream as the columns of segments, and the last of them to go on from.

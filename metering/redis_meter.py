@@ -32,8 +32,11 @@ from metering.meter import (
 from metering.records import UsageRecord, fingerprint
 from metering.redis_connection import Acknowledgement, Client, Script, reached
 
-DONE_TTL_MS = 7 * 24 * 3600 * 1000
-"""How long a capture is recognised when it is sent again (a replayed spool may be days old)."""
+DONE_TTL_MS: Final = 7 * 24 * 3600 * 1000
+"""How long a capture that is not in the ledger yet is recognised when it is sent again."""
+
+REGISTERED_TTL_MS: Final = 3600 * 1000
+"""And how long once it is there: longer than anything sends it again without asking the ledger first."""
 
 RETRY_REPLAYS_MAX: Final = 3
 """How often one answer is replayed to a client's library that sends its request again."""

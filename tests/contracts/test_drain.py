@@ -14,7 +14,7 @@ from metering.drain import Drain, DrainBusy, close_period
 from metering.ledger import LedgerError, Transfer
 from metering.money import Currency
 from metering.redis_connection import connect
-from metering.redis_meter import deployment_key, usage_stream
+from metering.redis_meter import DONE_TTL_MS, REGISTERED_TTL_MS, deployment_key, done_key, usage_stream
 from metering.usage_log import SegmentError, UsageLog, parse, records
 from serving import deployment
 from tests.records import MOMENT_MS, a_record
@@ -164,6 +164,20 @@ async def test_a_drainer_that_dies_before_it_trims_registers_nothing_twice(rig, 
         assert await rig.another().drain() == 0
         assert (await rig.drain.lag()).records == 0
         assert len(rig.logged()) == 3
+
+
+async def test_redis_soon_forgets_the_captures_that_the_ledger_knows(rig):
+    found = numbered(7)
+    async with rig:
+        marks = [done_key(0, each.id) for each in found]
+        waiting = done_key(0, "not drained yet")
+        for mark in (*marks, waiting):
+            await rig.client.set(mark, "1-0", px=DONE_TTL_MS)
+        await rig.capture(*found)
+        await rig.drain.drain()
+
+        assert all([0 < await rig.client.pttl(mark) <= REGISTERED_TTL_MS for mark in marks])
+        assert await rig.client.pttl(waiting) > REGISTERED_TTL_MS
 
 
 async def test_two_drainers_share_the_work_and_double_nothing(rig):
