@@ -15,7 +15,7 @@ from serving import alerts, closing, customers, receipts, rendering
 from serving.api.alerts import AlertBody, change_alert
 from serving.api.context import Customer, TheService, json_response
 from serving.api.errors import ApiError
-from serving.assembly import Books
+from serving.assembly import Books, Service
 from serving.outcomes import latest_of
 
 router = APIRouter()
@@ -66,16 +66,24 @@ async def usage(
 @router.get("/v1/receipts/{receipt}")
 async def receipt(receipt: str, caller: Customer, service: TheService) -> Response:
     """One receipt: what a query cost, and which documents it used."""
-    logged = await asyncio.to_thread(receipts.find, service.books, receipt, caller.id)
-    record = None if logged is None else logged.record
-    if record is None:
-        record = await asyncio.to_thread(service.metering.spool.find, receipt)
-    if record is None:
-        fresh = await service.metering.meter.find_record(caller.id, receipt)
-        record = decode_record(fresh) if fresh else None
+    record = await _find(service, receipt, caller.id)
     if record is None or record.account != caller.id:
         raise ApiError(404, "not_found", f"there is no receipt {receipt[:80]}")
     return json_response(await asyncio.to_thread(_whole, service.books, record))
+
+
+async def _find(service: Service, receipt: str, account: str) -> UsageRecord | None:
+    """A record wherever it is. Most are in the log; the others move from the spool to Redis to the log meanwhile."""
+    logged = await asyncio.to_thread(receipts.find, service.books, receipt, account)
+    if logged is None:
+        spooled = await asyncio.to_thread(service.metering.spool.find, receipt)
+        if spooled is not None:
+            return spooled
+        fresh = await service.metering.meter.find_record(account, receipt)
+        if fresh is not None:
+            return decode_record(fresh)
+        logged = await asyncio.to_thread(receipts.find, service.books, receipt, account)
+    return None if logged is None else logged.record
 
 
 def _usage(

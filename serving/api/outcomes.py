@@ -36,9 +36,9 @@ async def report(receipt: str, body: OutcomeBody, caller: Customer, service: The
         try:
             revision = await asyncio.to_thread(outcomes.report, books.engine, caller.id, receipt, outcome)
         except outcomes.UnknownReceipt:
-            if not await service.metering.meter.find_record(caller.id, receipt):
-                raise
-            await service.metering.drain.settle()
+            # It may be on its way to the log, or have come there meanwhile.
+            if await service.metering.meter.find_record(caller.id, receipt):
+                await service.metering.drain.settle()
             revision = await asyncio.to_thread(outcomes.report, books.engine, caller.id, receipt, outcome)
     except outcomes.UnknownReceipt as error:
         raise ApiError(404, "not_found", f"there is no receipt {receipt[:80]}") from error

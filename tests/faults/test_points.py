@@ -91,22 +91,21 @@ CASES = [
 def test_an_accident_costs_no_one_anything(mode, name, environment, data_dir, key, tmp_path):
     settings = {**environment, "PATRONAGE_REDIS_FSYNC": mode, "PATRONAGE_DRAIN_SECONDS": "0.1"}
     accident = replace(POINTS[name], marker=str(tmp_path / "happened"))
-    server = Server(data_dir, settings, module=("tests.faults.accident", accident.to_json()))
-    server.start()
-    customers = asking(server, key, 3)
-    try:
-        if name == "killed after the last drain":
-            wait_for(lambda: answered(customers) > 5)
-            server.process.terminate()
-        wait_for((tmp_path / "happened").exists)
-        server.module = ("serving.cli",)
-        ended = accident.action in ("kill", "stop")
-        if ended:
-            server.process.wait(60)
-            server.start()
-        before = answered(customers)
-        wait_for(lambda: answered(customers) > before + 5, 30)
-    finally:
-        acknowledged = finish(customers)
-    assert set().union(*[each.statuses for each in customers]) <= {200, 500, 503}
-    assert_books_hold(data_dir, settings, server, key, acknowledged)
+    with Server(data_dir, settings, module=("tests.faults.accident", accident.to_json())) as server:
+        customers = asking(server, key, 3)
+        try:
+            if name == "killed after the last drain":
+                wait_for(lambda: answered(customers) > 5)
+                server.process.terminate()
+            wait_for((tmp_path / "happened").exists)
+            server.module = ("serving.cli",)
+            ended = accident.action in ("kill", "stop")
+            if ended:
+                server.process.wait(60)
+                server.start()
+            before = answered(customers)
+            wait_for(lambda: answered(customers) > before + 5, 30)
+        finally:
+            acknowledged = finish(customers)
+        assert set().union(*[each.statuses for each in customers]) <= {200, 500, 503}
+        assert_books_hold(data_dir, settings, server, key, acknowledged)
