@@ -19,7 +19,7 @@ from serving.settings import Settings
 from tests.redis_servers import RedisClusterProcesses, RedisProcess, cluster, external, flush
 
 # `make check` looks quickly. `make test` takes the full profile: 1,000 examples, and more where money is at stake.
-settings.register_profile("check", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("check", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("full", max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("check")
 
