@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final, Literal
@@ -32,8 +32,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from metering.meter import MeterUnavailable
+from metering.redis_pipe import Pipe, Wire
 
-Client = Redis | RedisCluster
 Acknowledgement = Literal["none", "aof"]
 
 VERSION_MIN: Final = (6, 2)
@@ -68,6 +68,48 @@ class RedisUnfit(RuntimeError):
     """This Redis must not carry money as it is; the message says what to set."""
 
 
+class SingleClient(Redis):
+    """One server: redis-py's client, and beside it one connection for all scripts."""
+
+    _pipe: Pipe | None = None
+
+    async def wire(self, _keys: Sequence[str]) -> Wire:
+        """The connection for scripts.
+
+        Raises:
+            RedisError: it cannot be made.
+        """
+        if self._pipe is None:
+            pool: Any = self.connection_pool
+            self._pipe = Pipe(pool.get_available_connection(), _SOCKET_TIMEOUT_S)
+        return await self._pipe.wire()
+
+
+class ClusterClient(RedisCluster):
+    """A cluster: redis-py's client, and beside it one connection to each master for all scripts."""
+
+    def __init__(self, **options: Any) -> None:
+        """Takes what redis-py takes."""
+        super().__init__(**options)
+        self._pipes: dict[str, Pipe] = {}
+
+    async def wire(self, keys: Sequence[str]) -> Wire | None:
+        """The connection for scripts with these keys; None where redis-py must find the way first."""
+        await self.initialize()
+        node = self.get_node_from_key(keys[0])
+        if node is None:
+            return None
+        if node.name not in self._pipes:
+            self._pipes[node.name] = Pipe(node.acquire_connection(), _SOCKET_TIMEOUT_S)
+        try:
+            return await self._pipes[node.name].wire()
+        except (RedisConnectionError, RedisTimeoutError):
+            return None
+
+
+Client = SingleClient | ClusterClient
+
+
 @contextmanager
 def reached() -> Iterator[None]:
     """Turn every failure of Redis into :class:`metering.meter.MeterUnavailable`, with a hint where there is one."""
@@ -76,6 +118,11 @@ def reached() -> Iterator[None]:
     except _ERRORS as error:
         hint = next((hint for sign, hint in _HINTS if sign in str(error)), "Redis does not answer")
         raise MeterUnavailable(f"{hint} ({str(error) or type(error).__name__})") from error
+    except AttributeError as error:
+        # redis-py closes connections that are in use when a cluster changes, and their streams are None then.
+        if error.obj is not None:
+            raise
+        raise MeterUnavailable("Redis does not answer (the connection was closed)") from error
 
 
 def connect(url: str) -> Client:
@@ -89,19 +136,21 @@ def connect(url: str) -> Client:
     """
     scheme = url.partition("://")[0]
     if scheme not in _CLUSTER_SCHEMES:
-        return Redis.from_url(
+        single: type[Any] = SingleClient
+        client: SingleClient = single.from_url(
             url,
             socket_timeout=_SOCKET_TIMEOUT_S,
             socket_connect_timeout=_CONNECT_TIMEOUT_S,
             max_connections=_CONNECTIONS_MAX,
             retry=_retry(_RETRIES),
         )
+        return client
     parts = urlsplit(url)
     user, _, hosts = parts.netloc.rpartition("@")
     name, _, password = user.partition(":")
     if parts.path not in ("", "/", "/0") or parts.query or not hosts:
         raise ValueError("a cluster is written redis+cluster://[user:password@]host:port[,host:port], database 0 only")
-    return RedisCluster(
+    return ClusterClient(
         startup_nodes=[_node(host) for host in hosts.split(",")],
         username=unquote(name) or None,
         password=unquote(password) or None,
@@ -125,11 +174,23 @@ class Script:
         self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
 
     async def __call__(self, *, keys: Sequence[str], args: Sequence[str | bytes | int]) -> list[Any]:
-        """Run it where its keys are.
+        """Run it where its keys are. It may be run twice, so it must be harmless to repeat.
 
         Raises:
             RedisError, RedisClusterException: it was not run, or its answer was lost; see :func:`reached`.
         """
+        wire = await self._client.wire(keys)
+        if wire is not None:
+            with suppress(RedisConnectionError):
+                reply = await wire.send("EVALSHA", self._sha, len(keys), *keys, *args)
+                if not isinstance(reply, Exception):
+                    return list(reply)
+                if "READONLY" in str(reply):
+                    wire.close()  # it leads to a master that was deposed
+        return await self._sent(keys, args)
+
+    async def _sent(self, keys: Sequence[str], args: Sequence[str | bytes | int]) -> list[Any]:
+        """Run it by redis-py, which connects anew, follows a cluster that moves, and raises what Redis replies."""
         client: Any = self._client
         try:
             try:
@@ -138,7 +199,7 @@ class Script:
                 # Its scripts were flushed, or it is another server since a failover. EVAL loads what it runs.
                 reply = await client.eval(self._text, len(keys), *keys, *args)
         except ResponseError as error:
-            if "READONLY" in str(error) and isinstance(client, Redis):
+            if "READONLY" in str(error) and isinstance(client, SingleClient):
                 # Connected to a master that was deposed: the next connection asks the name's address again.
                 await client.connection_pool.disconnect(inuse_connections=False)
             raise
@@ -169,7 +230,7 @@ class Script:
     async def _together(self, key: str, *commands: tuple[str | bytes | int, ...]) -> list[Any]:
         """The replies to commands that are sent together on one connection; errors among them."""
         try:
-            if isinstance(self._client, Redis):
+            if isinstance(self._client, SingleClient):
                 pipeline = self._client.pipeline(transaction=False)
                 for command in commands:
                     pipeline.execute_command(*command)
@@ -244,7 +305,7 @@ async def examine(client: Client) -> list[Server]:
         MeterUnavailable: one does not answer.
     """
     with reached():
-        if isinstance(client, Redis):
+        if isinstance(client, SingleClient):
             return [await _server(client, _address(client), {})]
         await client.initialize()
         return [await _server(client, node.name, {"target_nodes": node}) for node in client.get_primaries()]
@@ -286,7 +347,7 @@ async def _server(client: Client, address: str, target: dict[str, Any]) -> Serve
     )
 
 
-def _address(client: Redis) -> str:
+def _address(client: SingleClient) -> str:
     place = client.connection_pool.connection_kwargs
     return str(place.get("path") or f"{place.get('host', 'localhost')}:{place.get('port', _PORT)}")
 

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 import sqlalchemy as sa
-from redis.asyncio import Redis
 
 from metering import ledger, periods
 from metering.drain import _count_usage
@@ -27,6 +26,7 @@ from metering.meter import (
     SpendingCapReached,
 )
 from metering.pricing import ModelPrice, PriceBook
+from metering.redis_connection import connect
 from metering.redis_meter import RedisMeter
 from metering.usage_log import parse
 from serving.audit import Check, _Free
@@ -38,7 +38,7 @@ DAY_MS = 24 * 3600 * 1000
 
 @pytest.fixture
 async def meter(redis_url: str) -> AsyncIterator[RedisMeter]:
-    client = Redis.from_url(redis_url)
+    client = connect(redis_url)
     found = RedisMeter(client, deployment="d", shards=2, hold_ttl_ms=60_000, replay_ttl_ms=60_000, retry_ttl_ms=60_000)
     await found.claim(fresh=True)
     await found.fund(Funding("acme", 1, 100_000, 0))
@@ -111,7 +111,7 @@ async def test_a_place_is_given_back_by_capture_void_and_a_lapsed_hold(meter, re
     assert await outcome(meter, Request("more", "acme", "key", 1, limits=limits)) is RateLimited
     await meter.void(holds[0])
     await meter.capture(holds[1], a_record(id="hold-1", account="acme", key="key", charge=10))
-    client = Redis.from_url(redis_url)
+    client = connect(redis_url)
     await client.zadd("{s00}:expiry:acme", {"hold-2": 1}, xx=True)
     await client.zadd("{s01}:expiry:acme", {"hold-2": 1}, xx=True)
     await client.aclose()
@@ -139,7 +139,7 @@ async def test_a_meter_that_lost_its_books_is_told_what_was_spent_and_what_was_f
         "acme", 3, 5_000, 1_900, 1_000, day[:7], 400,
         (KeySpending("key", day, 700, 1_900),),
     )  # fmt: skip
-    client = Redis.from_url(redis_url)
+    client = connect(redis_url)
     await client.flushall()
     await client.aclose()
     await meter.claim(fresh=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from redis.asyncio import Redis
 
 from metering.drain import Drain
 from metering.meter import Funding, Hold, MeterUnavailable, Request
 from metering.money import Currency
+from metering.redis_connection import connect
 from metering.redis_meter import RedisMeter
 from metering.spool import MAGIC, Spool, SpoolFull
 from metering.usage_log import UsageLog
@@ -20,7 +20,7 @@ CHARGE = 2_000_000
 
 @pytest.fixture
 async def client(redis_url):
-    async with Redis.from_url(redis_url) as found:
+    async with connect(redis_url) as found:
         yield found
 
 
@@ -38,7 +38,7 @@ async def meter(client, engine):
 @pytest.fixture
 def away(meter):
     """The same meter, and nobody there."""
-    nobody = Redis(unix_socket_path="/nonexistent/redis.sock")
+    nobody = connect("unix:///nonexistent/redis.sock")
     return RedisMeter(nobody, deployment=meter._deployment, shards=4, hold_ttl_ms=1, replay_ttl_ms=1, retry_ttl_ms=1)
 
 

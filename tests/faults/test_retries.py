@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
@@ -19,10 +18,17 @@ _QUERY = {"question": "When was the Vellmar lighthouse built?"}
 
 
 @pytest.fixture
-def client(shop, account):
+def attempts():
+    """The requests that the client has sent."""
+    return []
+
+
+@pytest.fixture
+def client(shop, account, attempts):
     """The official client as it comes, but for its patience."""
+    http = openai.DefaultHttpxClient(event_hooks={"request": [attempts.append]})
     url = f"{shop.world.server.url}/v1"
-    with openai.OpenAI(base_url=url, api_key=account.key, max_retries=3, timeout=1.0) as found:
+    with openai.OpenAI(base_url=url, api_key=account.key, max_retries=5, timeout=1.0, http_client=http) as found:
         yield found
 
 
@@ -32,14 +38,20 @@ def send(account, retries, path="/v1/query", body=_QUERY):
     return reply
 
 
-def test_an_answer_that_the_client_did_not_wait_for_is_given_to_its_retry(shop, upstream, account, client):
-    """The client times out twice and more, and the model is asked once."""
+def test_an_answer_that_the_client_did_not_wait_for_is_given_to_its_retry(shop, upstream, account, client, attempts):
+    """The client times out and sends again while the answer is written; the model is asked once."""
     upstream.reset(script=Script(stall_after=4))
-    timer = threading.Timer(2.5, upstream.go.set)
-    timer.start()
-    reply = client.chat.completions.create(**PLAIN)
-    timer.join()
 
+    def go_on():
+        wait_for(lambda: len(attempts) > 1)
+        upstream.go.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        going = pool.submit(go_on)
+        reply = client.chat.completions.create(**PLAIN)
+        going.result()
+
+    assert len(attempts) > 1
     assert reply.choices[0].message.content == _WHOLE
     assert len(upstream.requests) == 1
     assert settled(account) == shop.price(_WHOLE)
@@ -47,7 +59,7 @@ def test_an_answer_that_the_client_did_not_wait_for_is_given_to_its_retry(shop, 
 
 def test_a_stream_that_had_not_begun_begins_again_with_the_retry(shop, upstream, account, client):
     upstream.reset(Script(stall_after=0), script=Script())
-    stream = client.chat.completions.create(**STREAM)
+    stream = client.with_options(timeout=2.0).chat.completions.create(**STREAM)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
     assert text == _WHOLE
