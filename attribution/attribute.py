@@ -7,8 +7,10 @@ neither what the original's contributor earns nor what the others do.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import fsum
 from typing import Final, Protocol
@@ -19,24 +21,41 @@ from msgspec import structs
 from attribution import support as supporting
 from attribution.apportionment import apportion
 from attribution.cases import Case, CaseError, CasePassage, Result, Share
+from attribution.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN, Estimate
+from attribution.games import Game, LargeGame, TableGame
+from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Sampled, Scorer, Unscorable, log_likelihood
 from attribution.max_games import MaxGame
 from attribution.players import Group, Relation, groups, paid
 from attribution.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHAPLEY, Floats, Semivalue
 from attribution.shapley import unions_of
 from attribution.support import SUPPORT, Passage, support
+from attribution.values import TABLE_PLAYERS_MAX
 from metering.money import Currency
 from metering.records import VALUE_ONE
 
-VALUE_FUNCTIONS: Final = {SUPPORT: support}
+VALUE_FUNCTIONS: Final = (SUPPORT, LOG_LIKELIHOOD)
 DOLLAR: Final = Currency.of("USD")
 
 Groups = Sequence[Group]
 """The members of a case's game: its passages, by index, with their near-duplicates."""
 
-Method = Callable[[Case, Groups, MaxGame], list[float]]
-"""Gives each passage a number, not negative: what it earned as a part of 1, or what all earned is in proportion to."""
+
+@dataclass(frozen=True, slots=True)
+class Earned:
+    """What a method gave each passage, in their order."""
+
+    raw: Sequence[float]
+    """What it earned as a part of 1, or what all earned is in proportion to."""
+    estimate: Estimate | None = None
+    """Where the members' values are estimated, in units."""
+
+
+Method = Callable[[Case, Groups, Game], Earned]
 
 _NOTHING: Final = MaxGame(np.zeros((0, 0), np.int64), np.zeros(0, np.int64))
+_SEED: Final = b"estimate/1\x00"
+_SEED_BYTES: Final = 6
+"""Few enough that every reader of JSON reads the seed as it is."""
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+")
 _MARKER: Final = re.compile(r"\[(\d{1,4})\]")
@@ -57,6 +76,8 @@ def attribute(
     *,
     method: str = SHAPLEY.name,
     value_function: str = SUPPORT,
+    scorer: Scorer | None = None,
+    budget: int = BUDGET,
     currency: Currency = DOLLAR,
 ) -> Result:
     """Attribute a case to its passages.
@@ -66,40 +87,88 @@ def attribute(
         reader: how texts are read and compared.
         method: one of ``METHODS``. The value function decides what all passages earned together; the method divides it.
         value_function: the name and version of what says how much a coalition is worth, one of ``VALUE_FUNCTIONS``.
+        scorer: the language model of ``log_likelihood/1``; no other function needs one.
+        budget: of a game that must be estimated, the most coalitions that are valued, from ``BUDGET_MIN`` to
+            ``BUDGET_MAX``.
         currency: of a charge that names none.
 
     Raises:
-        CaseError: the case lacks what the method needs, or there is no such method or value function.
+        CaseError: the case lacks what the method or the value function needs, or there is no such method or function.
+        LikelihoodError: there is no scorer, or it does not answer.
     """
     if method not in METHODS:
         raise CaseError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
     if value_function not in VALUE_FUNCTIONS:
         raise CaseError(f"there is no value function {value_function!r}; there is {', '.join(VALUE_FUNCTIONS)}")
+    if not BUDGET_MIN <= budget <= BUDGET_MAX:
+        raise CaseError(f"a budget of {budget} coalitions is not between {BUDGET_MIN} and {BUDGET_MAX}")
     members = _members(case, reader)
-    originals = [case.passages[each.original] for each in members]
-    texts = [Passage(passage.text, passage.title or "") for passage in originals]
-    game = VALUE_FUNCTIONS[value_function](case.question, case.answer or "", texts, reader) if texts else _NOTHING
-    raw = METHODS[method](case, members, game)
-    added = (game.value_all - game.value_none) / VALUE_ONE
-    scale = added / (fsum(raw) or 1.0)
-    if method in SEMIVALUES:
-        scale = min(1.0, scale)  # a value that is not efficient leaves the rest to the residual
-    weights = [each * scale for each in raw]
-    residual = max(0.0, 1.0 - fsum(weights))
+    texts = [Passage(case.passages[each.original].text, case.passages[each.original].title or "") for each in members]
+    try:
+        if value_function == LOG_LIKELIHOOD:
+            game = _likelihood(case, texts, scorer, budget)
+        else:
+            game = support(case.question, case.answer or "", texts, reader) if texts else _NOTHING
+        earned = METHODS[method](case, members, game)
+        value_all, value_none = game.value_all, game.value_none
+    except Unscorable as error:
+        raise CaseError(str(error)) from error
+    scale = _scale(method, fsum(earned.raw), (value_all - value_none) / VALUE_ONE)
+    weights = [each * scale for each in earned.raw]
     result = Result(
         id=case.id,
         shares=tuple(
             Share(passage.id, passage.contributor, weight, value)
-            for passage, weight, value in zip(case.passages, weights, raw, strict=True)
+            for passage, weight, value in zip(case.passages, weights, earned.raw, strict=True)
         ),
-        model_residual=residual,
+        model_residual=max(0.0, 1.0 - fsum(weights)),
         method=method,
         estimated=False,
-        value_all=game.value_all / VALUE_ONE,
-        value_none=game.value_none / VALUE_ONE,
+        value_all=value_all / VALUE_ONE,
+        value_none=value_none / VALUE_ONE,
         value_function=value_function,
     )
+    if earned.estimate is not None:
+        result = _estimated(result, members, earned.estimate)
     return _with_amounts(result, case, currency)
+
+
+def _likelihood(case: Case, texts: Sequence[Passage], scorer: Scorer | None, budget: int) -> Game:
+    """The game of ``log_likelihood/1``, as in a paid query: a text begins with its title, if it has one."""
+    if scorer is None:
+        raise LikelihoodError(f"{LOG_LIKELIHOOD} needs a language model")
+    answer = case.answer or ""
+    if not answer.strip():
+        raise CaseError(f"{LOG_LIKELIHOOD} needs an answer: it says how probable that is; {SUPPORT} takes the question")
+    documents = [f"{each.title}\n{each.text}" if each.title else each.text for each in texts]
+    if len(documents) <= TABLE_PLAYERS_MAX:
+        return TableGame(log_likelihood(case.question, answer, documents, scorer).values)
+    seed = int.from_bytes(hashlib.sha256(_SEED + str(case.id).encode()).digest()[:_SEED_BYTES], "big")
+    return LargeGame(Sampled(case.question, answer, documents, scorer), len(documents), budget, seed)
+
+
+def _scale(method: str, total: float, added: float) -> float:
+    """What turns what a method gave into parts of what all passages added."""
+    if method == SHAPLEY.name:
+        return 1.0  # efficient as it is
+    if method in SEMIVALUES:
+        return min(1.0, max(0.0, added / total)) if total else 1.0  # what is less is left to the residual
+    return added / (total or 1.0)
+
+
+def _estimated(result: Result, members: Groups, found: Estimate) -> Result:
+    """The result with what it takes to repeat the estimate, and an interval for each share."""
+    bounds = zip(_to_passages(members, found.low), _to_passages(members, found.high), strict=True)
+    return structs.replace(
+        result,
+        shares=tuple(
+            structs.replace(share, interval=interval) for share, interval in zip(result.shares, bounds, strict=True)
+        ),
+        estimated=True,
+        budget=found.budget,
+        seed=found.seed,
+        confidence=found.confidence,
+    )
 
 
 def _members(case: Case, reader: Reader) -> Groups:
@@ -149,55 +218,69 @@ def _with_amounts(result: Result, case: Case, currency: Currency) -> Result:
     )
 
 
-def _shapley(case: Case, members: Groups, game: MaxGame) -> list[float]:
+def _shapley(case: Case, members: Groups, game: Game) -> Earned:
     """The Owen value, in which the passages of a contributor stand together; the Shapley value where each has one."""
+    if not members:
+        return Earned([])
     owners = []
     for number, group in enumerate(members):
         names = {case.passages[i].contributor for i in group.earners}
         # What several contributors earn on is a player of its own, and so is what nobody is named for.
         owners.append(f"contributor {names.pop()}" if len(names) == 1 and None not in names else f"passage {number}")
-    return _to_passages(members, game.owen(unions_of(owners)) if members else [])
+    unions = unions_of(owners)
+    if not isinstance(game, LargeGame):
+        return Earned(_to_passages(members, game.owen(unions)))
+    try:
+        found = game.owen(unions)
+    except ValueError as error:
+        raise CaseError(str(error)) from error
+    return Earned(_to_passages(members, found.values), found)
 
 
 def _semivalue(semivalue: Semivalue) -> Method:
-    def values(_case: Case, members: Groups, game: MaxGame) -> list[float]:
-        return _to_passages(members, game.solve(semivalue) if members else [])
+    def values(_case: Case, members: Groups, game: Game) -> Earned:
+        if isinstance(game, LargeGame):
+            raise CaseError(
+                f"{semivalue.name} of {len(members)} passages is not estimated: {TABLE_PLAYERS_MAX} can be tabulated; "
+                f"choose {SHAPLEY.name}, or {SUPPORT}"
+            )
+        return Earned(_to_passages(members, game.solve(semivalue)) if members else [])
 
     return values
 
 
-def _to_passages(members: Groups, values: Floats | Sequence[float]) -> list[float]:
+def _to_passages(members: Groups, values: Floats) -> list[float]:
     """What the members earned, as parts of 1, passage by passage."""
     return paid(members, [float(value) / VALUE_ONE for value in values])
 
 
-def _tokens(case: Case, _members: Groups, _game: MaxGame) -> list[float]:
+def _tokens(case: Case, _members: Groups, _game: Game) -> Earned:
     """How many words each passage has."""
-    return [float(len(_WORD.findall(passage.text))) for passage in case.passages]
+    return Earned([float(len(_WORD.findall(passage.text))) for passage in case.passages])
 
 
-def _scores(case: Case, _members: Groups, _game: MaxGame) -> list[float]:
+def _scores(case: Case, _members: Groups, _game: Game) -> Earned:
     """The retrieval scores; above the lowest where there are negative ones, whose zero says nothing."""
     scores = [passage.score for passage in case.passages if passage.score is not None]
     if len(scores) < len(case.passages):
         raise CaseError("score-proportional needs the score of every passage")
     lowest = min([0.0, *scores])
-    return [score - lowest for score in scores]
+    return Earned([score - lowest for score in scores])
 
 
-def _citations(case: Case, _members: Groups, _game: MaxGame) -> list[float]:
+def _citations(case: Case, _members: Groups, _game: Game) -> Earned:
     """How often the answer cites each passage: as ``[1]`` for the first, or else by quoting a sentence of it."""
     answer = case.answer or ""
     cited = [int(number) - 1 for number in _MARKER.findall(answer)]
     if cited:
-        return [float(cited.count(i)) for i in range(len(case.passages))]
+        return Earned([float(cited.count(i)) for i in range(len(case.passages))])
     said = [" ".join(part.split()) for part in _SENTENCE_END.split(answer)]
     texts = [" ".join(passage.text.split()) for passage in case.passages]
-    return [float(sum(part in text for part in said if part)) for text in texts]
+    return Earned([float(sum(part in text for part in said if part)) for text in texts])
 
 
-def _equal(case: Case, _members: Groups, _game: MaxGame) -> list[float]:
-    return [1.0] * len(case.passages)
+def _equal(case: Case, _members: Groups, _game: Game) -> Earned:
+    return Earned([1.0] * len(case.passages))
 
 
 METHODS: Final[dict[str, Method]] = {
