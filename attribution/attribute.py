@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from math import fsum
 from typing import Final, Protocol
 
-import numpy as np
 from msgspec import structs
 
 from attribution import support as supporting
@@ -24,11 +23,10 @@ from attribution.cases import Case, CaseError, CasePassage, Result, Share
 from attribution.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN, Estimate
 from attribution.games import Game, LargeGame, TableGame
 from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Sampled, Scorer, Unscorable, log_likelihood
-from attribution.max_games import MaxGame
 from attribution.players import Group, Relation, groups, paid
 from attribution.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHAPLEY, Floats, Semivalue
 from attribution.shapley import unions_of
-from attribution.support import SUPPORT, Passage, support
+from attribution.support import SUPPORT, Passage, Span, support
 from attribution.values import TABLE_PLAYERS_MAX
 from metering.money import Currency
 from metering.records import VALUE_ONE
@@ -52,7 +50,6 @@ class Earned:
 
 Method = Callable[[Case, Groups, Game], Earned]
 
-_NOTHING: Final = MaxGame(np.zeros((0, 0), np.int64), np.zeros(0, np.int64))
 _SEED: Final = b"estimate/1\x00"
 _SEED_BYTES: Final = 6
 """Few enough that every reader of JSON reads the seed as it is."""
@@ -67,6 +64,10 @@ class Reader(supporting.Reader, Protocol):
 
     def relation(self, texts: Sequence[str]) -> Relation:
         """Which of the texts repeats which."""
+        ...
+
+    def repeated(self, texts: Sequence[str]) -> Sequence[Sequence[tuple[Span, int]]]:
+        """For each text, the earliest first, the sentences that an earlier one has, and which one that is."""
         ...
 
 
@@ -103,12 +104,12 @@ def attribute(
     if not BUDGET_MIN <= budget <= BUDGET_MAX:
         raise CaseError(f"a budget of {budget} coalitions is not between {BUDGET_MIN} and {BUDGET_MAX}")
     members = _members(case, reader)
-    texts = [Passage(case.passages[each.original].text, case.passages[each.original].title or "") for each in members]
+    texts = _texts([case.passages[each.original] for each in members], reader)
     try:
         if value_function == LOG_LIKELIHOOD:
             game = _likelihood(case, texts, scorer, budget)
         else:
-            game = support(case.question, case.answer or "", texts, reader) if texts else _NOTHING
+            game = support(case.question, case.answer or "", texts, reader)
         earned = METHODS[method](case, members, game)
         value_all, value_none = game.value_all, game.value_none
     except Unscorable as error:
@@ -188,6 +189,22 @@ def _members(case: Case, reader: Reader) -> Groups:
         [ids[i] for i in range(len(passages))],
     )
     return sorted(found, key=lambda group: group.original)
+
+
+def _texts(originals: Sequence[CasePassage], reader: Reader) -> list[Passage]:
+    """What is read of each: a sentence that one of an earlier date has plays there, as in a paid query.
+
+    Of passages of one date, and of those without one, nothing says which had a sentence first: it plays for all.
+    """
+    dates = [_microseconds(each.registered) for each in originals]
+    texts = [each.text for each in originals]
+    if len(set(dates)) > 1:
+        order = sorted(range(len(originals)), key=lambda i: (dates[i] is None, dates[i] or 0, *_identity(originals[i])))
+        for i, found in zip(order, reader.repeated([texts[i] for i in order]), strict=True):
+            for (start, end), first in reversed(found):
+                if dates[order[first]] != dates[i]:
+                    texts[i] = texts[i][:start] + texts[i][end:]
+    return [Passage(text.strip(), each.title or "") for text, each in zip(texts, originals, strict=True)]
 
 
 def _identity(passage: CasePassage) -> tuple[object, ...]:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.analysis import stems, term_ids
-from retrieval.chunking import sentences
+from retrieval.chunking import Span, sentences
 
 RUN: Final = 3
 """Stems in a shingle."""
@@ -236,12 +236,38 @@ def repeated_sentences(worded: Sequence[Words], shingled: Sequence[tuple[Runs, I
     later, earlier = later[alike], earlier[alike]
     if len(later):
         words = Words(*(np.concatenate([getattr(each, name) for each in worded]) for name in Words.__slots__))
-        same = ~other_facts(words, later, earlier)
+        compared, pairs = np.unique(np.concatenate([later, earlier]), return_inverse=True)
+        same = ~other_facts(_of_texts(words, compared), *pairs.reshape(2, -1))
         passage = np.repeat(np.arange(len(worded)), counts)
         for this, that in zip(later[same].tolist(), earlier[same].tolist(), strict=True):
             if found[this] < 0 and found[that] < 0:
                 found[this] = passage[that]
     return np.split(found, edges[1:-1])
+
+
+def _of_texts(words: Words, texts: Indexes) -> Words:
+    """The words of some texts, given by their numbers in ascending order."""
+    kept = np.repeat(np.isin(np.arange(len(words.lengths)), texts), words.lengths)
+    return Words(words.ids[kept], words.facts[kept], words.lengths[texts])
+
+
+def sentences_of_others(texts: Sequence[str]) -> list[list[tuple[Span, int]]]:
+    """For each text, the earliest first, the sentences that an earlier one has, with the index of that one.
+
+    They are told by :func:`repeated_sentences`.
+    """
+    spans = [sentences(text) for text in texts]
+    worded, shingled = [], []
+    for text, own in zip(texts, spans, strict=True):
+        said = [text[start:end] for start, end in own]
+        stemmed = [stems(sentence) for sentence in said]
+        terms = term_ids([stem for sentence in stemmed for stem in sentence])
+        worded.append(words_of(said))
+        shingled.append(runs(terms, np.asarray([len(each) for each in stemmed], np.int32)))
+    return [
+        [(span, first) for span, first in zip(own, found.tolist(), strict=True) if first >= 0]
+        for own, found in zip(spans, repeated_sentences(worded, shingled), strict=True)
+    ]
 
 
 def _pairs(hashes: Runs, sentence: Indexes) -> tuple[Indexes, ...]:

@@ -9,7 +9,7 @@ from attribution.support import Span, Vectors
 from retrieval.analysis import stems, subject_stems
 from retrieval.chunking import sentences
 from retrieval.embedding import Embedder
-from retrieval.near_duplicates import relation
+from retrieval.near_duplicates import relation, sentences_of_others
 
 
 class CaseReader:
@@ -37,3 +37,7 @@ class CaseReader:
     def relation(self, texts: Sequence[str]) -> Relation:
         """See :meth:`attribution.attribute.Reader.relation`: as passages are compared when they are registered."""
         return relation(texts, lambda text: self._embedder.embed_passage(text, []).passage)
+
+    def repeated(self, texts: Sequence[str]) -> Sequence[Sequence[tuple[Span, int]]]:
+        """See :meth:`attribution.attribute.Reader.repeated`: as in what is retrieved for a paid query."""
+        return sentences_of_others(texts)

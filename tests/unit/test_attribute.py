@@ -163,6 +163,33 @@ def test_near_copies_do_not_pay(reader, kind, dated, many, count):
     assert earned[1:] == ([0.0] * len(copies) if dated else [earned[0]] * len(copies))
 
 
+@pytest.mark.parametrize(("kind", "most"), [("boiler-plate padding", 0.001), ("buried", 0.1)])
+def test_a_copy_that_is_hidden_among_other_sentences_does_not_pay(reader, kind, most):
+    """It is no copy as a whole; what an earlier one says is not read in it again. Words piled up have some evidence."""
+    work = passage("a", WORK, contributor="mary", registered_at="2026-01-01")
+    alone = weights(attribute(case(work, passage("b", BREAD, contributor="bo")), reader))
+    text = attacks.HIDDEN[kind](WORK, random.Random(1))
+    for date in ("2026-02-01", None):
+        hidden = passage("hidden", text, contributor="thief", registered_at=date)
+        found = weights(attribute(case(hidden, passage("b", BREAD, contributor="bo"), work), reader))
+        assert found["hidden"] == pytest.approx(0, abs=most)
+        assert found["a"] == pytest.approx(alone["a"], abs=most)
+    undated = weights(attribute(case({**work, "registered_at": None}, passage("hidden", text)), reader))
+    assert undated["hidden"] > 0.1
+
+
+def test_a_passage_of_which_nothing_is_left_earns_nothing(reader):
+    """Whatever its title: all that it says was said before, by two others."""
+    first, second = WORK.split(". ", maxsplit=1)
+    said = [
+        passage("first", f"{first}.", contributor="mary", registered_at="2026-01-01"),
+        passage("second", second, contributor="bo", registered_at="2026-01-02"),
+    ]
+    both = passage("both", WORK, title="Vellmar lighthouse", contributor="thief", registered_at="2026-01-03")
+    found = weights(attribute(case(*said, both), reader))
+    assert found["both"] == 0 < found["first"]
+
+
 def test_a_part_of_a_text_is_its_copy_and_a_form_filled_anew_is_not(reader):
     part = passage("part", LIGHTHOUSE, contributor="thief", registered_at="2026-02-01")
     whole = passage("whole", WORK, contributor="mary", registered_at="2026-01-01")
