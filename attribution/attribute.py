@@ -1,52 +1,74 @@
 """What each passage of a case earned: by the Shapley value, or by a simpler method to compare it with.
 
-Players are contributors with their passages. Copies of a text count as one passage: it is read once, and what it earns
-goes to the copy that was registered first, or to all copies equally where no registration tells. So a copy changes
+Players are contributors with their passages. Near-duplicates count as one passage, by the rule of
+:mod:`attribution.players`: the original is read, and what it earns goes by evidence of registration. So a copy changes
 neither what the original's contributor earns nor what the others do.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from math import fsum
-from typing import Final
+from typing import Final, Protocol
 
-import numpy as np
 from msgspec import structs
 
+from attribution import support as supporting
 from attribution.apportionment import apportion
 from attribution.cases import Case, CaseError, CasePassage, Result, Share
-from attribution.max_games import MaxGame
-from attribution.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHAPLEY, Semivalue
+from attribution.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN, Estimate
+from attribution.games import Game, LargeGame, TableGame
+from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Sampled, Scorer, Unscorable, log_likelihood
+from attribution.players import Group, Relation, groups, paid
+from attribution.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHAPLEY, Floats, Semivalue
 from attribution.shapley import unions_of
-from attribution.support import SUPPORT, Passage, Reader, support
+from attribution.support import SUPPORT, Passage, Span, support
+from attribution.values import TABLE_PLAYERS_MAX
 from metering.money import Currency
 from metering.records import VALUE_ONE
 
-VALUE_FUNCTIONS: Final = {SUPPORT: support}
+VALUE_FUNCTIONS: Final = (SUPPORT, LOG_LIKELIHOOD)
 DOLLAR: Final = Currency.of("USD")
 
-Groups = list[list[int]]
-"""The passages of a case, by index, in groups of copies."""
+Groups = Sequence[Group]
+"""The members of a case's game: its passages, by index, with their near-duplicates."""
 
-Method = Callable[[Case, Groups, MaxGame], list[float]]
-"""Gives each passage a number, not negative: what it earned as a part of 1, or what all earned is in proportion to."""
 
-_NOTHING: Final = MaxGame(np.zeros((0, 0), np.int64), np.zeros(0, np.int64))
+@dataclass(frozen=True, slots=True)
+class Earned:
+    """What a method gave each passage, in their order."""
+
+    raw: Sequence[float]
+    """What it earned as a part of 1, or what all earned is in proportion to."""
+    estimate: Estimate | None = None
+    """Where the members' values are estimated, in units."""
+
+
+Method = Callable[[Case, Groups, Game], Earned]
+
+_SEED: Final = b"estimate/1\x00"
+_SEED_BYTES: Final = 6
+"""Few enough that every reader of JSON reads the seed as it is."""
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])\s+")
 _MARKER: Final = re.compile(r"\[(\d{1,4})\]")
 _WORD: Final = re.compile(r"\w+")
 
 
-def exact_copies(passages: Sequence[CasePassage]) -> Groups:
-    """Groups the passages of the same text, white space aside."""
-    groups: dict[str, list[int]] = {}
-    for i, passage in enumerate(passages):
-        groups.setdefault(" ".join(passage.text.split()), []).append(i)
-    return list(groups.values())
+class Reader(supporting.Reader, Protocol):
+    """What it takes to read and to compare the texts of a case."""
+
+    def relation(self, texts: Sequence[str]) -> Relation:
+        """Which of the texts repeats which."""
+        ...
+
+    def repeated(self, texts: Sequence[str]) -> Sequence[Sequence[tuple[Span, int]]]:
+        """For each text, the earliest first, the sentences that an earlier one has, and which one that is."""
+        ...
 
 
 def attribute(
@@ -55,57 +77,143 @@ def attribute(
     *,
     method: str = SHAPLEY.name,
     value_function: str = SUPPORT,
-    copies: Callable[[Sequence[CasePassage]], Groups] = exact_copies,
+    scorer: Scorer | None = None,
+    budget: int = BUDGET,
     currency: Currency = DOLLAR,
 ) -> Result:
     """Attribute a case to its passages.
 
     Args:
         case: what was asked, answered and retrieved.
-        reader: how texts are read.
+        reader: how texts are read and compared.
         method: one of ``METHODS``. The value function decides what all passages earned together; the method divides it.
         value_function: the name and version of what says how much a coalition is worth, one of ``VALUE_FUNCTIONS``.
-        copies: which passages are copies of one another.
+        scorer: the language model of ``log_likelihood/1``; no other function needs one.
+        budget: of a game that must be estimated, the most coalitions that are valued, from ``BUDGET_MIN`` to
+            ``BUDGET_MAX``.
         currency: of a charge that names none.
 
     Raises:
-        CaseError: the case lacks what the method needs, or there is no such method or value function.
+        CaseError: the case lacks what the method or the value function needs, or there is no such method or function.
+        LikelihoodError: there is no scorer, or it does not answer.
     """
     if method not in METHODS:
         raise CaseError(f"there is no method {method!r}; there are {', '.join(METHODS)}")
     if value_function not in VALUE_FUNCTIONS:
         raise CaseError(f"there is no value function {value_function!r}; there is {', '.join(VALUE_FUNCTIONS)}")
-    groups = copies(case.passages)
-    first = [min((case.passages[i] for i in group), key=_precedence) for group in groups]
-    texts = [Passage(passage.text, passage.title or "") for passage in first]
-    game = VALUE_FUNCTIONS[value_function](case.question, case.answer or "", texts, reader) if texts else _NOTHING
-    raw = METHODS[method](case, groups, game)
-    added = (game.value_all - game.value_none) / VALUE_ONE
-    scale = added / (fsum(raw) or 1.0)
-    if method in SEMIVALUES:
-        scale = min(1.0, scale)  # a value that is not efficient leaves the rest to the residual
-    weights = [each * scale for each in raw]
-    residual = max(0.0, 1.0 - fsum(weights))
+    if not BUDGET_MIN <= budget <= BUDGET_MAX:
+        raise CaseError(f"a budget of {budget} coalitions is not between {BUDGET_MIN} and {BUDGET_MAX}")
+    members = _members(case, reader)
+    texts = _texts([case.passages[each.original] for each in members], reader)
+    try:
+        if value_function == LOG_LIKELIHOOD:
+            game = _likelihood(case, texts, scorer, budget)
+        else:
+            game = support(case.question, case.answer or "", texts, reader)
+        earned = METHODS[method](case, members, game)
+        value_all, value_none = game.value_all, game.value_none
+    except Unscorable as error:
+        raise CaseError(str(error)) from error
+    scale = _scale(method, fsum(earned.raw), (value_all - value_none) / VALUE_ONE)
+    weights = [each * scale for each in earned.raw]
     result = Result(
         id=case.id,
         shares=tuple(
             Share(passage.id, passage.contributor, weight, value)
-            for passage, weight, value in zip(case.passages, weights, raw, strict=True)
+            for passage, weight, value in zip(case.passages, weights, earned.raw, strict=True)
         ),
-        model_residual=residual,
+        model_residual=max(0.0, 1.0 - fsum(weights)),
         method=method,
         estimated=False,
-        value_all=game.value_all / VALUE_ONE,
-        value_none=game.value_none / VALUE_ONE,
+        value_all=value_all / VALUE_ONE,
+        value_none=value_none / VALUE_ONE,
         value_function=value_function,
     )
+    if earned.estimate is not None:
+        result = _estimated(result, members, earned.estimate)
     return _with_amounts(result, case, currency)
 
 
-def _precedence(passage: CasePassage) -> tuple[object, ...]:
-    """Sorts the copy that is read to the front: the first registered, and whatever the order they come in."""
-    registered = passage.registered
-    return (registered is None, registered or _EPOCH, passage.title or "", passage.text, str(passage.id))
+def _likelihood(case: Case, texts: Sequence[Passage], scorer: Scorer | None, budget: int) -> Game:
+    """The game of ``log_likelihood/1``, as in a paid query: a text begins with its title, if it has one."""
+    if scorer is None:
+        raise LikelihoodError(f"{LOG_LIKELIHOOD} needs a language model")
+    answer = case.answer or ""
+    if not answer.strip():
+        raise CaseError(f"{LOG_LIKELIHOOD} needs an answer: it says how probable that is; {SUPPORT} takes the question")
+    documents = [f"{each.title}\n{each.text}" if each.title else each.text for each in texts]
+    if len(documents) <= TABLE_PLAYERS_MAX:
+        return TableGame(log_likelihood(case.question, answer, documents, scorer).values)
+    seed = int.from_bytes(hashlib.sha256(_SEED + str(case.id).encode()).digest()[:_SEED_BYTES], "big")
+    return LargeGame(Sampled(case.question, answer, documents, scorer), len(documents), budget, seed)
+
+
+def _scale(method: str, total: float, added: float) -> float:
+    """What turns what a method gave into parts of what all passages added."""
+    if method == SHAPLEY.name:
+        return 1.0  # efficient as it is
+    if method in SEMIVALUES:
+        return min(1.0, max(0.0, added / total)) if total else 1.0  # what is less is left to the residual
+    return added / (total or 1.0)
+
+
+def _estimated(result: Result, members: Groups, found: Estimate) -> Result:
+    """The result with what it takes to repeat the estimate, and an interval for each share."""
+    bounds = zip(_to_passages(members, found.low), _to_passages(members, found.high), strict=True)
+    return structs.replace(
+        result,
+        shares=tuple(
+            structs.replace(share, interval=interval) for share, interval in zip(result.shares, bounds, strict=True)
+        ),
+        estimated=True,
+        budget=found.budget,
+        seed=found.seed,
+        confidence=found.confidence,
+    )
+
+
+def _members(case: Case, reader: Reader) -> Groups:
+    """The passages with their near-duplicates; what belongs together does not depend on the order they come in.
+
+    Of passages of one date that repeat one another, nothing says which was there first. The one that has most of the
+    words of the question and the answer is read, so that what was said is not lost with one that was cut elsewhere.
+    """
+    passages = case.passages
+    wanted = {*reader.stems(case.question), *reader.stems(case.answer or "")}
+    named = [len(wanted.intersection(reader.stems(passage.text))) for passage in passages]
+    order = sorted(range(len(passages)), key=lambda i: (-named[i], *_identity(passages[i])))
+    ids = dict(zip(order, (f"{place:04}" for place in range(len(order))), strict=True))
+    found = groups(
+        reader.relation([passage.text for passage in passages]),
+        [_microseconds(passage.registered) for passage in passages],
+        [ids[i] for i in range(len(passages))],
+    )
+    return sorted(found, key=lambda group: group.original)
+
+
+def _texts(originals: Sequence[CasePassage], reader: Reader) -> list[Passage]:
+    """What is read of each: a sentence that one of an earlier date has plays there, as in a paid query.
+
+    Of passages of one date, and of those without one, nothing says which had a sentence first: it plays for all.
+    """
+    dates = [_microseconds(each.registered) for each in originals]
+    texts = [each.text for each in originals]
+    if len(set(dates)) > 1:
+        order = sorted(range(len(originals)), key=lambda i: (dates[i] is None, dates[i] or 0, *_identity(originals[i])))
+        for i, found in zip(order, reader.repeated([texts[i] for i in order]), strict=True):
+            for (start, end), first in reversed(found):
+                if dates[order[first]] != dates[i]:
+                    texts[i] = texts[i][:start] + texts[i][end:]
+    return [Passage(text.strip(), each.title or "") for text, each in zip(texts, originals, strict=True)]
+
+
+def _identity(passage: CasePassage) -> tuple[object, ...]:
+    """Tells passages apart; the longest comes first."""
+    return (-len(passage.text), passage.title or "", passage.text, passage.contributor or "", str(passage.id))
+
+
+def _microseconds(registered: datetime | None) -> int | None:
+    return None if registered is None else (registered - _EPOCH) // timedelta(microseconds=1)
 
 
 def _with_amounts(result: Result, case: Case, currency: Currency) -> Result:
@@ -127,62 +235,69 @@ def _with_amounts(result: Result, case: Case, currency: Currency) -> Result:
     )
 
 
-def _shapley(case: Case, groups: Groups, game: MaxGame) -> list[float]:
+def _shapley(case: Case, members: Groups, game: Game) -> Earned:
     """The Owen value, in which the passages of a contributor stand together; the Shapley value where each has one."""
+    if not members:
+        return Earned([])
     owners = []
-    for number, group in enumerate(groups):
-        names = {case.passages[i].contributor for i in group}
-        # What several contributors brought is a player of its own, and so is what nobody is named for.
+    for number, group in enumerate(members):
+        names = {case.passages[i].contributor for i in group.earners}
+        # What several contributors earn on is a player of its own, and so is what nobody is named for.
         owners.append(f"contributor {names.pop()}" if len(names) == 1 and None not in names else f"passage {number}")
-    return _to_passages(case, groups, game.owen(unions_of(owners)).tolist() if groups else [])
+    unions = unions_of(owners)
+    if not isinstance(game, LargeGame):
+        return Earned(_to_passages(members, game.owen(unions)))
+    try:
+        found = game.owen(unions)
+    except ValueError as error:
+        raise CaseError(str(error)) from error
+    return Earned(_to_passages(members, found.values), found)
 
 
 def _semivalue(semivalue: Semivalue) -> Method:
-    def values(case: Case, groups: Groups, game: MaxGame) -> list[float]:
-        return _to_passages(case, groups, game.solve(semivalue).tolist() if groups else [])
+    def values(_case: Case, members: Groups, game: Game) -> Earned:
+        if isinstance(game, LargeGame):
+            raise CaseError(
+                f"{semivalue.name} of {len(members)} passages is not estimated: {TABLE_PLAYERS_MAX} can be tabulated; "
+                f"choose {SHAPLEY.name}, or {SUPPORT}"
+            )
+        return Earned(_to_passages(members, game.solve(semivalue)) if members else [])
 
     return values
 
 
-def _to_passages(case: Case, groups: Groups, values: Sequence[float]) -> list[float]:
-    """What groups of copies earned, as parts of 1, to those of each group that were registered first."""
-    raw = [0.0] * len(case.passages)
-    for group, value in zip(groups, values, strict=True):
-        known = [registered for i in group if (registered := case.passages[i].registered)]
-        earliest = min(known, default=None)
-        winners = [i for i in group if case.passages[i].registered == earliest]
-        for i in winners:
-            raw[i] = value / VALUE_ONE / len(winners)
-    return raw
+def _to_passages(members: Groups, values: Floats) -> list[float]:
+    """What the members earned, as parts of 1, passage by passage."""
+    return paid(members, [float(value) / VALUE_ONE for value in values])
 
 
-def _tokens(case: Case, _groups: Groups, _game: MaxGame) -> list[float]:
+def _tokens(case: Case, _members: Groups, _game: Game) -> Earned:
     """How many words each passage has."""
-    return [float(len(_WORD.findall(passage.text))) for passage in case.passages]
+    return Earned([float(len(_WORD.findall(passage.text))) for passage in case.passages])
 
 
-def _scores(case: Case, _groups: Groups, _game: MaxGame) -> list[float]:
+def _scores(case: Case, _members: Groups, _game: Game) -> Earned:
     """The retrieval scores; above the lowest where there are negative ones, whose zero says nothing."""
     scores = [passage.score for passage in case.passages if passage.score is not None]
     if len(scores) < len(case.passages):
         raise CaseError("score-proportional needs the score of every passage")
     lowest = min([0.0, *scores])
-    return [score - lowest for score in scores]
+    return Earned([score - lowest for score in scores])
 
 
-def _citations(case: Case, _groups: Groups, _game: MaxGame) -> list[float]:
+def _citations(case: Case, _members: Groups, _game: Game) -> Earned:
     """How often the answer cites each passage: as ``[1]`` for the first, or else by quoting a sentence of it."""
     answer = case.answer or ""
     cited = [int(number) - 1 for number in _MARKER.findall(answer)]
     if cited:
-        return [float(cited.count(i)) for i in range(len(case.passages))]
+        return Earned([float(cited.count(i)) for i in range(len(case.passages))])
     said = [" ".join(part.split()) for part in _SENTENCE_END.split(answer)]
     texts = [" ".join(passage.text.split()) for passage in case.passages]
-    return [float(sum(part in text for part in said if part)) for text in texts]
+    return Earned([float(sum(part in text for part in said if part)) for text in texts])
 
 
-def _equal(case: Case, _groups: Groups, _game: MaxGame) -> list[float]:
-    return [1.0] * len(case.passages)
+def _equal(case: Case, _members: Groups, _game: Game) -> Earned:
+    return Earned([1.0] * len(case.passages))
 
 
 METHODS: Final[dict[str, Method]] = {

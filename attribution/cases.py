@@ -107,10 +107,12 @@ class Share(msgspec.Struct, frozen=True):
     passage_id: str | int
     contributor: str | None
     weight: float
-    """Its part of the case, not negative."""
+    """Its part of the case. Below zero where it harms the answer, which ``support/1`` never finds."""
     raw: float
     """What the method gave before it was scaled: a value, a count or a score."""
     amount: Amount | UnsetType = UNSET
+    interval: tuple[float, float] | UnsetType = UNSET
+    """Of an estimate: the confidence interval of the weight."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -126,6 +128,12 @@ class Result(msgspec.Struct, frozen=True):
     value_none: float
     value_function: str
     residual_amount: Amount | UnsetType = UNSET
+    budget: int | UnsetType = UNSET
+    """Of an estimate: the most coalitions that were valued."""
+    seed: int | UnsetType = UNSET
+    """Of an estimate: what decided which; it follows from the id of the case."""
+    confidence: float | UnsetType = UNSET
+    """Of an estimate: how often the intervals hold what is estimated."""
 
 
 _DECODER: Final = msgspec.json.Decoder(Case)

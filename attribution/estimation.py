@@ -24,17 +24,23 @@ import numpy as np
 import numpy.typing as npt
 
 from attribution.semivalues import Floats
+from attribution.shapley import Unions
 
 Coalitions = npt.NDArray[np.bool_]
 """Shape ``[coalitions, players]``."""
 
 _FOLDS: Final = 5
 PAIRS_MIN: Final = 4 * _FOLDS
+BUDGET_MIN: Final = 2 * PAIRS_MIN + 2
+"""Coalitions that an estimate takes at least, of which two are the empty and the full one."""
+BUDGET_MAX: Final = 65_536
+BUDGET: Final = 2_048
+"""Coalitions where nobody says otherwise: half of what the largest table has."""
 
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Estimated Shapley values, and everything it takes to repeat them."""
+    """Estimated Shapley or Owen values, and everything it takes to repeat them."""
 
     values: Floats
     """Shape ``[players]``; they sum to v(all) - v(none)."""
@@ -67,7 +73,7 @@ def estimate(
     if players < 2:  # noqa: PLR2004 # one player has all of it
         raise ValueError("an estimate takes at least 2 players")
     if pairs < PAIRS_MIN:
-        raise ValueError(f"a budget of {budget} coalitions is too small; the least is {2 * PAIRS_MIN + 2}")
+        raise ValueError(f"a budget of {budget} coalitions is too small; the least is {BUDGET_MIN}")
     inside, probability = _coalitions(players, pairs, np.random.default_rng(seed))
     ends = np.stack([np.zeros(players, np.bool_), np.ones(players, np.bool_)])
     worths = np.asarray(value(np.concatenate([ends, inside, ~inside])), np.float64)
@@ -87,8 +93,54 @@ def estimate(
         samples[held] = linear + (whole - linear.sum()) / players + coefficients[held] * rest[:, None]
     values = samples.mean(axis=0)
     values += (whole - values.sum()) / players
-    margin = NormalDist().inv_cdf(0.5 + confidence / 2) * samples.std(axis=0, ddof=1) / np.sqrt(pairs)
+    margin = _margin(samples, confidence)
     return Estimate(values, values - margin, values + margin, confidence, budget, seed, 2 * pairs + 2)
+
+
+def estimate_owen(
+    value: Callable[[Coalitions], npt.ArrayLike], unions: Unions, *, budget: int, seed: int, confidence: float = 0.95
+) -> Estimate:
+    """Estimate the Owen values of any game whose players are in unions; the same arguments give the same estimate.
+
+    Unions come in random order and so do the members of each, as in the definition; what each player adds to those
+    before it is a sample. Orders come in pairs with their reverses, which cancels every interaction of two.
+
+    Args:
+        value: as for :func:`estimate`.
+        unions: the union of each player, numbered from 0, length ``players``, at least 2.
+        budget: as for :func:`estimate`; a pair of orders takes ``2 * (players - 1)`` coalitions.
+        seed: of the random orders.
+        confidence: how often each interval holds its value.
+
+    Raises:
+        ValueError: too few players, or a budget that is too small for an interval.
+    """
+    players = len(unions)
+    if players < 2:  # noqa: PLR2004 # one player has all of it
+        raise ValueError("an estimate takes at least 2 players")
+    pairs = (budget - 2) // (2 * (players - 1))
+    if pairs < PAIRS_MIN:
+        least = 2 * PAIRS_MIN * (players - 1) + 2
+        raise ValueError(f"a budget of {budget} coalitions is too small for {players} players; the least is {least}")
+    random = np.random.default_rng(seed)
+    first = random.random((pairs, max(unions) + 1))[:, np.asarray(unions)]
+    ranks = np.lexsort((random.random((pairs, players)), first), axis=-1).argsort(axis=-1)
+    before = ranks[:, None, :] < np.arange(players + 1)[:, None]
+    ends, inside = before[0, [0, -1]], before[:, 1:-1].reshape(-1, players)
+    worths = np.asarray(value(np.concatenate([ends, inside, ~inside])), np.float64)
+    none, every = np.full((pairs, 1), worths[0]), np.full((pairs, 1), worths[1])
+    forth, back = worths[2:].reshape(2, pairs, players - 1)
+    added = np.diff(np.concatenate([none, forth, every], axis=1))
+    added_back = -np.diff(np.concatenate([every, back, none], axis=1))
+    samples = np.take_along_axis((added + added_back) / 2, ranks, axis=1)
+    values, margin = samples.mean(axis=0), _margin(samples, confidence)
+    return Estimate(values, values - margin, values + margin, confidence, budget, seed, 2 * pairs * (players - 1) + 2)
+
+
+def _margin(samples: Floats, confidence: float) -> Floats:
+    """Half the width of the interval of each column's mean."""
+    margin: Floats = NormalDist().inv_cdf(0.5 + confidence / 2) * samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    return margin
 
 
 def _coalitions(players: int, count: int, random: np.random.Generator) -> tuple[Coalitions, Floats]:

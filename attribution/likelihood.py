@@ -23,6 +23,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from attribution.estimation import Coalitions
 from attribution.values import TABLE_PLAYERS_MAX, Table
 from metering.records import VALUE_ONE
 
@@ -88,8 +89,12 @@ class Scorer(Protocol):
         """The special tokens that every prompt of the model begins with."""
         ...
 
-    def score(self, prompt: Prompt) -> Floats:
-        """The log probability of each scored token under each coalition, shape ``[2 ** n, scored]``, in nats.
+    def score(self, prompt: Prompt, coalitions: Sequence[int] | None = None) -> Floats:
+        """The log probability of each scored token under some coalitions, shape ``[coalitions, scored]``, in nats.
+
+        Args:
+            prompt: the case.
+            coalitions: as for :meth:`Prompt.coalition`; without them all ``2 ** n``.
 
         Raises:
             Unscorable: the prompt does not fit the model.
@@ -103,13 +108,13 @@ class Likelihood:
     """The scored coalitions of a case."""
 
     nats: Floats
-    """ln p(answer | question, coalition), shape ``[2 ** n]``."""
+    """ln p(answer | question, coalition), shape ``[coalitions]``: all ``2 ** n``, or those that were asked for."""
     tokens: int
     """How many tokens the answer has."""
 
     @property
     def values(self) -> Table:
-        """The game: probability per token, in integers of which ``VALUE_ONE`` is 1, shape ``[2 ** n]``."""
+        """The game: probability per token, in integers of which ``VALUE_ONE`` is 1, shape ``[coalitions]``."""
         table: Table = np.floor(np.exp(np.minimum(self.nats, 0.0) / self.tokens) * VALUE_ONE).astype(np.int64)
         return table
 
@@ -137,9 +142,40 @@ def log_likelihood(question: str, answer: str, documents: Sequence[str], scorer:
         Unscorable: too many documents, a blank answer, or a case that the model cannot read.
         LikelihoodError: the model does not answer.
     """
+    if len(documents) > TABLE_PLAYERS_MAX:
+        raise Unscorable(f"{len(documents)} documents; the coalitions of {TABLE_PLAYERS_MAX} can be scored")
     prompt = prepare(question, answer, documents, scorer.tokenize, scorer.opening)
-    scores = scorer.score(prompt)
-    if scores.shape != (2 ** len(documents), prompt.scored) or not np.isfinite(scores).all():
+    return _checked(scorer.score(prompt), 2 ** len(documents), prompt, scorer)
+
+
+class Sampled:
+    """The same game of any number of documents, of which only the coalitions that are asked for are scored, each once.
+
+    Raises:
+        Unscorable: a blank answer, or a case that the model cannot read.
+        LikelihoodError: the model does not answer.
+    """
+
+    def __init__(self, question: str, answer: str, documents: Sequence[str], scorer: Scorer) -> None:
+        """See :func:`log_likelihood`."""
+        self._prompt = prepare(question, answer, documents, scorer.tokenize, scorer.opening)
+        self._scorer = scorer
+        self._known: dict[int, int] = {}
+
+    def __call__(self, coalitions: Coalitions) -> npt.NDArray[np.int64]:
+        """The worth of each coalition, shape ``[coalitions]``, as in :attr:`Likelihood.values`."""
+        packed = np.packbits(coalitions, axis=1, bitorder="little")
+        members = [int.from_bytes(row.tobytes(), "little") for row in packed]
+        new = [each for each in dict.fromkeys(members) if each not in self._known]
+        if new:
+            scores = self._scorer.score(self._prompt, new)
+            found = _checked(scores, len(new), self._prompt, self._scorer)
+            self._known.update(zip(new, found.values.tolist(), strict=True))
+        return np.asarray([self._known[each] for each in members], np.int64)
+
+
+def _checked(scores: Floats, coalitions: int, prompt: Prompt, scorer: Scorer) -> Likelihood:
+    if scores.shape != (coalitions, prompt.scored) or not np.isfinite(scores).all():
         raise Unscorable(f"{scorer.name} gives no probability for some tokens of the answer")
     return Likelihood(scores.sum(axis=1), prompt.scored)
 
@@ -153,10 +189,8 @@ def prepare(
     they meet; the token it makes there has a character of the answer, so it is scored.
 
     Raises:
-        Unscorable: too many documents, or an answer without a token.
+        Unscorable: an answer without a token.
     """
-    if len(documents) > TABLE_PLAYERS_MAX:
-        raise Unscorable(f"{len(documents)} documents; the coalitions of {TABLE_PLAYERS_MAX} can be scored")
     asked = _QUESTION.format(question.strip())
     tail, spans = tokenize(asked + answer.strip())
     scored = sum(end > len(asked) for _, end in spans)

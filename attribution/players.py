@@ -10,14 +10,11 @@ What two texts have in common is for others to say; this module takes their rela
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-Relation = npt.NDArray[np.bool_]
-"""Shape ``[n, n]``: whether text ``i`` is a near-duplicate of text ``j``, or of a part of it."""
+Relation = Callable[[int, int], bool]
+"""``relation(i, j)`` says whether text ``i`` is a near-duplicate of text ``j``, or of a part of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +36,20 @@ def groups(relation: Relation, registered: Sequence[int | None], ids: Sequence[s
     like two others does not make the two one. Between texts of one date, either may be the one that repeats.
 
     Args:
-        relation: which text repeats which.
+        relation: which text repeats which; asked only of a text and the originals before it.
         registered: when each was registered, in any unit, or None where no one says.
         ids: distinct names, so that the order in which the texts are given does not matter.
 
     Raises:
-        ValueError: the lengths differ, or an id comes twice.
+        ValueError: there are not as many dates as ids, or an id comes twice.
     """
     count = len(ids)
-    if relation.shape != (count, count) or len(registered) != count or len(set(ids)) != count:
-        raise ValueError("a relation, a date and an id of its own is needed for each text")
+    if len(registered) != count or len(set(ids)) != count:
+        raise ValueError("a date and an id of its own is needed for each text")
     members: dict[int, list[int]] = {}
     for i in sorted(range(count), key=lambda i: (registered[i] is None, registered[i] or 0, ids[i])):
         for original, those in members.items():
-            if relation[i, original] or (registered[i] == registered[original] and relation[original, i]):
+            if relation(i, original) or (registered[i] == registered[original] and relation(original, i)):
                 those.append(i)
                 break
         else:

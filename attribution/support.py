@@ -107,12 +107,23 @@ def support(question: str, answer: str, passages: Sequence[Passage], reader: Rea
     Args:
         question: what was asked.
         answer: what was answered; where it is empty, the question says what is worth something.
-        passages: what was retrieved, at least one, in any order.
+        passages: what was retrieved, in any order. A blank one has nothing, whatever its title.
         reader: how texts are read; the values depend on nothing else.
 
     Returns:
         The game, with a row of scores for each key point. Its values are between 0 and ``VALUE_ONE``.
     """
+    playing = [i for i, passage in enumerate(passages) if passage.text.strip()]
+    if not playing:
+        return MaxGame(np.zeros((0, len(passages)), np.int64), np.zeros(0, np.int64))
+    game = _contrast(_evidence(question, answer, [passages[i] for i in playing], reader))
+    scores = np.zeros((len(game.baseline), len(passages)), np.int64)
+    scores[:, playing] = game.scores
+    return MaxGame(scores, game.baseline)
+
+
+def _evidence(question: str, answer: str, passages: Sequence[Passage], reader: Reader) -> Floats:
+    """What each passage has for each key point, shape ``[points, passages]``."""
     read = [_read(passage, reader) for passage in passages]
     points = _points(question, answer, reader)
     frequency = Counter(word for each in read for word in each.words)
@@ -126,7 +137,7 @@ def support(question: str, answer: str, passages: Sequence[Passage], reader: Rea
         total, most = _point_evidence(point, read, vectors)
         evidence = (common[0] + total) / (common[1] + most)
         row[:] = evidence + _BRIDGE * (links * evidence).max(axis=1)
-    return _contrast(scores)
+    return scores
 
 
 def _contrast(evidence: Floats) -> MaxGame:

@@ -9,15 +9,16 @@ that fill the same form with other facts are not copies.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from retrieval.analysis import stems, term_ids
-from retrieval.chunking import sentences
+from retrieval.chunking import Span, sentences
 
 RUN: Final = 3
 """Stems in a shingle."""
@@ -36,6 +37,7 @@ SKETCH: Final = 32
 
 Runs = npt.NDArray[np.uint64]
 Indexes = npt.NDArray[np.int64]
+Vector = npt.NDArray[np.float32]
 
 _WORD: Final = re.compile(r"\w+")
 _DIGIT: Final = re.compile(r"\d")
@@ -50,7 +52,8 @@ class Wording:
     text: str
     runs: Runs
     """Distinct and sorted."""
-    vector: npt.NDArray[np.float32]
+    vector: Callable[[], Vector]
+    """Gives its embedding: asked for only where words alone do not decide."""
 
 
 def runs(terms: npt.NDArray[np.uint32], lengths: npt.NDArray[np.int32]) -> tuple[Runs, Indexes]:
@@ -99,10 +102,47 @@ def repeats(later: Wording, earlier: Wording) -> bool:
     part = contained(later.runs, earlier.runs)
     if part < ALIKE or (len(later.runs) < SHORT and not np.array_equal(later.runs, earlier.runs)):
         return False
-    if part < CONTAINED and float(later.vector @ earlier.vector) < ALIKE_COSINE:
+    if part < CONTAINED and float(later.vector() @ earlier.vector()) < ALIKE_COSINE:
         return False
     words = words_of([later.text, earlier.text])
     return not other_facts(words, np.asarray([0]), np.asarray([1])).item()
+
+
+def relation(texts: Sequence[str], embed: Callable[[str], Vector]) -> Callable[[int, int], bool]:
+    """Which of some texts repeats which: ``relation(later, earlier)``, by :func:`repeats`.
+
+    What pairs have in common is counted at once, so that hundreds of texts that have nothing in common cost little.
+
+    Args:
+        texts: any number of them.
+        embed: the embedding of a text, of length 1; called where words alone do not decide, once for each text.
+    """
+    vector = cache(embed)
+    worded = [Wording(text, runs_of(text), partial(vector, text)) for text in texts]
+    common = _in_common([each.runs for each in worded])
+
+    def repeating(later: int, earlier: int) -> bool:
+        some = common[later, earlier] >= ALIKE * len(worded[later].runs)
+        return bool(some) and repeats(worded[later], worded[earlier])
+
+    return repeating
+
+
+def _in_common(distinct: Sequence[Runs]) -> Indexes:
+    """How many runs each two texts have in common, shape ``[texts, texts]``."""
+    texts = len(distinct)
+    common = np.zeros((texts, texts), np.int64)
+    if not texts:
+        return common
+    owner = np.repeat(np.arange(texts), [len(each) for each in distinct])
+    hashes, run = np.unique(np.concatenate(distinct), return_inverse=True)
+    having = owner[np.argsort(run, kind="stable")]
+    count = np.bincount(run, minlength=len(hashes))
+    first = np.cumsum(count) - count
+    for text, own in enumerate(np.split(run, np.cumsum([len(each) for each in distinct])[:-1])):
+        at, _ = _ranges(first[own], count[own])
+        common[text] = np.bincount(having[at], minlength=texts)
+    return common
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,12 +236,38 @@ def repeated_sentences(worded: Sequence[Words], shingled: Sequence[tuple[Runs, I
     later, earlier = later[alike], earlier[alike]
     if len(later):
         words = Words(*(np.concatenate([getattr(each, name) for each in worded]) for name in Words.__slots__))
-        same = ~other_facts(words, later, earlier)
+        compared, pairs = np.unique(np.concatenate([later, earlier]), return_inverse=True)
+        same = ~other_facts(_of_texts(words, compared), *pairs.reshape(2, -1))
         passage = np.repeat(np.arange(len(worded)), counts)
         for this, that in zip(later[same].tolist(), earlier[same].tolist(), strict=True):
             if found[this] < 0 and found[that] < 0:
                 found[this] = passage[that]
     return np.split(found, edges[1:-1])
+
+
+def _of_texts(words: Words, texts: Indexes) -> Words:
+    """The words of some texts, given by their numbers in ascending order."""
+    kept = np.repeat(np.isin(np.arange(len(words.lengths)), texts), words.lengths)
+    return Words(words.ids[kept], words.facts[kept], words.lengths[texts])
+
+
+def sentences_of_others(texts: Sequence[str]) -> list[list[tuple[Span, int]]]:
+    """For each text, the earliest first, the sentences that an earlier one has, with the index of that one.
+
+    They are told by :func:`repeated_sentences`.
+    """
+    spans = [sentences(text) for text in texts]
+    worded, shingled = [], []
+    for text, own in zip(texts, spans, strict=True):
+        said = [text[start:end] for start, end in own]
+        stemmed = [stems(sentence) for sentence in said]
+        terms = term_ids([stem for sentence in stemmed for stem in sentence])
+        worded.append(words_of(said))
+        shingled.append(runs(terms, np.asarray([len(each) for each in stemmed], np.int32)))
+    return [
+        [(span, first) for span, first in zip(own, found.tolist(), strict=True) if first >= 0]
+        for own, found in zip(spans, repeated_sentences(worded, shingled), strict=True)
+    ]
 
 
 def _pairs(hashes: Runs, sentence: Indexes) -> tuple[Indexes, ...]:

@@ -11,14 +11,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import sqlalchemy as sa
 
-from retrieval.near_duplicates import Runs, Wording, Words, contained, repeats, runs, sketch, words_of
+from retrieval.near_duplicates import Runs, Vector, Wording, Words, contained, repeats, runs, sketch, words_of
 
 METADATA = sa.MetaData()
 
@@ -84,7 +84,7 @@ class PreparedPassage:
     @cached_property
     def wording(self) -> Wording:
         """What it is compared by."""
-        return Wording(self.text, np.unique(self.shingled[0]), self.vector)
+        return Wording(self.text, np.unique(self.shingled[0]), lambda: self.vector)
 
 
 @dataclass(frozen=True)
@@ -261,11 +261,15 @@ def _original(passage: StoredPassage, earlier: Iterable[StoredPassage]) -> int |
         whole = Wording(
             " ".join(each.text for each in parts),
             np.unique(np.concatenate([each.shingled[0] for each in parts])),
-            max((each.vector for each in parts), key=lambda vector: float(vector @ mine.vector)),
+            partial(_nearest, parts, passage.vector),
         )
         if repeats(mine, whole):
             return max(parts, key=lambda each: contained(mine.runs, each.wording.runs)).id
     return None
+
+
+def _nearest(parts: Sequence[StoredPassage], vector: Vector) -> Vector:
+    return max((each.vector for each in parts), key=lambda own: float(own @ vector))
 
 
 def _passage(row: Any) -> StoredPassage:

@@ -100,7 +100,7 @@ class Books:
             {
                 COUNTERFACTUAL: Counterfactual,
                 SUPPORT: lambda: Support(CaseReader(embedder())),
-                LOG_LIKELIHOOD: lambda: LogLikelihood(self._scorer(self.settings.value_seconds)),
+                LOG_LIKELIHOOD: lambda: LogLikelihood(open_scorer(self.settings, self.settings.value_seconds)),
             }
         )
 
@@ -112,29 +112,7 @@ class Books:
         """
         if self.settings.likelihood_model is None and self.settings.likelihood_url is None:
             return Rerun()
-        return LogLikelihood(self._scorer(TIMEOUT_MAX))
-
-    def _scorer(self, seconds: float) -> Scorer:
-        """The language model of the settings, with so many seconds for a case."""
-        model, url = self.settings.likelihood_model, self.settings.likelihood_url
-        if model is None:
-            raise LikelihoodError(
-                "it needs PATRONAGE_LIKELIHOOD_MODEL, a causal language model, and PATRONAGE_LIKELIHOOD_URL if that is "
-                "at a server"
-            )
-        tokens = self.settings.likelihood_batch_tokens
-        if url is not None:
-            from serving.likelihood.upstream import Upstream  # noqa: PLC0415 # a client that few need
-
-            return Upstream(url, model, key=self.settings.likelihood_key, batch_tokens=tokens, seconds=seconds)
-        if find_spec("transformers") is None or find_spec("torch") is None:
-            raise LikelihoodError(
-                f"PATRONAGE_LIKELIHOOD_MODEL={model} needs the extra: pip install 'patronage[sentence-transformers]'; "
-                "or set PATRONAGE_LIKELIHOOD_URL to a server that has the model"
-            )
-        from serving.likelihood.causal_lm import CausalLM  # noqa: PLC0415 # an extra, with torch
-
-        return CausalLM(model, batch_tokens=tokens, seconds=seconds)
+        return LogLikelihood(open_scorer(self.settings, TIMEOUT_MAX))
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +156,33 @@ class Service:
     answering: Answering
     embeddings: Embeddings
     earnings: Earnings
+
+
+def open_scorer(settings: Settings, seconds: float) -> Scorer:
+    """The language model of the settings, with so many seconds for a case.
+
+    Raises:
+        LikelihoodError: the settings name none or do not fit together, or the model cannot be loaded.
+    """
+    model, url = settings.likelihood_model, settings.likelihood_url
+    if model is None:
+        raise LikelihoodError(
+            "it needs PATRONAGE_LIKELIHOOD_MODEL, a causal language model, and PATRONAGE_LIKELIHOOD_URL if that is at "
+            "a server"
+        )
+    tokens = settings.likelihood_batch_tokens
+    if url is not None:
+        from serving.likelihood.upstream import Upstream  # noqa: PLC0415 # a client that few need
+
+        return Upstream(url, model, key=settings.likelihood_key, batch_tokens=tokens, seconds=seconds)
+    if find_spec("transformers") is None or find_spec("torch") is None:
+        raise LikelihoodError(
+            f"PATRONAGE_LIKELIHOOD_MODEL={model} needs the extra: pip install 'patronage[sentence-transformers]'; "
+            "or set PATRONAGE_LIKELIHOOD_URL to a server that has the model"
+        )
+    from serving.likelihood.causal_lm import CausalLM  # noqa: PLC0415 # an extra, with torch
+
+    return CausalLM(model, batch_tokens=tokens, seconds=seconds)
 
 
 def open_embedder(settings: Settings, directory: DataDir) -> Embedder:

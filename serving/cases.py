@@ -16,14 +16,17 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import TIMEOUT_MAX
 from typing import Any, BinaryIO, Final
 
 from attribution import attribute as attributing
 from attribution.cases import Case, CaseError, Result, decode_case, encode_result
+from attribution.estimation import BUDGET
+from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
 from attribution.support import SUPPORT
 from metering.money import Currency
 from retrieval.embedding import Embedder
-from serving.assembly import open_embedder
+from serving.assembly import open_embedder, open_scorer
 from serving.data_dir import DataDir
 from serving.reader import CaseReader
 from serving.settings import Settings
@@ -36,24 +39,38 @@ _READ_AHEAD: Final = 4
 class Attribution:
     """Attributes many cases in one way. Thread-safe."""
 
-    def __init__(self, embedder: Embedder, method: str, value_function: str, currency: Currency) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        method: str,
+        value_function: str,
+        currency: Currency,
+        *,
+        scorer: Scorer | None = None,
+        budget: int = BUDGET,
+    ) -> None:
         """See :func:`attribution.attribute.attribute`."""
         self._reader = CaseReader(embedder)
         self._method = method
         self._value_function = value_function
         self._currency = currency
+        self._scorer = scorer
+        self._budget = budget
 
     def one(self, case: Case) -> Result:
         """Attribute one case.
 
         Raises:
-            CaseError: it lacks what the method needs.
+            CaseError: it lacks what the method or the value function needs.
+            LikelihoodError: the language model does not answer.
         """
         return attributing.attribute(
             case,
             self._reader,
             method=self._method,
             value_function=self._value_function,
+            scorer=self._scorer,
+            budget=self._budget,
             currency=self._currency,
         )
 
@@ -62,6 +79,9 @@ class Attribution:
 
         Yields:
             The number of each line and its result, or why it has none, in the order of the lines.
+
+        Raises:
+            LikelihoodError: the language model does not answer.
         """
         cores = os.cpu_count() or 1
         waiting: deque[tuple[int, Future[Result | CaseError]]] = deque()
@@ -103,6 +123,7 @@ def attribute(
     *,
     method: str = "shapley",
     value_function: str = SUPPORT,
+    budget: int = BUDGET,
     settings: Settings | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Attribute cases, on every core; gives their results in the same order.
@@ -111,28 +132,43 @@ def attribute(
         cases: objects as the lines of ``patronage attribute``: ``{"id", "question", "answer", "passages": [{"id",
             "text", "title"?, "contributor"?, "score"?, "registered_at"?}], "charge"?}``.
         method: how what all passages earned is divided, one of :data:`attribution.attribute.METHODS`.
-        value_function: what a coalition of passages is worth, by name and version.
-        settings: decide the embedding model and where its files lie; without them, the environment does.
+        value_function: what a coalition of passages is worth, by name and version, one of
+            :data:`attribution.attribute.VALUE_FUNCTIONS`.
+        budget: coalitions that are valued at most where a game must be estimated, see
+            :func:`attribution.attribute.attribute`.
+        settings: decide the embedding model and where its files lie, and the language model of ``log_likelihood/1``;
+            without them, the environment does.
 
     Yields:
         ``{"id", "shares": [{"passage_id", "contributor", "weight", "raw"}], "model_residual", "method", "estimated",
-        "value_all", "value_none", "value_function"}``. The weights and the residual sum to 1.
+        "value_all", "value_none", "value_function"}``. The weights and the residual sum to 1. An estimate also has
+        ``"budget", "seed", "confidence"``, and each of its shares an ``"interval": [low, high]`` of its weight.
 
     Raises:
-        CaseError: a case is not one, or there is no such method or value function.
+        CaseError: a case is not one or cannot be valued, or there is no such method or value function.
+        EmbedderError: the embedding model cannot be loaded.
+        LikelihoodError: the language model cannot be used.
     """
     lines = ((number, json.dumps(case).encode()) for number, case in enumerate(cases, 1))
-    for _, result in open_attribution(settings or Settings(), method, value_function).lines(lines):
+    for _, result in open_attribution(settings or Settings(), method, value_function, budget).lines(lines):
         if isinstance(result, CaseError):
             raise result
         yield json.loads(encode_result(result))
 
 
-def open_attribution(settings: Settings, method: str, value_function: str) -> Attribution:
-    """The attribution of cases with the embedding model of the settings.
+def open_attribution(settings: Settings, method: str, value_function: str, budget: int) -> Attribution:
+    """The attribution of cases with the models of the settings.
 
     Raises:
-        EmbedderError: the model cannot be loaded.
+        EmbedderError: the embedding model cannot be loaded.
+        LikelihoodError: the value function needs a language model that cannot be used.
     """
+    scorer = None
+    if value_function == LOG_LIKELIHOOD:
+        try:
+            scorer = open_scorer(settings, TIMEOUT_MAX)
+        except LikelihoodError as error:
+            raise LikelihoodError(f"{value_function} cannot be computed here: {error}") from error
     embedder = open_embedder(settings, DataDir(settings.data_dir))
-    return Attribution(embedder, method, value_function, Currency.of(settings.currency))
+    currency = Currency.of(settings.currency)
+    return Attribution(embedder, method, value_function, currency, scorer=scorer, budget=budget)

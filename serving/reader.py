@@ -1,13 +1,15 @@
-"""The reader: how the value function ``support`` reads texts, with the embedder and the words of retrieval."""
+"""The reader: how attribution reads and compares texts, with the embedder and the words of retrieval."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from attribution.players import Relation
 from attribution.support import Span, Vectors
 from retrieval.analysis import stems, subject_stems
 from retrieval.chunking import sentences
 from retrieval.embedding import Embedder
+from retrieval.near_duplicates import relation, sentences_of_others
 
 
 class CaseReader:
@@ -31,3 +33,11 @@ class CaseReader:
     def vectors(self, text: str, spans: Sequence[Span]) -> Vectors:
         """See :meth:`attribution.support.Reader.vectors`."""
         return self._embedder.embed_passage(text, spans).sentences
+
+    def relation(self, texts: Sequence[str]) -> Relation:
+        """See :meth:`attribution.attribute.Reader.relation`: as passages are compared when they are registered."""
+        return relation(texts, lambda text: self._embedder.embed_passage(text, []).passage)
+
+    def repeated(self, texts: Sequence[str]) -> Sequence[Sequence[tuple[Span, int]]]:
+        """See :meth:`attribution.attribute.Reader.repeated`: as in what is retrieved for a paid query."""
+        return sentences_of_others(texts)

@@ -76,9 +76,9 @@ class Settings(BaseSettings):
     )
     likelihood_model: str | None = Field(
         default=None,
-        description="Causal language model of `log_likelihood/1`, for the audit by ablation and for policies that pay "
-        "by it: the name or folder of any transformers model. Without it: the audit runs the extractive generator "
-        "again, and no policy pays by `log_likelihood/1`.",
+        description="Causal language model of `log_likelihood/1`, for the audit by ablation, for policies that pay by "
+        "it and for `patronage attribute`: the name or folder of any transformers model. Without it: the audit runs "
+        "the extractive generator again, and nothing is valued by `log_likelihood/1`.",
     )
     likelihood_url: str | None = Field(
         default=None,

@@ -21,7 +21,6 @@ import numpy as np
 import structlog
 
 from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer, Unscorable, log_likelihood
-from attribution.max_games import MaxGame
 from attribution.policy import Policy, PolicyError
 from attribution.support import SUPPORT, Passage, Reader, support
 from attribution.values import COUNTERFACTUAL, UNVALUED, Table, counterfactual
@@ -92,15 +91,8 @@ class Support:
 
     def table(self, case: Case) -> Table:
         """See :meth:`ValueFunction.table`. A document is one passage: all that was retrieved of it."""
-        texts = [own_text(each) for each in case.read]
-        playing = [i for i, text in enumerate(texts) if text]
-        if not playing:
-            return np.zeros(2 ** len(texts), np.int64)
-        passages = [Passage(texts[i], case.read[i].document.title) for i in playing]
-        game = support(case.retrieval.question.text, case.answer, passages, self._reader)
-        scores = np.zeros((len(game.baseline), len(texts)), np.int64)
-        scores[:, playing] = game.scores
-        return MaxGame(scores, game.baseline).table()
+        passages = [Passage(own_text(each), each.document.title) for each in case.read]
+        return support(case.retrieval.question.text, case.answer, passages, self._reader).table()
 
 
 class LogLikelihood:

@@ -14,6 +14,8 @@ import typer
 
 from attribution.attribute import METHODS, VALUE_FUNCTIONS
 from attribution.cases import CaseError, Result, encode_result
+from attribution.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
+from attribution.values import TABLE_PLAYERS_MAX
 from serving.cases import open_attribution, read_lines
 from serving.cli.console import CommandError, Out, current
 
@@ -52,6 +54,15 @@ def attribute(
             help=f"What a coalition of passages is worth: {', '.join(VALUE_FUNCTIONS)}; without a version, the newest.",
         ),
     ] = "support",
+    budget: Annotated[
+        int,
+        typer.Option(
+            min=BUDGET_MIN,
+            max=BUDGET_MAX,
+            help="Coalitions that are valued at most, where a case has too many passages for all: with log_likelihood, "
+            f"more than {TABLE_PLAYERS_MAX}.",
+        ),
+    ] = BUDGET,
 ) -> None:
     """What each passage earned in the answers of any retrieval-augmented system: a line in, a line out, in order."""
     settings, out = current()
@@ -59,7 +70,7 @@ def attribute(
         raise CommandError(f"there is no file {cases}")
     if output is not None and output.exists() and output.samefile(cases):
         raise CommandError(f"{output} holds the cases: choose another file for the results")
-    attribution = open_attribution(settings, method, value_function)
+    attribution = open_attribution(settings, method, value_function, budget)
     rejected: list[dict[str, Any]] = []
     results: list[Result] = []
     with cases.open("rb") as file:

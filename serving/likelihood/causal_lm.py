@@ -113,8 +113,8 @@ class CausalLM:
         """See :class:`attribution.likelihood.Scorer`."""
         return self._tokenizer.opening
 
-    def score(self, prompt: Prompt) -> Floats:
-        """See :meth:`attribution.likelihood.Scorer.score`."""
+    def score(self, prompt: Prompt, coalitions: Sequence[int] | None = None) -> Floats:
+        """See :meth:`attribution.likelihood.Scorer.score`. A few of many share too little to be read as a tree."""
         if self._tokens_max is not None and len(prompt) > self._tokens_max:
             raise Unscorable(
                 f"the documents, question and answer have {len(prompt)} tokens; {self.name} reads {self._tokens_max}"
@@ -122,21 +122,22 @@ class CausalLM:
         ends = time.monotonic() + self._seconds
         with _alone(self._seconds), torch.inference_mode(), _deterministic():
             self._ends = ends
-            scores = torch.zeros(2 ** len(prompt.documents), prompt.scored, dtype=torch.float64)
             nothing = _Rows(torch.zeros(1, dtype=torch.int64), (), torch.zeros(1, 0, dtype=torch.int64))
-            head, _ = self._read(nothing, prompt.head, 1)
-            self._walk(head, 0, prompt, scores, _rows_max(prompt, self._batch_tokens))
+            if coalitions is None:
+                scores = torch.zeros(2 ** len(prompt.documents), prompt.scored, dtype=torch.float64)
+                head, _ = self._read(nothing, prompt.head, 1)
+                self._walk(head, 0, prompt, scores, _rows_max(prompt, self._batch_tokens))
+            else:
+                scores = torch.zeros(len(coalitions), prompt.scored, dtype=torch.float64)
+                for row, members in zip(scores, coalitions, strict=True):
+                    row[:] = self._of_answer(nothing, prompt.coalition(members), prompt)[0]
         found: Floats = scores.numpy().astype(np.float64)
         return found
 
     def _walk(self, rows: _Rows, place: int, prompt: Prompt, scores: torch.Tensor, rows_max: int) -> None:
         """Score every coalition that extends ``rows`` with documents from ``place`` on."""
         if place == len(prompt.documents):
-            _, logits = self._read(rows, prompt.tail, prompt.scored + 1)
-            answer = torch.tensor(prompt.tail[-prompt.scored :], device=self._device)
-            logs = logits[:, :-1].log_softmax(dim=-1)
-            found = logs.gather(2, answer.expand(len(rows.members), -1)[:, :, None])[:, :, 0]
-            scores[rows.members] = found.double().cpu()
+            scores[rows.members] = self._of_answer(rows, prompt.tail, prompt)
             return
         document = prompt.documents[place]
         # Batches are handed on and not kept here, so that no more of them are alive than the way down needs.
@@ -146,6 +147,13 @@ class CausalLM:
         else:
             self._walk(self._extended(rows, document, place), place + 1, prompt, scores, rows_max)
             self._walk(rows.without(len(document)), place + 1, prompt, scores, rows_max)
+
+    def _of_answer(self, rows: _Rows, tokens: Sequence[int], prompt: Prompt) -> torch.Tensor:
+        """The log probabilities of the answer, with which ``tokens`` end, after each row; ``[rows, scored]``."""
+        _, logits = self._read(rows, tokens, prompt.scored + 1)
+        answer = torch.tensor(prompt.tail[-prompt.scored :], device=self._device)
+        logs = logits[:, :-1].log_softmax(dim=-1)
+        return logs.gather(2, answer.expand(len(rows.members), -1)[:, :, None])[:, :, 0].double().cpu()
 
     def _extended(self, rows: _Rows, document: Sequence[int], place: int) -> _Rows:
         """The coalitions of ``rows``, each with the document at ``place`` too."""

@@ -60,10 +60,11 @@ class Upstream:
         """See :class:`attribution.likelihood.Scorer`."""
         return self._tokenizer.opening
 
-    def score(self, prompt: Prompt) -> Floats:
+    def score(self, prompt: Prompt, coalitions: Sequence[int] | None = None) -> Floats:
         """See :meth:`attribution.likelihood.Scorer.score`."""
         ends = time.monotonic() + self._seconds
-        prompts = [prompt.coalition(members) for members in range(2 ** len(prompt.documents))]
+        every = range(2 ** len(prompt.documents)) if coalitions is None else coalitions
+        prompts = [prompt.coalition(members) for members in every]
         rows = [row for batch in self._batches(prompts) for row in self._ask(batch, prompt.scored, ends)]
         return np.asarray(rows, np.float64)
 

@@ -42,9 +42,8 @@ def equal_sources() -> Rows:
     """Attribution alone: one of two equal sources is there k times, registered one after the other."""
     yield ["", "the max game", "with merged players"]
     for count in COPIES:
-        relation = np.zeros((count + 1, count + 1), np.bool_)
-        relation[:count, :count] = True
-        grouped = groups(relation, list(range(count + 1)), [str(i) for i in range(count + 1)])
+        names = [str(i) for i in range(count + 1)]
+        grouped = groups(lambda i, j, count=count: max(i, j) < count, range(count + 1), names)
         merged = paid(grouped, max_game(np.ones(len(grouped))).tolist())
         gains = [2 * sum(each[:count]) - 1 for each in (max_game(np.ones(count + 1)).tolist(), merged)]
         yield [f"k = {count}", *(f"{gain:+.0%}" for gain in gains)]

@@ -11,6 +11,7 @@ from serving.cases import LINE_BYTES_MAX, attribute
 from serving.settings import Settings
 from tests.e2e.commands import refused
 from tests.e2e.files import write_jsonl
+from tests.scorer import Scorer
 from tests.servers import cli, run
 
 
@@ -109,3 +110,55 @@ def test_an_empty_file_has_an_empty_result(data_dir, tmp_path, e2e_env):
     cases = tmp_path / "cases.jsonl"
     cases.write_bytes(b"\n \n")
     assert cli(data_dir, "attribute", str(cases), env=e2e_env)["results"] == []
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory):
+    with Scorer(tmp_path_factory.mktemp("scorer") / "model") as found:
+        yield found
+
+
+class TestLanguageModels:
+    """``log_likelihood/1`` with the model of the settings, here behind a server that scores."""
+
+    @pytest.fixture
+    def cases(self, tmp_path):
+        small = question(1) | {"answer": "Tower number 1 was built in 1801.", "charge": "1.00"}
+        texts = [f"Page {i} is about {word}." for i, word in enumerate(["bread", "wool", "ash", "tin"])]
+        many = [{"id": str(i), "text": f"{text} Nothing else is {i}."} for i, text in enumerate(texts * 4)]
+        large = small | {"id": "large", "passages": [*small["passages"], *many]}
+        return write_jsonl(tmp_path / "cases.jsonl", [small, large])
+
+    def test_a_small_case_is_exact_and_a_large_one_estimated(self, data_dir, e2e_env, scorer, cases):
+        env = e2e_env | scorer.env
+        command = ("attribute", str(cases), "--value-function", "log_likelihood", "--budget", "64")
+        printed = run(data_dir, *command, env=env)
+        assert printed.returncode == 0, printed.stderr
+        small, large = map(json.loads, printed.stdout.splitlines())
+        for each in (small, large):
+            assert each["value_function"] == "log_likelihood/1"
+            assert sum(share["weight"] for share in each["shares"]) + each["model_residual"] == pytest.approx(1)
+            assert max(each["shares"], key=lambda share: share["weight"])["passage_id"] == "a"
+        assert (small["estimated"], "seed" in small) == (False, False)
+        assert (large["estimated"], large["budget"]) == (True, 64)
+        assert run(data_dir, *command, env=env).stdout == printed.stdout
+
+    def test_what_is_missing_is_one_line(self, data_dir, e2e_env, scorer, cases):
+        command = ("attribute", str(cases), "--value-function", "log_likelihood/1")
+        said = refused(run(data_dir, *command, env=e2e_env))
+        assert "log_likelihood/1 cannot be computed here: it needs PATRONAGE_LIKELIHOOD_MODEL" in said
+        assert "--budget" in refused(run(data_dir, *command, "--budget", "41", env=e2e_env), 2)
+        scorer.fails = True
+        try:
+            failed = refused(run(data_dir, *command, env=e2e_env | scorer.env))
+        finally:
+            scorer.fails = False
+        assert "refuses" in failed
+        assert "503" in failed
+
+    def test_a_case_without_an_answer_loses_nothing_else(self, data_dir, tmp_path, e2e_env, scorer):
+        cases = write_jsonl(tmp_path / "cases.jsonl", [question(1), question(3)])
+        done = run(data_dir, "attribute", str(cases), "--value-function", "log_likelihood", env=e2e_env | scorer.env)
+        assert done.returncode == 1
+        assert f"rejected: {cases} line 2: log_likelihood/1 needs an answer" in done.stderr
+        assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["case-1"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from decimal import Decimal
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from attribution.attribute import METHODS, attribute
 from attribution.cases import CaseError, decode_case, encode_result
 from serving.reader import CaseReader
+from tests.benchmarks import attacks
 
 LIGHTHOUSE = "The Vellmar lighthouse was built in 1847 by the engineer Ottilie Brandt."
 TOWER = "In 1847 the engineer Ottilie Brandt built the lighthouse of Vellmar, a tower of red brick."
@@ -96,7 +98,10 @@ def test_quotes_are_citations_where_there_are_no_markers(reader):
 
 
 def test_leaving_one_out_finds_that_neither_of_two_equals_is_needed(reader):
-    found = case(passage("a", LIGHTHOUSE), passage("b", f"{LIGHTHOUSE} "), passage("c", f"{LIGHTHOUSE[:-1]}!"))
+    found = case(
+        passage("a", LIGHTHOUSE),
+        passage("b", "The Vellmar lighthouse is of 1847; Ottilie Brandt, an engineer, built it."),
+    )
     result = attribute(found, reader, method="leave-one-out")
     assert sum(weights(result).values()) == pytest.approx(0, abs=0.02)
 
@@ -117,6 +122,86 @@ def test_exact_copies_do_not_pay(reader, count, names):
     owned = sum(weight for name, weight in weights(result).items() if name.startswith("a"))
     assert owned == pytest.approx(weights(alone)["a"], rel=1e-9)
     assert weights(result)["b"] == pytest.approx(weights(alone)["b"], rel=1e-9)
+
+
+WORK = (
+    f"{LIGHTHOUSE} Its lamp burned whale oil until the harbour company laid a gas pipe along the mole. "
+    "Storms took the gallery twice, and each time the keepers rebuilt it with timber from wrecks on the bar. "
+    "Since the last keeper left, a club of sailors has painted the tower every spring."
+)
+
+
+@pytest.mark.parametrize("count", [2, 4, 8])
+@pytest.mark.parametrize("many", [False, True], ids=["one account", "many accounts"])
+@pytest.mark.parametrize("dated", [False, True], ids=["undated", "dated"])
+@pytest.mark.parametrize("kind", ["exact", "word edits", "sentence order"])
+def test_near_copies_do_not_pay(reader, kind, dated, many, count):
+    """Whoever made them, for the original's contributor and for everybody else it is as if they were not there."""
+    dice = random.Random(count)
+    others = [
+        passage("b", TOWER, contributor="bo", registered_at="2020-01-01"),
+        passage("c", BREAD, contributor="cy"),
+        passage("d", "The Vellmar bakery makes bread of rye.", contributor="mary"),
+    ]
+    work = passage("a", WORK, contributor="mary", registered_at="2026-03-01T00:00:00Z" if dated else None)
+    copies = [
+        passage(
+            f"copy{i}",
+            attacks.COPIES[kind](WORK, dice),
+            contributor=f"thief{i}" if many else "mary",
+            registered_at=f"2026-03-0{i + 1}T00:00:00Z" if dated else None,
+        )
+        for i in range(1, count)
+    ]
+    alone = weights(attribute(case(work, *others), reader))
+    found = weights(attribute(case(*copies, *others, work), reader))
+    assert alone["a"] > 0.3
+    for name in "bcd":
+        assert found[name] == pytest.approx(alone[name], rel=0.02, abs=1e-6)
+    earned = [found["a"], *(found[each["id"]] for each in copies)]
+    assert sum(earned) == pytest.approx(alone["a"], rel=0.02)
+    assert earned[1:] == ([0.0] * len(copies) if dated else [earned[0]] * len(copies))
+
+
+@pytest.mark.parametrize(("kind", "most"), [("boiler-plate padding", 0.001), ("buried", 0.1)])
+def test_a_copy_that_is_hidden_among_other_sentences_does_not_pay(reader, kind, most):
+    """It is no copy as a whole; what an earlier one says is not read in it again. Words piled up have some evidence."""
+    work = passage("a", WORK, contributor="mary", registered_at="2026-01-01")
+    alone = weights(attribute(case(work, passage("b", BREAD, contributor="bo")), reader))
+    text = attacks.HIDDEN[kind](WORK, random.Random(1))
+    for date in ("2026-02-01", None):
+        hidden = passage("hidden", text, contributor="thief", registered_at=date)
+        found = weights(attribute(case(hidden, passage("b", BREAD, contributor="bo"), work), reader))
+        assert found["hidden"] == pytest.approx(0, abs=most)
+        assert found["a"] == pytest.approx(alone["a"], abs=most)
+    undated = weights(attribute(case({**work, "registered_at": None}, passage("hidden", text)), reader))
+    assert undated["hidden"] > 0.1
+
+
+def test_a_passage_of_which_nothing_is_left_earns_nothing(reader):
+    """Whatever its title: all that it says was said before, by two others."""
+    first, second = WORK.split(". ", maxsplit=1)
+    said = [
+        passage("first", f"{first}.", contributor="mary", registered_at="2026-01-01"),
+        passage("second", second, contributor="bo", registered_at="2026-01-02"),
+    ]
+    both = passage("both", WORK, title="Vellmar lighthouse", contributor="thief", registered_at="2026-01-03")
+    found = weights(attribute(case(*said, both), reader))
+    assert found["both"] == 0 < found["first"]
+
+
+def test_a_part_of_a_text_is_its_copy_and_a_form_filled_anew_is_not(reader):
+    part = passage("part", LIGHTHOUSE, contributor="thief", registered_at="2026-02-01")
+    whole = passage("whole", WORK, contributor="mary", registered_at="2026-01-01")
+    found = weights(attribute(case(part, whole), reader))
+    assert found["part"] == 0 < found["whole"]
+    form = "{} is a lighthouse of the northern coast, built in {}, with a lamp of {} candles and a keeper's house."
+    forms = [
+        passage(name, form.format(name, year, lamp), contributor=name, registered_at=f"{year}-01-01")
+        for name, year, lamp in (("Osk", 1847, 300), ("Vellmar", 1902, 415))
+    ]
+    found = weights(attribute(case(*forms), reader))
+    assert found["Vellmar"] > 0
 
 
 def test_of_copies_the_first_registered_earns(reader):

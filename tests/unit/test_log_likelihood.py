@@ -68,6 +68,17 @@ def test_the_size_of_the_batch_changes_no_more_than_rounding(models, batch_token
     np.testing.assert_allclose(found, load(models["llama"]).score(prompt), atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_some_coalitions_are_scored_as_among_all(models, kind):
+    prompt = a_prompt(models[kind], DOCUMENTS)
+    some = [15, 0, 6, 6, 9]
+    expected = load(models[kind]).score(prompt)[some]
+    np.testing.assert_allclose(load(models[kind]).score(prompt, some), expected, atol=1e-4)
+    with vllm_like(models[kind], str(models[kind])) as url:
+        served = Upstream(url, str(models[kind]), key=None, batch_tokens=BATCH_TOKENS)
+        np.testing.assert_allclose(served.score(prompt, some), expected, atol=1e-4)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_same_case_gives_the_same_bits(models, device):
     prompt = a_prompt(models["gpt2"], DOCUMENTS)

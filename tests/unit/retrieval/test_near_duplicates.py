@@ -15,8 +15,10 @@ from retrieval.embedding import MiniLMEmbedder
 from retrieval.near_duplicates import (
     SHORT,
     SKETCH,
+    Wording,
     contained,
     other_facts,
+    relation,
     repeated_sentences,
     repeats,
     runs,
@@ -129,6 +131,29 @@ class TestRepeats:
     def test_a_short_text_is_a_copy_of_the_same_words_only(self, wording):
         assert repeats(wording("See also the index."), wording("See also the index!"))
         assert not repeats(wording("See also the index."), wording(f"See also the index. {WORK}"))
+
+
+@pytest.mark.parametrize("kind", attacks.COPIES)
+def test_the_relation_of_many_texts_is_that_of_each_pair(wording, embedder: MiniLMEmbedder, kind: str):
+    """And the embedding of a text is made at most once, and of few."""
+    made = [attacks.COPIES[kind](WORK, random.Random(seed)) for seed in range(3)]
+    texts = [*TEXTS.values(), WORK, *made, VILLAGE, OTHER_VILLAGE, "", "See also the index.", WORK[: len(WORK) // 3]]
+    embedded: list[str] = []
+
+    def embed(text: str) -> np.ndarray:
+        embedded.append(text)
+        return embedder.embed_passage(text, []).passage
+
+    found = relation(texts, embed)
+    compared = [wording(text) if text else Wording("", np.empty(0, np.uint64), lambda: np.zeros(384)) for text in texts]
+    for i, later in enumerate(compared):
+        for j, earlier in enumerate(compared):
+            assert found(i, j) == repeats(later, earlier), (texts[i], texts[j])
+    assert len(embedded) == len(set(embedded)) <= 2 + len(made)
+
+
+def test_a_relation_of_no_texts():
+    relation([], lambda _: np.zeros(1))
 
 
 STOCK = ["the", "Mill", "old", "Osk", "7", "19", "Bourne", "stands"]
