@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Final
 
 HOUR_MS = 3_600_000
@@ -36,7 +37,13 @@ def of(milliseconds: int) -> str:
 
 def day_of(milliseconds: int) -> str:
     """The day of a moment, ``YYYY-MM-DD``."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d")
+    return _day(milliseconds // _DAY_MS)
+
+
+@lru_cache(maxsize=64)
+def _day(number: int) -> str:
+    """A day, counted from the epoch. Kept, because every query asks for today."""
+    return datetime.fromtimestamp(number * _DAY_MS / 1000, UTC).strftime("%Y-%m-%d")
 
 
 def first_ms(text: str) -> int:

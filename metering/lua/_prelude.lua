@@ -21,6 +21,9 @@
 -- The keys of an account share one hash, because the holds that lapse in a script may be of any of them, and a script
 -- declares every Redis key that it touches.
 --
+-- Every write of a script goes to the append-only file on its own, so fields of one hash are written together. That
+-- they were read before is no race: nothing else runs in between.
+--
 -- Amounts are integers below 2^53, exact in Lua's doubles. They go back to Redis through this format, because
 -- Lua's own conversion would turn large ones into scientific notation.
 local function int(n) return string.format('%.0f', n) end
@@ -78,16 +81,21 @@ local function advance(stream, ms, sequence)
   end
 end
 
-local function available(account)
-  local a = redis.call('HMGET', account, 'funded', 'credit', 'spent', 'held')
-  return tonumber(a[1]) + tonumber(a[2] or '0') - tonumber(a[3]) - tonumber(a[4])
+-- What the meter knows of an account, as numbers, in one reading; nothing if there is no such account.
+local function read_account(account)
+  local a = redis.call('HMGET', account, 'funded', 'credit', 'spent', 'held', 'free_month', 'free_used', 'free_held')
+  if not a[1] then return end
+  return {
+    funded = tonumber(a[1]), credit = tonumber(a[2] or '0'), spent = tonumber(a[3]), held = tonumber(a[4]),
+    free_month = a[5] or '', free_used = tonumber(a[6] or '0'), free_held = tonumber(a[7] or '0'),
+  }
 end
+
+local function available(a) return a.funded + a.credit - a.spent - a.held end
 
 -- Days are YYYY-MM-DD and months YYYY-MM, so text order is time order. In a new month nothing is used yet, but what is
 -- held counts, because it may be captured in any. A month that is over has nothing left.
-local function free_left(account, month, grant)
-  local a = redis.call('HMGET', account, 'free_month', 'free_used', 'free_held')
-  local counted = a[1] or ''
-  if counted > month then return 0 end
-  return math.max(0, grant - (counted == month and tonumber(a[2]) or 0) - tonumber(a[3] or '0'))
+local function free_left(a, month, grant)
+  if a.free_month > month then return 0 end
+  return math.max(0, grant - (a.free_month == month and a.free_used or 0) - a.free_held)
 end

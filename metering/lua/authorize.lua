@@ -76,26 +76,25 @@ if limits.running > 0 and used.running >= limits.running then return {'rate', 'c
 -- The free amount of the month is used first; what it leaves must be within the key's caps and the account's funds.
 local ceiling, day = tonumber(ARGV[3]), ARGV[14]
 local month = string.sub(day, 1, 7)
-local free = math.min(ceiling, free_left(KEYS[2], month, tonumber(ARGV[15])))
+local account = read_account(KEYS[2])
+local free = math.min(ceiling, free_left(account, month, tonumber(ARGV[15])))
 local paid = ceiling - free
-local last = state[6] or ''
+local last, held = state[6] or '', tonumber(state[5] or '0')
 local function capped(cap, spent)
-  return cap > 0 and cap - spent - tonumber(state[5] or '0') < paid
+  return cap > 0 and cap - spent - held < paid
 end
 if capped(tonumber(ARGV[12]), last >= day and tonumber(state[7]) or 0) then return {'cap', 'day'} end
 if capped(tonumber(ARGV[13]), string.sub(last, 1, 7) >= month and tonumber(state[8]) or 0) then
   return {'cap', 'month'}
 end
-local funds = available(KEYS[2])
+local funds = available(account)
 if funds < paid then return {'funds', int(funds)} end
 
 used.requests, used.tokens, used.running = after('requests', 1), after('tokens', tokens), used.running + 1
 redis.call('HSET', KEYS[5], key .. ':requests', string.format('%.3f', now + used.requests),
-  key .. ':tokens', string.format('%.3f', now + used.tokens))
-redis.call('HINCRBY', KEYS[5], key .. ':running', '1')
-redis.call('HINCRBY', KEYS[5], key .. ':held', int(paid))
-redis.call('HINCRBY', KEYS[2], 'held', int(paid))
-redis.call('HINCRBY', KEYS[2], 'free_held', int(free))
+  key .. ':tokens', string.format('%.3f', now + used.tokens),
+  key .. ':running', int(used.running), key .. ':held', int(held + paid))
+redis.call('HSET', KEYS[2], 'held', int(account.held + paid), 'free_held', int(account.free_held + free))
 redis.call('HSET', KEYS[4], ARGV[2], int(paid) .. ' ' .. int(free) .. ' ' .. key)
 redis.call('ZADD', KEYS[3], int(now + tonumber(ARGV[4])), ARGV[2])
 if ARGV[6] ~= '' then
