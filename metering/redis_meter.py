@@ -343,7 +343,8 @@ class RedisMeter:
     def _idempotency_key(self, request: Request) -> str:
         tag, _ = self._place(request.account)
         # A request without one still names a key, because every key of a script must be declared.
-        return f"{tag}:idem:{request.account}:{fingerprint(request.idempotency_key)[:32]}"
+        name = fingerprint(request.idempotency_key)[:32] if request.idempotency_key else "none"
+        return f"{tag}:idem:{request.account}:{name}"
 
     async def _run(
         self,

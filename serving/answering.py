@@ -187,7 +187,7 @@ class Answering:
             values=values.tolist(),
             uses=_uses(retrieval, {citation.source for citation in delivered.citations}),
         )
-        self._samples.keep(record, delivered.case)
+        self._samples.keep(record, delivered.case, sent=sent)
         return _answered(record, retrieval, delivered, interrupted), record
 
 

@@ -6,6 +6,7 @@ import time
 from typing import Final
 
 import sqlalchemy as sa
+import structlog
 
 from attribution.agreement import drawn
 from metering.records import UsageRecord
@@ -13,6 +14,7 @@ from serving.generators.case import Case
 from serving.rulebook import Rulebook
 from serving.vault import Vault, VaultError
 
+_log = structlog.get_logger()
 METADATA = sa.MetaData()
 
 table = sa.Table(
@@ -41,16 +43,26 @@ class Samples:
         self._rulebook = rulebook
         self._kept_ms = dispute_days * DAY_MS
 
-    def keep(self, record: UsageRecord, case: Case) -> None:
+    def keep(self, record: UsageRecord, case: Case, *, sent: bool) -> None:
         """Keep the text of a query if its record is drawn.
 
         Called before the capture, so that what is charged and drawn is kept; what is never charged is in no period.
+        If the customer has the answer already (``sent``) and the database refuses, the sample has one query less:
+        what was delivered is charged.
+
+        Raises:
+            SQLAlchemyError: the database refuses, and the answer was not sent.
         """
         if drawn(record, self._rulebook.policy_of(record.policy_version).ablation_ppm):
             sealed = self._vault.seal(case.encode(), _owner(record.id))
             row = {"record": record.id, "at_ms": record.finished_ms, "sealed": sealed}
-            with self._engine.begin() as connection:
-                connection.execute(sa.insert(table), row)
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(sa.insert(table), row)
+            except sa.exc.SQLAlchemyError as error:
+                if not sent:
+                    raise
+                _log.error("a sampled query was not kept", receipt=record.id, reason=str(error.__cause__ or error))
 
     def open(self, record: str) -> Case | None:
         """The case of a sampled record, or None if its text is destroyed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sqlite3
 from decimal import Decimal
 from urllib.parse import urlsplit
 
@@ -13,7 +14,7 @@ import openai
 import pytest
 
 from tests.faults.shop import DOCUMENTS, PATH, PLAIN, QUESTION, STREAM, events, settled, text_of
-from tests.servers import cli
+from tests.servers import cli, wait_for
 from tests.upstream import MODEL, PIECES, Script, stream_bytes
 
 _STALLS = Script(stall_after=4)
@@ -53,6 +54,39 @@ def test_what_the_model_said_pays_the_document_that_says_it(shop, account):
     assert explained["value"]["function"] == "support/1"
     assert shares["mary/light"] > 0.8, "it says when the lighthouse was built"
     assert max(each["units"] for each in explained["credits"]) > 0
+
+
+@pytest.fixture
+def no_samples(shop):
+    """Every query is drawn for the audit by ablation, and the database does not take its text."""
+    operator = shop.world.operator()
+    before = operator.get("/v1/admin/policy").json()
+    adopt(operator, before["data_share_ppm"], 1_000_000)
+    refuse = "CREATE TRIGGER full BEFORE INSERT ON ablation_samples BEGIN SELECT RAISE(ABORT, 'disk full'); END"
+    with contextlib.closing(sqlite3.connect(shop.world.data_dir / "patronage.sqlite3", timeout=10)) as database:
+        database.execute(refuse)
+        yield
+        database.execute("DROP TRIGGER full")
+    adopt(operator, before["data_share_ppm"], before["ablation_ppm"])
+
+
+def adopt(operator, data_share_ppm, ablation_ppm):
+    policy = {"data_share_ppm": data_share_ppm, "ablation_ppm": ablation_ppm}
+    version = operator.post("/v1/admin/policy", json=policy).json()["version"]
+    wait_for(lambda: operator.get("/v1/admin/policy").json()["version"] == version)
+
+
+@pytest.mark.usefixtures("no_samples")
+def test_a_stream_whose_sample_is_not_kept_is_paid_and_a_plain_answer_is_not_given(shop, account):
+    """Half of it was with the customer before anybody could know."""
+    stream = account.client.post(PATH, json=STREAM)
+    assert text_of(events(stream.content)) == "".join(PIECES)
+    assert settled(account) == shop.price("".join(PIECES))
+
+    plain = account.client.post(PATH, json=PLAIN)
+    assert plain.status_code == 500
+    assert settled(account) == shop.price("".join(PIECES))
+    assert "a sampled query was not kept" in shop.world.server.log.read_text()
 
 
 @pytest.mark.parametrize("body", [STREAM, PLAIN], ids=["stream", "plain"])
