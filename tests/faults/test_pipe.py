@@ -7,14 +7,16 @@ import os
 import signal
 
 import pytest
+import uvloop
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from metering.meter import MeterUnavailable
-from metering.redis_connection import reached
+from metering.redis_connection import connect, reached
 from metering.redis_pipe import Pipe
 from tests.redis_servers import external
+from tests.tls_proxy import certificate, tls
 
 pytestmark = pytest.mark.anyio
 TIMEOUT_S = 0.5
@@ -128,6 +130,24 @@ async def test_what_is_no_reply_ends_the_connection():
         found = await asyncio.gather(*(wire.send("PING") for _ in range(3)), return_exceptions=True)
         assert [type(each) for each in found] == [RedisConnectionError] * 3
         assert wire.lost
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def test_it_goes_through_tls_and_a_login(loop, tmp_path):
+    async def talk(port):
+        async with tls(port, certificate(tmp_path)) as secured:
+            client = connect(f"rediss://:open-sesame@127.0.0.1:{secured}?ssl_ca_certs={tmp_path / 'redis.pem'}")
+            wire = await client.wire(())
+            assert await asyncio.gather(*(wire.send("ECHO", str(i)) for i in range(50))) == [
+                b"%d" % i for i in range(50)
+            ]
+            assert await wire.send("ECHO", "x" * 500_000) == b"x" * 500_000
+            await client.aclose()
+            assert wire.lost
+
+    with external() as server, asyncio.Runner(loop_factory=loop) as runner:
+        server.client.config_set("requirepass", "open-sesame")
+        runner.run(talk(server.port))
 
 
 def test_a_connection_that_redis_py_closes_under_a_command_is_an_outage():
