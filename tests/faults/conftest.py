@@ -69,8 +69,8 @@ def server(data_dir: Path, environment: dict[str, str]):
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], embedder: Embedder) -> Iterator[Shop]:
-    """A shop that the tests of a module share. It gives a model three seconds for an answer."""
-    env = {**environment, "PATRONAGE_ANSWER_SECONDS": "3"}
+    """A shop that the tests of a module share. It gives a model five seconds for an answer."""
+    env = {**environment, "PATRONAGE_ANSWER_SECONDS": "5"}
     data_dir = tmp_path_factory.mktemp("shop") / "data"
     with open_shop(data_dir, env, embedder) as found:
         yield found
