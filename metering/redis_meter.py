@@ -35,7 +35,7 @@ from metering.redis_connection import Acknowledgement, Client, Script, reached
 DONE_TTL_MS: Final = 7 * 24 * 3600 * 1000
 """How long a capture that is not in the ledger yet is recognised when it is sent again."""
 
-REGISTERED_TTL_MS: Final = 3600 * 1000
+REGISTERED_TTL_MS: Final = 600 * 1000
 """And how long once it is there: longer than anything sends it again without asking the ledger first."""
 
 RETRY_REPLAYS_MAX: Final = 3

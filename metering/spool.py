@@ -124,7 +124,7 @@ class Spool:
             await asyncio.to_thread(_set_aside, path, _DAMAGED)
             return 0
         record = decode_record(capture.record)
-        # The meter knows a capture again until an hour after it is in the ledger; the ledger knows it for ever.
+        # The meter knows a capture again until ten minutes after it is in the ledger; the ledger knows it for ever.
         if not await asyncio.to_thread(self._posted, record.id):
             try:
                 await meter.capture(Hold(capture.request), record, capture.response)
