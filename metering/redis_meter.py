@@ -42,7 +42,7 @@ RETRY_REPLAYS_MAX: Final = 3
 """How often one answer is replayed to a client's library that sends its request again."""
 
 IN_FLIGHT_MAX: Final = 64
-"""Scripts sent at once. Redis runs one at a time: a connection for each of a thousand queries only takes longer."""
+"""Scripts sent at once. Redis runs one at a time, and where redis-py carries them each takes a connection."""
 
 _SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check", "set_aside", "put_back")
 
