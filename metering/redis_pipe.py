@@ -2,7 +2,8 @@
 
 redis-py makes the connection (name, TLS, login), and then lends it to one command at a time. Here its transport is
 taken over instead: commands are written as they come, and replies belong to the oldest command that has none. That is
-a fifth to a tenth of the work for this process, and one task that is cancelled takes no connection with it (docs/adr/0024).
+a fifth to a tenth of the work for this process, and one task that is cancelled takes no connection with it
+(docs/adr/0024).
 """
 
 from __future__ import annotations
