@@ -23,7 +23,7 @@ import httpx
 URL_CHARS_MAX: Final = 2_000
 _PREFIX: Final = "whsec_"
 _SECRET_BYTES: Final = 32
-_TIMEOUT_S: Final = 10
+TIMEOUT_S: Final = 10
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
@@ -79,7 +79,7 @@ async def call(client: httpx.AsyncClient, url: str, secret: str, identifier: str
     data = body.encode()
     signed = headers(secret, identifier, int(time.time()), data)
     try:
-        async with asyncio.timeout(_TIMEOUT_S):
+        async with asyncio.timeout(TIMEOUT_S):
             target = httpx.URL(url)
             *others, last = await _resolve(target, private=private)
             for address in others:

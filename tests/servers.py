@@ -32,7 +32,7 @@ def run(data_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> s
     )
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
     """Poll until it holds."""
     deadline = time.monotonic() + seconds
     while not condition():
