@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 
-READY_SECONDS = 60
+Found = TypeVar("Found")
+
+PATIENCE_SECONDS = 60
+"""What the slowest machine may take for what is done in a moment. Nothing is measured by it."""
 
 
 def cli(data_dir: Path, *arguments: str, env: dict[str, str] | None = None, status: int = 0) -> dict[str, Any]:
@@ -32,12 +35,13 @@ def run(data_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> s
     )
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
-    """Poll until it holds."""
+def wait_for(condition: Callable[[], Found], seconds: float = PATIENCE_SECONDS) -> Found:
+    """Poll until it holds, and give what it then says."""
     deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"it did not happen in time: {found!r}"
         time.sleep(0.02)
+    return found
 
 
 class Server:
@@ -68,7 +72,7 @@ class Server:
         command = [sys.executable, "-m", *self.module, "--data-dir", str(self.data_dir), "serve", "--port", "0"]
         with self.log.open("ab") as sink:
             self.process = subprocess.Popen(command, stdout=sink, stderr=sink, env=self._env)
-        deadline = time.monotonic() + READY_SECONDS
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             assert self.process.poll() is None, f"the server ended: {self.log.read_text()[-2000:]}"
             try:

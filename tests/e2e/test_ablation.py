@@ -6,7 +6,6 @@ import asyncio
 import json
 import shutil
 import sqlite3
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,7 +25,7 @@ from serving.samples import DAY_MS, SampleError
 from serving.settings import Settings
 from serving.valuing import Rerun
 from tests.e2e.world import World, open_world
-from tests.servers import Server, cli, run
+from tests.servers import Server, cli, run, wait_for
 
 QUESTIONS = (
     "When was the Vellmar lighthouse built?",
@@ -65,10 +64,7 @@ def month(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> 
 def draw_all(world: World) -> None:
     adopted = world.operator().post("/v1/admin/policy", json={"data_share_ppm": 500_000, "ablation_ppm": 1_000_000})
     assert adopted.status_code == 201, adopted.text
-    deadline = time.monotonic() + 20
-    while world.operator().get("/v1/admin/policy").json() != adopted.json():
-        assert time.monotonic() < deadline, "the policy is not in force"
-        time.sleep(0.05)
+    wait_for(lambda: world.operator().get("/v1/admin/policy").json() == adopted.json())
 
 
 @pytest.fixture
@@ -260,10 +256,7 @@ def test_a_running_server_destroys_what_is_over(settings: Settings, e2e_env: dic
     with open_books(settings) as books, books.engine.begin() as connection:
         connection.execute(sa.update(samples.table).values(at_ms=samples.table.c.at_ms - 91 * DAY_MS))
     with Server(settings.data_dir, e2e_env), open_books(settings) as books:
-        deadline = time.monotonic() + 20
-        while count(books, "ablation_samples WHERE sealed IS NOT NULL"):
-            assert time.monotonic() < deadline, "the text is still there"
-            time.sleep(0.05)
+        wait_for(lambda: not count(books, "ablation_samples WHERE sealed IS NOT NULL"))
 
 
 def test_a_text_that_another_key_sealed_is_named_and_nothing_is_guessed(copy: Books):

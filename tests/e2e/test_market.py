@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.commands import refused
 from tests.e2e.world import Account, World, open_world
-from tests.servers import cli, run
+from tests.servers import cli, run, wait_for
 
 _ASK = "How long does the ferry to Osk Island take?"
 _FREE = {"amount": "0.003", "currency": "USD"}
@@ -37,10 +37,7 @@ def books(world: World) -> list[dict[str, Any]]:
 
 
 def until_in_force(world: World, version: int) -> None:
-    deadline = time.monotonic() + 20
-    while next(book["version"] for book in books(world) if book["in_force"]) != version:
-        assert time.monotonic() < deadline, books(world)
-        time.sleep(0.1)
+    wait_for(lambda: next(book["version"] for book in books(world) if book["in_force"]) == version)
 
 
 def amount(value: dict[str, str]) -> Decimal:

@@ -7,7 +7,6 @@ import fcntl
 import io
 import json
 import shutil
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import pytest
 from metering import periods
 from tests.e2e.corpus import CONTRIBUTORS
 from tests.e2e.world import Account, World, open_world, problem
-from tests.servers import cli, run
+from tests.servers import cli, run, wait_for
 
 _QUESTIONS = (
     "When was the Vellmar lighthouse built?",
@@ -70,28 +69,23 @@ def _amount(value: dict[str, str]) -> Decimal:
 
 def _earnings(world: World, records: int) -> dict[str, dict[str, Any]]:
     """What every contributor sees of the open period, once so many records are in the log."""
-    deadline = time.monotonic() + 20
-    while True:
-        preview = world.operator().get(f"/v1/admin/periods/{_PERIOD}/preview").json()
-        found = {name: world.contributor(name).get("/v1/earnings").json() for name in CONTRIBUTORS}
-        if preview["records"] == records:
-            return found
-        assert time.monotonic() < deadline, preview
-        time.sleep(0.05)
+    preview = f"/v1/admin/periods/{_PERIOD}/preview"
+    wait_for(lambda: world.operator().get(preview).json()["records"] == records)
+    return {name: world.contributor(name).get("/v1/earnings").json() for name in CONTRIBUTORS}
 
 
 def _wait_for_redis_to_end(data_dir: Path) -> None:
     """The embedded Redis ends just after its last user; its supervisor holds this lock until then."""
-    deadline = time.monotonic() + 30
     with (data_dir / "redis" / "supervisor.lock").open("ab") as lock:
-        while True:
+
+        def ended() -> bool:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                assert time.monotonic() < deadline, "the embedded Redis did not end"
-                time.sleep(0.02)
-            else:
-                return
+                return False
+            return True
+
+        wait_for(ended)
 
 
 def _ask_all(world: World) -> tuple[list[Account], list[dict[str, Any]]]:
@@ -250,10 +244,8 @@ def test_a_closed_period_is_not_closed_again(month: Month):
 
 def test_what_comes_after_the_close_belongs_to_the_next_period(month: Month):
     charges = sum(_amount(answer["receipt"]["charge"]) for answer in month.later)
-    deadline = time.monotonic() + 20
-    while len((earned := month.world.contributor("mary").get("/v1/earnings").json())["documents"]) == 0:
-        assert time.monotonic() < deadline, earned
-        time.sleep(0.05)
+    wait_for(lambda: month.world.contributor("mary").get("/v1/earnings").json()["documents"])
+    earned = month.world.contributor("mary").get("/v1/earnings").json()
 
     assert earned["period"] == _NEXT
     assert Decimal(0) < _amount(earned["estimated"]) < charges

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import httpx
 import pytest
 
 from tests.e2e.world import World, problem
+from tests.servers import wait_for
 
 _QUESTION = {"question": "How much honey does a hive on Osk Island give?"}
 _CHAT = {"model": "patronage-extractive", "messages": [{"role": "user", "content": _QUESTION["question"]}]}
@@ -247,10 +247,7 @@ def test_a_contributor_never_sees_who_asked_or_what(world: World):
     assert answer["sources"][0]["contributor"] == "bo"
     account.usage()
     bo = world.contributor("bo")
-    deadline = time.monotonic() + 15
-    while not (earned := bo.get("/v1/earnings").json())["documents"]:
-        assert time.monotonic() < deadline, earned
-        time.sleep(0.05)
+    wait_for(lambda: bo.get("/v1/earnings").json()["documents"])
     paths = ["/v1/earnings", "/v1/documents", "/v1/documents/bo/bees", "/v1/statements", "/metrics"]
     seen = "\n".join(bo.get(path).text for path in paths)
 

@@ -18,7 +18,7 @@ import pytest
 from serving.webhooks import TIMEOUT_S
 from tests.e2e.commands import refused
 from tests.e2e.world import Account, World, open_world
-from tests.servers import READY_SECONDS, cli, run, wait_for
+from tests.servers import PATIENCE_SECONDS, cli, run, wait_for
 
 _ASK = {"question": "How long does the ferry to Osk Island take?"}
 
@@ -131,7 +131,7 @@ def test_a_webhook_is_told_by_the_next_server_when_this_one_was_killed(telling: 
         moved = cli(telling.data_dir, "customer", "alert", account.id, "--webhook", listener.url, env=telling.env)
         telling.server.start()
         # What died may have claimed the event and not yet recorded the answer: then its claim has to run out first.
-        wait_for(lambda: listener.received, seconds=3 * TIMEOUT_S + READY_SECONDS)
+        wait_for(lambda: listener.received, seconds=3 * TIMEOUT_S + PATIENCE_SECONDS)
         headers, body = listener.received[0]
         assert headers["webhook-id"] == deaf.received[0][0]["webhook-id"]
         assert signed_with(moved["secret"], headers, body)

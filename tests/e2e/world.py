@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import httpx
 import openai
 
 from tests.e2e.corpus import CONTRIBUTORS, DOCUMENTS
-from tests.servers import Server, cli
+from tests.servers import Server, cli, wait_for
 
 _NUMBERS = count(1)
 
@@ -52,13 +51,12 @@ class Account:
 
     def usage(self, queries: int = 1) -> list[dict[str, Any]]:
         """The rows of the usage, once the drain has counted so many queries."""
-        deadline = time.monotonic() + 20
-        while True:
-            rows: list[dict[str, Any]] = self.client.get("/v1/usage").json()["data"]
-            if sum(row["queries"] for row in rows) >= queries:
-                return rows
-            assert time.monotonic() < deadline, f"usage does not show {queries} queries: {rows}"
-            time.sleep(0.05)
+
+        def rows() -> list[dict[str, Any]]:
+            return self.client.get("/v1/usage").json()["data"]
+
+        wait_for(lambda: sum(row["queries"] for row in rows()) >= queries)
+        return rows()
 
 
 @dataclass

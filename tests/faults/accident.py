@@ -16,7 +16,6 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +23,8 @@ from typing import Any, Literal
 
 import psutil
 import sqlalchemy as sa
+
+from tests.servers import wait_for
 
 Action = Literal["kill", "kill-redis", "stop-redis", "disk-full", "busy", "stop"]
 
@@ -137,13 +138,12 @@ def _redis() -> psutil.Process:
 
 def redis_of(data_dir: Path) -> psutil.Process:
     """The embedded ``redis-server`` of a data directory: it names its socket in its title."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        for process in psutil.process_iter(["name", "cmdline"]):
-            if process.info["name"] == "redis-server" and str(data_dir) in " ".join(process.info["cmdline"] or ()):
-                return process
-        time.sleep(0.05)
-    raise AssertionError(f"no redis-server runs in {data_dir}")
+
+    def serves(process: psutil.Process) -> bool:
+        command = " ".join(process.info["cmdline"] or ())
+        return bool(process.info["name"] == "redis-server" and str(data_dir) in command)
+
+    return wait_for(lambda: [*filter(serves, psutil.process_iter(["name", "cmdline"]))])[0]
 
 
 if __name__ == "__main__":

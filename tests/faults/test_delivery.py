@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from tests.faults.shop import DOCUMENTS, PATH, PLAIN, QUESTION, STREAM, events, settled, text_of
-from tests.servers import cli, wait_for
+from tests.servers import PATIENCE_SECONDS, cli, wait_for
 from tests.upstream import MODEL, PIECES, Script, stream_bytes
 
 _STALLS = Script(stall_after=4)
@@ -166,7 +166,7 @@ def test_a_stream_that_takes_too_long_is_paid_for_what_came(shop, upstream, acco
     assert found[-1]["error"]["code"] == "answer_timeout"
     assert text_of(found) == "".join(PIECES[:4])
     assert settled(account) == shop.price("".join(PIECES[:4]))
-    assert upstream.left.wait(10)
+    assert upstream.left.wait(PATIENCE_SECONDS)
 
 
 def test_a_plain_answer_that_takes_too_long_costs_nothing_and_is_not_retried(shop, upstream, account):
@@ -200,7 +200,7 @@ def test_a_client_that_leaves_at_any_byte_pays_for_what_it_was_sent(shop, upstre
     spent = settled(account)
 
     assert spent in [shop.price("".join(PIECES[:count])) for count in range(1, 5)]
-    assert upstream.left.wait(10), "the model goes on for nobody"
+    assert upstream.left.wait(PATIENCE_SECONDS), "the model goes on for nobody"
     assert sum(row["queries"] for row in account.usage()) == 1
 
 
@@ -221,7 +221,7 @@ def test_a_client_that_leaves_before_the_first_token_pays_nothing(upstream, acco
     with pytest.raises(httpx.ReadTimeout):
         account.client.post(PATH, json=body, timeout=2.0)
 
-    assert upstream.left.wait(10)
+    assert upstream.left.wait(PATIENCE_SECONDS)
     assert settled(account) == 0
     assert account.client.get("/v1/usage").json()["data"] == []
 

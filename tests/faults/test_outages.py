@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 from metering.redis_server import find_redis_server
 from metering.spool import state_of
 from tests.faults.shop import PATH, PLAIN, STREAM, events, open_shop, settled, text_of
-from tests.servers import cli, run, wait_for
+from tests.servers import PATIENCE_SECONDS, cli, run, wait_for
 from tests.upstream import PIECES, Script
 
 _STALLS = Script(stall_after=4)
@@ -53,7 +53,7 @@ class RedisProcess:
 
     def kill(self):
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(PATIENCE_SECONDS)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def asking(shop, account, body, **headers):
         target=lambda: replies.append(account.client.post(PATH, json=body, headers=headers)), daemon=True
     )
     thread.start()
-    assert shop.upstream.stalled.wait(20)
+    assert shop.upstream.stalled.wait(PATIENCE_SECONDS)
     yield replies
     shop.upstream.go.set()
     thread.join(60)
@@ -213,7 +213,7 @@ def test_a_server_killed_in_the_middle_charges_nothing(shop, env):
     account = shop.world.customer()
     with account.client.stream("POST", PATH, json=STREAM) as reply:
         next(reply.iter_raw())
-        assert shop.upstream.stalled.wait(20)
+        assert shop.upstream.stalled.wait(PATIENCE_SECONDS)
         shop.world.server.kill()
     shop.world.server.start()
     renewed(shop, account)
@@ -229,7 +229,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_delivers(shop, env):
         shop.world.server.process.terminate()
         wait_for(lambda: not ready(shop))
     assert text_of(events(replies[0].content)) == _WHOLE
-    assert shop.world.server.process.wait(30) == 0
+    assert shop.world.server.process.wait(PATIENCE_SECONDS) == 0
     shop.world.server.start()
     renewed(shop, account)
 
@@ -254,12 +254,12 @@ def test_a_server_that_cannot_wait_is_paid_for_what_it_delivered(tmp_path, env, 
         account = shop.world.customer()
         client = threading.Thread(target=ask_and_be_left, args=(account, body))
         client.start()
-        assert shop.upstream.stalled.wait(20)
+        assert shop.upstream.stalled.wait(PATIENCE_SECONDS)
         shop.world.server.process.terminate()
         if twice:
             wait_for(lambda: not ready(shop))
             shop.world.server.process.terminate()
-        assert shop.world.server.process.wait(30) == 0
+        assert shop.world.server.process.wait(PATIENCE_SECONDS) == 0
         client.join(10)
         shop.world.server.start()
         renewed(shop, account)

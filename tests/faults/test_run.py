@@ -22,7 +22,7 @@ from serving import closing, hours
 from serving.assembly import open_books
 from serving.settings import Settings
 from tests.many import write_many
-from tests.servers import cli
+from tests.servers import PATIENCE_SECONDS, cli
 
 PERIOD = "2026-01"
 RECORDS, HOURS = 100_000, 200
@@ -65,8 +65,8 @@ def killed_close(data_dir: Path, when) -> None:
         time.sleep(0.005)
     workers = [each for each in psutil.Process(process.pid).children(recursive=True) if "redis" not in each.name()]
     process.send_signal(signal.SIGKILL)
-    process.wait(10)
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    process.wait(PATIENCE_SECONDS)
+    _, alive = psutil.wait_procs(workers, timeout=PATIENCE_SECONDS)
     assert alive == [], "workers outlive the run that started them"
 
 
