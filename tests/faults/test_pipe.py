@@ -19,7 +19,7 @@ from tests.redis_servers import external
 from tests.tls_proxy import certificate, tls
 
 pytestmark = pytest.mark.anyio
-TIMEOUT_S = 0.5
+TIMEOUT_S = 2.0
 
 
 @pytest.fixture
