@@ -44,10 +44,6 @@ RETRY_REPLAYS_MAX: Final = 3
 IN_FLIGHT_MAX: Final = 64
 """Scripts sent at once. Redis runs one at a time, and where redis-py carries them each takes a connection."""
 
-COMPANY_FROM: Final = 16
-COMPANY_S: Final = 0.02
-"""With so many holds open, authorize and capture wait so long to be sent with others (docs/adr/0025)."""
-
 _SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check", "set_aside", "put_back")
 
 
@@ -127,8 +123,6 @@ class RedisMeter:
         self._retry_ttl_ms = retry_ttl_ms
         self._ack = ack
         self._in_flight = asyncio.Semaphore(IN_FLIGHT_MAX)
-        self._open: set[str] = set()
-        self._departure: asyncio.Event | None = None
         self._scripts = {name: Script(client, name) for name in _SCRIPTS}
 
     async def claim(self, *, fresh: bool) -> None:
@@ -155,7 +149,6 @@ class RedisMeter:
 
     async def authorize(self, request: Request) -> Hold | Replay:
         """See :meth:`Meter.authorize`."""
-        await self._company()
         tag, account = self._place(request.account)
         idem = self._idempotency_key(request)
         limits = request.limits
@@ -191,7 +184,6 @@ class RedisMeter:
         )
         match reply[0]:
             case b"ok":
-                self._open.add(request.hold)
                 return Hold(request, int(reply[1]), _quota(request, reply[2:]))
             case b"replay":
                 return Replay(reply[1], _quota(request, reply[2:]))
@@ -213,8 +205,6 @@ class RedisMeter:
     async def capture(self, hold: Hold, record: UsageRecord, response: bytes = b"") -> None:
         """See :meth:`Meter.capture`."""
         request = hold.request
-        self._open.discard(request.hold)
-        await self._company()
         tag, account = self._place(request.account)
         reply = await self._run(
             "capture",
@@ -251,7 +241,6 @@ class RedisMeter:
     async def void(self, hold: Hold) -> None:
         """See :meth:`Meter.void`."""
         request = hold.request
-        self._open.discard(request.hold)
         tag, account = self._place(request.account)
         await self._run(
             "void",
@@ -356,22 +345,6 @@ class RedisMeter:
         # A request without one still names a key, because every key of a script must be declared.
         name = fingerprint(request.idempotency_key)[:32] if request.idempotency_key else "none"
         return f"{tag}:idem:{request.account}:{name}"
-
-    async def _company(self) -> None:
-        """Where many queries run, wait a moment: what is sent together costs Redis and the disk little more than one.
-
-        Each is a script of its own all the same, admitted or refused by itself.
-        """
-        if len(self._open) < COMPANY_FROM:
-            return
-        if self._departure is None:
-            self._departure = asyncio.Event()
-            asyncio.get_running_loop().call_later(COMPANY_S, self._depart, self._departure)
-        await self._departure.wait()
-
-    def _depart(self, departure: asyncio.Event) -> None:
-        departure.set()
-        self._departure = None
 
     async def _run(
         self,

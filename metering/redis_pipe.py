@@ -1,9 +1,9 @@
 """One connection to a Redis server that all tasks share: what they send in one moment goes out together.
 
 redis-py makes the connection (name, TLS, login), and then lends it to one command at a time. Here its transport is
-taken over instead: commands are written as they come, and replies belong to the oldest command that has none. That is
-a fifth to a tenth of the work for this process, and one task that is cancelled takes no connection with it
-(docs/adr/0024).
+taken over instead: commands are written at the end of the event loop's iteration, and replies belong to the oldest
+command that has none. That is a fifth to a tenth of the work for this process, and one task that is cancelled takes no
+connection with it (docs/adr/0024).
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ class Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._waiting: deque[tuple[float, asyncio.Future[Any]]] = deque()
+        self._unsent: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
         self._transport.set_protocol(self)
 
@@ -89,7 +90,9 @@ class Wire(asyncio.Protocol):
         reply = self._loop.create_future()
         deadline = self._loop.time() + self._timeout_s
         self._waiting.append((deadline, reply))
-        self._transport.write(_pack(command))
+        if not self._unsent:
+            self._loop.call_soon(self._flush)
+        self._unsent.append(_pack(command))
         if self._timer is None:
             self._timer = self._loop.call_at(deadline, self._look)
         return await reply
@@ -114,6 +117,13 @@ class Wire(asyncio.Protocol):
         """Tell all who wait."""
         self._fail(RedisConnectionError(f"the connection to Redis was lost: {exc or 'it was closed'}"))
         self._streams.connection_lost(exc)
+
+    def _flush(self) -> None:
+        """Write what came in one iteration of the loop at once: transports write what they are given on its own."""
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        if not self.lost:  # else who waits has heard so
+            self._transport.write(data)
 
     def _look(self) -> None:
         """Give up if the oldest command has waited too long. One timer does for all."""

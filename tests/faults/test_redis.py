@@ -14,15 +14,7 @@ from metering.drain import Drain
 from metering.meter import Funding, MeterUnavailable, Request
 from metering.money import Currency
 from metering.redis_connection import RedisUnfit, Script, connect, demand, examine
-from metering.redis_meter import (
-    COMPANY_FROM,
-    RedisMeter,
-    deployment_key,
-    shard_of,
-    shard_tag,
-    stream_entries,
-    usage_stream,
-)
+from metering.redis_meter import RedisMeter, deployment_key, shard_of, shard_tag, stream_entries, usage_stream
 from metering.usage_log import UsageLog
 from serving import deployment
 from serving.assembly import open_books, open_metering
@@ -362,39 +354,6 @@ async def test_a_script_is_loaded_only_where_it_runs():
             servers.nodes[0].kill()
             servers.nodes[1].client.script_flush()
             await found.recovered(accounts[servers.nodes[1].port])
-
-
-@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
-async def test_many_that_run_are_sent_in_company_and_who_leaves_meanwhile_is_not(redis_external, monkeypatch):
-    def reads():
-        return redis_external.client.info("stats")["total_reads_processed"]
-
-    monkeypatch.setattr("metering.redis_meter.COMPANY_S", 0.2)
-    redis_external.client.flushall()
-    async with rig(redis_external.url, "acme") as found:
-        names = [f"h{number}" for number in range(4 * COMPANY_FROM)]
-        holds = [await found.meter.authorize(Request(name, "acme", "key", 100)) for name in names[:COMPANY_FROM]]
-        before = reads()
-        coming = []
-        for name in names[COMPANY_FROM:]:
-            coming.append(asyncio.create_task(found.meter.authorize(Request(name, "acme", "key", 100))))
-            await asyncio.sleep(0)
-        left = coming.pop()
-        left.cancel()
-        holds += await asyncio.gather(*coming)
-        assert left.cancelled()
-        assert reads() - before < len(coming) / 2, "each was sent on its own"
-        assert (await found.meter.balance("acme")).held == 100 * len(holds), "who left holds something"
-
-        for hold in holds:
-            name = hold.request.hold
-            coming.append(asyncio.create_task(found.meter.capture(hold, a_record(id=name, account="acme", charge=60))))
-            found.charged[name] = time.monotonic()
-        await asyncio.gather(*coming)
-        await found.assert_whole("acme")
-        assert (await found.meter.balance("acme")).held == 0
-        monkeypatch.setattr("metering.redis_meter.COMPANY_S", 3_600)
-        await found.query()  # alone it waits for nobody
 
 
 async def test_an_error_of_a_script_is_not_taken_for_a_failure_of_the_server(redis_external):
