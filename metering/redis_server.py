@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +29,7 @@ _START_TIMEOUT_S: Final = 20.0
 _RESTART_PAUSE_S: Final = 1.0
 _STOP_TIMEOUT_S: Final = 10.0
 _WATCH_PAUSE_S: Final = 0.05
+_REWRITE_BYTES: Final = 64 * 1024 * 1024  # Redis's own least
 FSYNC_MODES: Final = ("everysec", "always")
 
 
@@ -135,15 +137,19 @@ def _socket_path(directory: Path) -> Path:
 
 def _answers(path: Path) -> bool:
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(1)
-            connection.connect(str(path))
-            connection.sendall(b"PING\r\n")
-            reply = connection.recv(64)
-            # An error is an answer too (a full disk, say), unless the server says that it is still reading its log.
-            return bool(reply) and not reply.startswith(b"-LOADING")
+        reply = _tell(path, b"PING", 1)
     except OSError:
         return False
+    # An error is an answer too (a full disk, say), unless the server says that it is still reading its log.
+    return bool(reply) and not reply.startswith(b"-LOADING")
+
+
+def _tell(path: Path, command: bytes, timeout_s: float) -> bytes:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout_s)
+        connection.connect(str(path))
+        connection.sendall(command + b"\r\n")
+        return connection.recv(64)
 
 
 def _supervised(directory: Path) -> bool:
@@ -178,7 +184,9 @@ def _supervise(directory: Path, binary: str, fsync: str) -> int:
     served = _answers(path)
     server = None if served else _spawn(command)
     while not _exclusive(users):
-        served = served or _answers(path)
+        if not served and _answers(path):
+            served = True
+            _compact(directory, path)
         if server is None or server.poll() is not None:
             if not served:
                 return 1  # it cannot start at all; its log says why
@@ -188,6 +196,18 @@ def _supervise(directory: Path, binary: str, fsync: str) -> int:
         time.sleep(_WATCH_PAUSE_S)
     _shutdown(path, server)
     return 0
+
+
+def _compact(directory: Path, path: Path) -> None:
+    """Have Redis 6.2 write its log anew if it is long: by itself it does when the log has doubled since it started.
+
+    Where it is started every day, that is never; the log would grow with all that ever happened, and so would the time
+    to read it at the next start.
+    """
+    log = directory / "appendonly.aof"  # Redis 7 has others, and remembers how long they were
+    if log.exists() and log.stat().st_size > _REWRITE_BYTES:
+        with suppress(OSError):
+            _tell(path, b"BGREWRITEAOF", 10)
 
 
 def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
@@ -205,11 +225,7 @@ def _exclusive(users: IO[bytes]) -> bool:
 
 def _shutdown(path: Path, server: subprocess.Popen[bytes] | None) -> None:
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(10)
-            connection.connect(str(path))
-            connection.sendall(b"SHUTDOWN NOSAVE\r\n")  # the append-only file is flushed and synced either way
-            connection.recv(1)
+        _tell(path, b"SHUTDOWN NOSAVE", 10)  # the append-only file is flushed and synced either way
     except OSError:
         if server is not None:
             server.terminate()

@@ -1,0 +1,35 @@
+"""The embedded Redis: what it keeps on disk follows what it holds, not what ever happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from metering.redis_server import RedisServer
+from tests.servers import wait_for
+
+_MEGABYTE = 1024 * 1024
+
+
+def test_a_log_that_has_grown_long_is_written_anew_at_the_next_start(tmp_path: Path):
+    log = tmp_path / "redis" / "appendonly.aof"
+
+    def start() -> RedisServer:
+        return RedisServer(log.parent, fsync="everysec")
+
+    with start() as server, Redis.from_url(server.url) as redis:
+        if int(redis.info("server")["redis_version"].split(".")[0]) > 6:
+            pytest.skip("Redis 7 looks after its log itself")
+        redis.set("kept", "money")
+        for _ in range(70):
+            redis.set("overwritten", "x" * _MEGABYTE)
+        redis.delete("overwritten")
+    assert log.stat().st_size > 64 * _MEGABYTE
+    with start() as server, Redis.from_url(server.url) as redis:
+        wait_for(lambda: log.stat().st_size < _MEGABYTE)
+        redis.set("later", "too")
+    with start() as server, Redis.from_url(server.url) as redis:
+        assert (redis.get("kept"), redis.get("later")) == (b"money", b"too")
+        assert log.stat().st_size < _MEGABYTE
