@@ -20,6 +20,8 @@ from serving.query import Query
 
 CHARS_PER_TOKEN_MAX: Final = 16
 """No text counts as fewer tokens than this: a tokenizer may count a long run of anything as one."""
+# Python splits at more than these, such as control characters, which tokenizers leave out and join what is around.
+_BLANKS: Final = " \t\n\r"
 
 
 class GeneratorError(RuntimeError):
@@ -104,7 +106,7 @@ class Transcript:
     """The text of an answer as it grows, never beyond its ceiling."""
 
     def __init__(self, count: Callable[[str], int], tokens_max: int) -> None:
-        """``count`` gives the tokens of a text; what white space separates must count separately."""
+        """``count`` gives the tokens of a text; what a blank separates must count separately."""
         self._count = count
         self._tokens_max = tokens_max
         self._room = tokens_max * CHARS_PER_TOKEN_MAX
@@ -131,7 +133,7 @@ class Transcript:
         self._room -= len(kept)
         self._pieces.append(kept)
         whole = self._open + kept
-        end = len(whole) - len(whole.split()[-1]) if whole and not whole[-1].isspace() else len(whole)
+        end = 1 + max(map(whole.rfind, _BLANKS))
         self._settled += self._count(whole[:end])
         self._open = whole[end:]
         return kept

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from retrieval.catalogue import Catalogue
@@ -49,6 +49,7 @@ def prompted(generation) -> str:
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), max_size=12), max_size=30), st.integers(1, 30))
+@example(["0\x1fXL", "0"], 3)
 def test_a_transcript_is_a_prefix_within_its_ceiling(embedder: MiniLMEmbedder, pieces: list[str], limit: int):
     transcript = Transcript(embedder.count_tokens, limit)
     kept = []
