@@ -181,18 +181,18 @@ def _supervise(directory: Path, binary: str, fsync: str) -> int:
     ]  # fmt: skip
     users = (directory / "users.lock").open("ab")
     # One that a killed supervisor left over is adopted.
-    served = _answers(path)
+    answered = served = _answers(path)  # the one that runs now, and any
     server = None if served else _spawn(command)
     while not _exclusive(users):
-        if not served and _answers(path):
-            served = True
+        if not answered and _answers(path):
+            answered = served = True
             _compact(directory, path)
         if server is None or server.poll() is not None:
             if not served:
                 return 1  # it cannot start at all; its log says why
             if not _answers(path):
                 time.sleep(_RESTART_PAUSE_S)
-                server = _spawn(command)
+                server, answered = _spawn(command), False
         time.sleep(_WATCH_PAUSE_S)
     _shutdown(path, server)
     return 0

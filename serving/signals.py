@@ -21,7 +21,7 @@ _log = structlog.get_logger()
 _PAUSE_S: Final = 0.5
 _SWEEP_S: Final = 300
 _AT_ONCE: Final = 20
-_LEASE_MS: Final = 2_000 * webhooks.TIMEOUT_S
+_LEASE_MS: Final = 2 * webhooks.TIMEOUT_S * 1000  # a claim outlasts the call, and not for long the one who made it
 ATTEMPTS_MAX: Final = 24
 _BACKOFF_MAX_S: Final = 6 * 3600
 

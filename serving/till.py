@@ -217,10 +217,10 @@ class Till:
             await asyncio.wait(self._tasks)
 
     async def _authorize(self, request: Request) -> Hold | Replay:
+        await self._company()
         if self._spool.waiting:
             # What is owed already comes before anything new is promised.
             await self._spool.replay(self._meter)
-        await self._company()
         hold = await self._admitted(request)
         if isinstance(hold, Hold) and request.idempotency_key and request.retries is None:
             try:
@@ -248,14 +248,10 @@ class Till:
         """
         if self._running < COMPANY_FROM:
             return
-        if self._departure is None:
+        if self._departure is None or self._departure.is_set():
             self._departure = asyncio.Event()
-            asyncio.get_running_loop().call_later(COMPANY_S, self._depart, self._departure)
+            asyncio.get_running_loop().call_later(COMPANY_S, self._departure.set)
         await self._departure.wait()
-
-    def _depart(self, departure: asyncio.Event) -> None:
-        departure.set()
-        self._departure = None
 
     async def _charge(self, sale: Sale, record: UsageRecord, response: bytes) -> None:
         try:

@@ -16,14 +16,14 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from metering.redis_server import find_redis_server
+from tests.servers import PATIENCE_SECONDS
 
 SLOTS = 16_384
 MASTERS = 3
 _BUS = 10_000  # a cluster's nodes talk to each other on this port and theirs
-_WAIT_S = 60.0
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = _WAIT_S) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE_SECONDS) -> None:
     """Poll until it holds; a Redis that does not answer is one for which it does not hold yet."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

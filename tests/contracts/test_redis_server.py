@@ -8,12 +8,14 @@ import pytest
 from redis import Redis
 
 from metering.redis_server import RedisServer
+from tests.faults.accident import redis_of
 from tests.servers import wait_for
 
 _MEGABYTE = 1024 * 1024
 
 
-def test_a_log_that_has_grown_long_is_written_anew_at_the_next_start(tmp_path: Path):
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+def test_a_log_that_has_grown_long_is_written_anew_at_the_next_start(tmp_path: Path, *, killed: bool):
     log = tmp_path / "redis" / "appendonly.aof"
 
     def start() -> RedisServer:
@@ -26,7 +28,10 @@ def test_a_log_that_has_grown_long_is_written_anew_at_the_next_start(tmp_path: P
         for _ in range(70):
             redis.set("overwritten", "x" * _MEGABYTE)
         redis.delete("overwritten")
-    assert log.stat().st_size > 64 * _MEGABYTE
+        assert log.stat().st_size > 64 * _MEGABYTE
+        if killed:
+            redis_of(log.parent).kill()
+            wait_for(lambda: log.stat().st_size < _MEGABYTE)
     with start() as server, Redis.from_url(server.url) as redis:
         wait_for(lambda: log.stat().st_size < _MEGABYTE)
         redis.set("later", "too")

@@ -52,11 +52,11 @@ class Account:
     def usage(self, queries: int = 1) -> list[dict[str, Any]]:
         """The rows of the usage, once the drain has counted so many queries."""
 
-        def rows() -> list[dict[str, Any]]:
-            return self.client.get("/v1/usage").json()["data"]
+        def counted() -> list[dict[str, Any]]:
+            rows: list[dict[str, Any]] = self.client.get("/v1/usage").json()["data"]
+            return rows if sum(row["queries"] for row in rows) >= queries else []
 
-        wait_for(lambda: sum(row["queries"] for row in rows()) >= queries)
-        return rows()
+        return wait_for(counted)
 
 
 @dataclass
