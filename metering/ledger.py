@@ -327,17 +327,20 @@ def funding(connection: sa.Connection, account: str) -> Funding:
     )
 
 
-def set_credit_limit(connection: sa.Connection, account: str, amount: int, at_ms: int) -> None:
+def set_credit_limit(engine: sa.Engine, account: str, amount: int, at_ms: int) -> None:
     """Let an account go ``amount`` units below zero from now on; setting the limit that it has changes nothing.
 
     Raises:
         LedgerError: it was changed by another at the same moment.
     """
-    limits = _credit_limits(connection, account)
+    with engine.connect() as connection:
+        limits = _credit_limits(connection, account)
     if amount == (limits[-1] if limits else 0):
         return
     row = {"account": account, "version": len(limits) + 1, "amount": amount, "at_ms": at_ms}
-    if not insert_new(connection, credit_limits, [row]):
+    with engine.begin() as connection:  # not the transaction that read: see open_database
+        inserted = insert_new(connection, credit_limits, [row])
+    if not inserted:
         raise LedgerError(f"the credit limit of {account} was changed at the same moment: look, and set it again")
 
 

@@ -74,10 +74,10 @@ class RedisServer:
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock = (self._directory / "users.lock").open("ab")
-        deadline = time.monotonic() + _START_TIMEOUT_S
         with (self._directory / "start.lock").open("ab") as starting:
             fcntl.flock(starting, fcntl.LOCK_EX)
             fcntl.flock(self._lock, fcntl.LOCK_SH)
+            deadline = time.monotonic() + _START_TIMEOUT_S  # not before: one that is stopping may hold the locks
             if not _supervised(self._directory):
                 self._start()
             while not _answers(self.socket):
@@ -97,8 +97,8 @@ class RedisServer:
         with (self._directory / "start.lock").open("ab") as starting:
             fcntl.flock(starting, fcntl.LOCK_EX)
             with (self._directory / "users.lock").open("ab") as users:
-                if not _exclusive(users):
-                    return
+                if not _locked(users, fcntl.LOCK_EX) and _locked(users, fcntl.LOCK_SH):
+                    return  # others use it; if both are refused, the supervisor has the lock and is stopping the server
             deadline = time.monotonic() + _STOP_TIMEOUT_S
             while _supervised(self._directory) and time.monotonic() < deadline:
                 time.sleep(0.01)
@@ -155,19 +155,13 @@ def _tell(path: Path, command: bytes, timeout_s: float) -> bytes:
 def _supervised(directory: Path) -> bool:
     """Whether a supervisor watches this directory: it holds ``supervisor.lock`` while it lives."""
     with (directory / "supervisor.lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        return False
+        return not _locked(lock, fcntl.LOCK_EX)
 
 
 def _supervise(directory: Path, binary: str, fsync: str) -> int:
     """Run the server until no user is left. The body of the supervisor process."""
     own = (directory / "supervisor.lock").open("ab")
-    try:
-        fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _locked(own, fcntl.LOCK_EX):
         return 0
     if os.fork():
         return 0  # the starter goes on; the lock stays with the child
@@ -183,7 +177,7 @@ def _supervise(directory: Path, binary: str, fsync: str) -> int:
     # One that a killed supervisor left over is adopted.
     answered = served = _answers(path)  # the one that runs now, and any
     server = None if served else _spawn(command)
-    while not _exclusive(users):
+    while not _locked(users, fcntl.LOCK_EX):  # and when it is, new users wait until this process is over
         if not answered and _answers(path):
             answered = served = True
             _compact(directory, path)
@@ -214,10 +208,10 @@ def _spawn(command: list[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
 
 
-def _exclusive(users: IO[bytes]) -> bool:
-    """Whether no one else uses the server; then the lock is held, and new users wait until it is released."""
+def _locked(file: IO[bytes], kind: int) -> bool:
+    """Take the lock, exclusive or shared, if nobody's stands against it."""
     try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

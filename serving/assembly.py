@@ -216,8 +216,9 @@ def open_books(settings: Settings) -> Iterator[Books]:
         found = deployment.load(engine)
         if found is None:
             currency = Currency.of(settings.currency)
-            rulebook.begin(currency, settings.embedding_model)
-            found = deployment.begin(engine, currency, settings.shards, directory.id)
+            with engine.begin() as connection:  # at once: what is killed here begins anew, and is not half begun
+                rulebook.begin(connection, currency, settings.embedding_model)
+                found = deployment.begin(connection, currency, settings.shards, directory.id)
             directory.signer(found.origin)  # now, so that every copy of the directory signs alike
             directory.encryption_key()
         elif found.directory != directory.id:

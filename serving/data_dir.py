@@ -14,6 +14,7 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from attribution.transparency import Signer
+from metering.durable import write_durably
 
 FORMAT: Final = 1
 
@@ -130,8 +131,8 @@ class DataDir:
     def _check_format(self) -> None:
         marker = self.path / "FORMAT"
         if not marker.exists():
-            (self.path / "ID").write_text(f"{uuid.uuid4().hex}\n")
-            marker.write_text(f"{FORMAT}\n")
+            write_durably(self.path / "ID", f"{uuid.uuid4().hex}\n".encode())
+            write_durably(marker, f"{FORMAT}\n".encode())
             return
         written = marker.read_text().strip()
         if not written.isdecimal() or int(written) > FORMAT:

@@ -59,8 +59,8 @@ def load(engine: sa.Engine) -> Deployment | None:
     )
 
 
-def begin(engine: sa.Engine, currency: Currency, shards: int, directory: str) -> Deployment:
-    """Decide what is decided once."""
+def begin(connection: sa.Connection, currency: Currency, shards: int, directory: str) -> Deployment:
+    """Decide what is decided once, in a transaction of the caller's."""
     deployment = Deployment(uuid.uuid4().hex, currency, shards, directory)
     values = {
         "id": deployment.id,
@@ -69,10 +69,9 @@ def begin(engine: sa.Engine, currency: Currency, shards: int, directory: str) ->
         "shards": str(shards),
         "directory": directory,
     }
-    with engine.begin() as connection:
-        connection.execute(sa.insert(table), [{"name": name, "value": value} for name, value in values.items()])
-        marks = [{"shard": shard, "last": NOTHING, "fence": 0} for shard in range(shards)]
-        connection.execute(sa.insert(ledger.shards), marks)
+    connection.execute(sa.insert(table), [{"name": name, "value": value} for name, value in values.items()])
+    marks = [{"shard": shard, "last": NOTHING, "fence": 0} for shard in range(shards)]
+    connection.execute(sa.insert(ledger.shards), marks)
     return deployment
 
 

@@ -59,8 +59,7 @@ async def set_credit_limit(books: Books, meter: Meter, customer: str, units: int
     if units < 0:
         raise BookingError("a credit limit is zero or more")
     try:
-        with books.engine.begin() as connection:
-            ledger.set_credit_limit(connection, customer, units, now_ms())
+        ledger.set_credit_limit(books.engine, customer, units, now_ms())
     except LedgerError as error:
         raise Conflict(str(error)) from None
     return await _changed(books, meter, customer)

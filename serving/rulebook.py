@@ -62,15 +62,17 @@ class Rulebook:
         self._read = cached(TTLCache(1, _CACHE_SECONDS), lock=threading.Lock())(self._newest)
         self._books = cached(TTLCache(1, _CACHE_SECONDS), lock=threading.Lock())(self.price_books)
 
-    def begin(self, currency: Currency, embedding_model: str) -> None:
-        """Give a new deployment its first price book and policy."""
+    def begin(self, connection: sa.Connection, currency: Currency, embedding_model: str) -> None:
+        """Give a new deployment its first price book and policy, in the transaction that makes it."""
         starting = {EXTRACTIVE: _STARTING_PRICE, embedding_model: _STARTING_EMBEDDING_PRICE}
         models = {
             model: ModelPrice(**{name: currency.parse(amount) for name, amount in prices.items()})
             for model, prices in starting.items()
         }
-        self._add_first(price_books, PriceBook(1, models).to_json())
-        self._add_first(policies, Policy(1, _STARTING_DATA_SHARE_PPM).to_json())
+        first = {price_books: PriceBook(1, models).to_json(), policies: Policy(1, _STARTING_DATA_SHARE_PPM).to_json()}
+        for table, body in first.items():
+            row = {"version": 1, "body": json.dumps(body), "created_ms": _now_ms()}
+            connection.execute(sa.insert(table), row)
 
     @property
     def prices(self) -> PriceBook:
@@ -156,11 +158,6 @@ class Rulebook:
         except sa.exc.IntegrityError:
             raise PolicyError("another policy was adopted at the same moment: look at it, and adopt yours") from None
         return policy
-
-    def _add_first(self, table: sa.Table, body: dict[str, Any]) -> None:
-        with self._engine.begin() as connection:
-            row = {"version": 1, "body": json.dumps(body), "created_ms": _now_ms()}
-            connection.execute(sa.insert(table), row)
 
     def _newest(self, table: sa.Table) -> dict[str, Any]:
         with self._engine.connect() as connection:

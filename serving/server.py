@@ -22,6 +22,9 @@ from serving.signals import Signals
 _log = structlog.get_logger()
 _LAST_DRAIN_SECONDS: Final = 5.0
 _DESTROY_SECONDS: Final = 3_600.0
+_KEEP_ALIVE_S: Final = 75
+"""Longer than clients (5 s in httpx) and load balancers (60 s is common) keep an idle connection: if it is the server
+that closes it, a query may be on its way already."""
 
 
 class _Server(uvicorn.Server):
@@ -52,6 +55,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
             log_config=None,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=books.settings.finish_seconds,
         )
         server = _Server(config)

@@ -66,7 +66,7 @@ class RedisProcess:
         """``kill -9``."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(PATIENCE_SECONDS)
             self._process = None
 
     def close(self) -> None:

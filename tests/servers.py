@@ -96,7 +96,7 @@ class Server:
         """``kill -9``."""
         assert self.process is not None
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(PATIENCE_SECONDS)
         self.process = None
 
     def client(self, key: str | None = None, **options: Any) -> httpx.Client:

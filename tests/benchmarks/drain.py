@@ -135,7 +135,8 @@ def _memory(redis: Redis, url: str, folder: Path, count: int) -> float:
 
 
 def _begin(redis: Redis, engine: sa.Engine) -> str:
-    name = deployment.begin(engine, Currency.of("USD"), SHARDS, "directory").id
+    with engine.begin() as connection:
+        name = deployment.begin(connection, Currency.of("USD"), SHARDS, "directory").id
     for shard in range(SHARDS):
         redis.set(deployment_key(shard), name)
     return name

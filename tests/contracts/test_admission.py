@@ -181,8 +181,7 @@ class TestTheLedgersView:
 
     def test_a_credit_limit_is_a_new_version_and_its_history_is_kept(self, engine: sa.Engine):
         for amount, version in ((0, 0), (500, 1), (500, 1), (200, 2), (0, 3)):
-            with engine.begin() as connection:
-                ledger.set_credit_limit(connection, "acme", amount, 1)
+            ledger.set_credit_limit(engine, "acme", amount, 1)
             found = self.view(engine)
             assert (found.credit_limit, found.version) == (amount, version)
         with engine.connect() as connection:
@@ -190,11 +189,10 @@ class TestTheLedgersView:
             assert ledger.credit_limit_max(connection, "other") == 0
 
     def test_two_limits_at_the_same_moment_are_not_both_taken(self, engine: sa.Engine, monkeypatch):
-        with engine.begin() as connection:
-            ledger.set_credit_limit(connection, "acme", 100, 1)
-            monkeypatch.setattr(ledger, "_credit_limits", lambda *_: [])
-            with pytest.raises(LedgerError, match="same moment"):
-                ledger.set_credit_limit(connection, "acme", 200, 1)
+        ledger.set_credit_limit(engine, "acme", 100, 1)
+        monkeypatch.setattr(ledger, "_credit_limits", lambda *_: [])
+        with pytest.raises(LedgerError, match="same moment"):
+            ledger.set_credit_limit(engine, "acme", 200, 1)
 
     def test_it_tells_what_each_key_spent_and_what_was_free(self, engine: sa.Engine):
         spent = (

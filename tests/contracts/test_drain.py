@@ -31,7 +31,8 @@ class Rig:
     def __init__(self, engine: sa.Engine, url: str, folder: Path) -> None:
         self.engine = engine
         self.log = UsageLog(folder)
-        self.id = deployment.begin(engine, USD, SHARDS, "directory").id
+        with engine.begin() as connection:
+            self.id = deployment.begin(connection, USD, SHARDS, "directory").id
         self._url = url
 
     async def __aenter__(self) -> Self:

@@ -26,7 +26,8 @@ async def client(redis_url):
 
 @pytest.fixture
 async def meter(client, engine):
-    found = deployment.begin(engine, Currency.of("USD"), 4, "here")
+    with engine.begin() as connection:
+        found = deployment.begin(connection, Currency.of("USD"), 4, "here")
     made = RedisMeter(
         client, deployment=found.id, shards=4, hold_ttl_ms=60_000, replay_ttl_ms=60_000, retry_ttl_ms=60_000
     )

@@ -162,7 +162,7 @@ _REFUSED: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["money", "people", "documents", "questions", "periods"])
+@pytest.mark.parametrize("kind", _REFUSED)
 def test_what_cannot_be_done_is_status_1_and_one_line_says_why(town: Town, subtests: pytest.Subtests, kind: str):
     cases = _REFUSED[kind]
     commands = {

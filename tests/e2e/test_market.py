@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -52,10 +52,11 @@ def test_a_new_book_counts_from_its_date_and_the_old_one_until_then(market: Worl
     account = market.customer()
     before = account.ask(_ASK)["receipt"]
     file = tmp_path / "prices.json"
-    file.write_text(json.dumps(a_list()))
+    at = (datetime.now(UTC) + timedelta(seconds=15)).isoformat(timespec="milliseconds")
+    file.write_text(json.dumps({**a_list(), "effective_from": at}))
     book = cli(market.data_dir, "prices", "set", str(file), env=market.env)
     assert (book["version"], book["in_force"]) == (2, False)
-    assert datetime.fromisoformat(book["effective_from"]) > datetime.now(UTC)
+    assert datetime.fromisoformat(book["effective_from"]) == datetime.fromisoformat(at)
     between = account.ask(_ASK)["receipt"]
     until_in_force(market, 2)
     after = account.ask(_ASK)["receipt"]

@@ -99,7 +99,7 @@ class Cast:
         return client.request(route.method, route.path.format(**self.names), json=route.body)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a worker may come back to this module: its document is added once
 def cast(world: World) -> Cast:
     account = world.customer()
     world.add_document("mary", id="mary/withdrawn", text="A text that is to be withdrawn.")

@@ -16,7 +16,7 @@ class Customers(threading.Thread):
     """Asks without pause until it is told to stop; remembers every answer that was acknowledged."""
 
     def __init__(self, server, key, number):
-        super().__init__()
+        super().__init__(daemon=True)  # a test that fails must not keep its worker
         self.server, self.key, self.number = server, key, number
         self.over = threading.Event()
         self.receipts: dict[str, Decimal] = {}

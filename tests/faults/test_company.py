@@ -41,7 +41,7 @@ def ask(service, key):
 
 
 async def test_many_share_their_way_to_redis(service, ask, data_dir, monkeypatch):
-    monkeypatch.setattr("serving.till.COMPANY_S", 0.2)
+    monkeypatch.setattr("serving.till.COMPANY_S", 3)
     meter = service.metering.meter
     await ask(0)  # Redis has the scripts
     before = await meter.balance(ask.account)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests.faults.accident import redis_of
+from tests.faults.accident import Accident, redis_of
 from tests.faults.conftest import QUESTIONS
 from tests.faults.customers import answered, asking, assert_books_hold, finish
 from tests.servers import cli, run, wait_for
@@ -72,6 +72,32 @@ def test_a_flushed_redis_is_refused(data_dir, environment, key, server):
     done = run(data_dir, "query", QUESTIONS[0], "--key", key, env=environment)
     assert done.returncode == 1
     assert "lost this deployment's accounts" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "when"),
+    [
+        ("metering.durable:Path.replace", "before"),
+        ("metering.durable:Path.replace", "after"),
+        ("serving.rulebook:Rulebook.begin", "before"),
+        ("serving.rulebook:Rulebook.begin", "after"),
+        ("serving.deployment:begin", "after"),
+        ("serving.data_dir:DataDir.signer", "before"),
+        ("serving.data_dir:DataDir.encryption_key", "before"),
+        ("metering.redis_meter:RedisMeter.claim", "before"),
+        ("metering.redis_meter:RedisMeter.claim", "after"),
+    ],
+)
+def test_a_first_command_that_is_killed_leaves_a_directory_that_the_next_can_use(tmp_path, environment, target, when):
+    data_dir, marker = tmp_path / "data", tmp_path / "happened"
+    first = ["customer", "add", "Acme", "--id", "acme", "--credit", "1"]
+    accident = Accident(target, when, "kill", marker=str(marker)).to_json()
+    command = [sys.executable, "-m", "tests.faults.accident", accident, "--data-dir", str(data_dir), *first]
+    killed = subprocess.run(command, env={**os.environ, **environment}, check=False)
+    assert (killed.returncode, marker.exists()) == (-signal.SIGKILL, True)
+    if run(data_dir, *first, env=environment).returncode:  # the first had added it
+        assert cli(data_dir, "customer", "show", "acme", env=environment)["id"] == "acme"
+    assert cli(data_dir, "audit", env=environment)["balanced"]
 
 
 @pytest.mark.parametrize("pause", [0.9, 1.6, 2.4])

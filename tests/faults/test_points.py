@@ -63,7 +63,7 @@ POINTS = {
     "before the commit": Accident(COMMIT, "before", "kill", within="_register"),
     "after the commit": Accident(COMMIT, "after", "kill", within="_register"),
     "before the trim": Accident(f"{REDIS}.xtrim", "before", "kill", nth=2),
-    "after the trim": Accident(f"{DRAIN}.lag", "before", "kill", nth=3),
+    "after the trim": Accident(f"{DRAIN}._drain_stream", "after", "kill", nth=2),
     "the disk is full for a segment": Accident(
         "metering.usage_log:UsageLog.write", "before", "disk-full", nth=2, times=5
     ),

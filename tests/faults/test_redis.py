@@ -167,7 +167,8 @@ async def test_out_of_memory_admits_nothing_and_captures_what_was_admitted(tmp_p
     engine = open_database(sqlite_url(tmp_path / "db"))
     with external() as server:
         async with rig(server.url, "acme") as found:
-            deployment.begin(engine, Currency.of("USD"), SHARDS, "directory")
+            with engine.begin() as connection:
+                deployment.begin(connection, Currency.of("USD"), SHARDS, "directory")
             kept, dropped = [await found.meter.authorize(Request(hold, "acme", "key", 100)) for hold in "ab"]
             fill(server)
             for refused in (found.query(), found.meter.check(), found.meter.fund(Funding("new", 1, 1, 0))):
