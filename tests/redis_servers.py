@@ -108,7 +108,7 @@ class RedisClusterProcesses:
         replica.client.execute_command("CLUSTER MEET", "127.0.0.1", self.nodes[0].port)
         self.wait([*self.nodes, replica])
         name = master.client.execute_command("CLUSTER MYID")
-        replica.client.execute_command("CLUSTER REPLICATE", name)
+        until(lambda: bool(replica.client.execute_command("CLUSTER REPLICATE", name)), "the replica knows its master")
         until(lambda: replica.client.info("replication")["master_link_status"] == "up", "the replica has the data")
         return replica
 
@@ -156,7 +156,7 @@ def flush(servers: Sequence[RedisProcess]) -> None:
 
 # Synced at every write: with everysec, a node that is killed may have lost what it acknowledged.
 _CLUSTER = (
-    "--cluster-enabled", "yes", "--cluster-node-timeout", "2000", "--cluster-require-full-coverage", "no",
+    "--cluster-enabled", "yes", "--cluster-node-timeout", "5000", "--cluster-require-full-coverage", "no",
     "--appendfsync", "always",
 )  # fmt: skip
 

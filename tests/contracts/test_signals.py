@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from metering.meter import Balance
-from serving import alerts
+from serving import alerts, signals
 from serving.alerts import deliveries
 from serving.assembly import Books, Metering, open_books
 from serving.metrics import Metrics
@@ -90,9 +90,11 @@ async def deliver(books: Books, status: int, *, due: bool = True) -> list[httpx.
     return sent
 
 
-async def test_it_is_tried_again_later_and_later_and_given_up_at_last(books):
+async def test_it_is_tried_again_later_and_later_and_given_up_at_last(books, monkeypatch):
     await choose(books, "acme")
     alerts._mark(books, "acme", 0)
+    now = signals._now_ms()
+    monkeypatch.setattr(signals, "_now_ms", lambda: now)
     waits = []
     for attempt in range(1, ATTEMPTS_MAX + 1):
         assert len(await deliver(books, 500)) == 1

@@ -71,7 +71,7 @@ def env(model_cache):
 
 @pytest.fixture
 def shop(tmp_path, env, embedder):
-    with open_shop(tmp_path / "data", {**env, "PATRONAGE_HOLD_SECONDS": "5"}, embedder) as found:
+    with open_shop(tmp_path / "data", {**env, "PATRONAGE_HOLD_SECONDS": "10"}, embedder) as found:
         found.upstream.reset(script=_STALLS)
         yield found
 

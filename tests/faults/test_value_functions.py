@@ -38,8 +38,8 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scorer]:
 def shop(
     tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], embedder: Embedder, scorer: Scorer
 ) -> Iterator[Shop]:
-    """A shop that knows a model which scores; five seconds are enough for an answer, and two for its value."""
-    env = {**environment, **scorer.env, "PATRONAGE_ANSWER_SECONDS": "5", "PATRONAGE_VALUE_SECONDS": "2"}
+    """A shop that knows a model which scores; five seconds are enough for an answer, and as many for its value."""
+    env = {**environment, **scorer.env, "PATRONAGE_ANSWER_SECONDS": "5", "PATRONAGE_VALUE_SECONDS": "5"}
     with open_shop(tmp_path_factory.mktemp("values") / "data", env, embedder) as found:
         yield found
 
