@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from serving.rulebook import NOTICE_MS
 from tests.e2e.commands import refused
 from tests.e2e.world import Account, World, open_world
 from tests.servers import cli, run, wait_for
@@ -120,9 +121,11 @@ def test_what_is_no_price_list_is_refused_with_its_place(market: World, tmp_path
 
 @pytest.fixture(scope="module")
 def generous(market: World) -> World:
-    """The market with a free amount a month."""
+    """The market with a free amount a month, from the first moment that can be: no query that runs meets it."""
+    asked = datetime.now(UTC).replace(microsecond=0)  # the server's moments may be whole milliseconds
     reply = market.operator().post("/v1/admin/prices", json={**a_list(), "free_per_month": _FREE["amount"]})
     assert reply.status_code == 201, reply.text
+    assert datetime.fromisoformat(reply.json()["effective_from"]) >= asked + timedelta(milliseconds=NOTICE_MS)
     until_in_force(market, reply.json()["version"])
     return market
 
