@@ -5,6 +5,9 @@ Three measures a sentence, computed the same way for ranking, for answering and 
 - ``similarity``: cosine of the question and the sentence in its passage's context;
 - ``coverage``: which part of the question's subject it names, weighted by inverse document frequency;
 - ``lexical``: BM25 of the sentence (Robertson and Zaragoza 2009), with a fixed mean length.
+
+What a sentence has depends neither on what is weighed beside it nor on the processor: sums are taken in integers, of
+which ``_ONE`` stands for 1, and cosines as :mod:`retrieval.similarity` says.
 """
 
 from __future__ import annotations
@@ -20,12 +23,12 @@ from retrieval.analysis import interrogative_stems, stems, term_ids
 from retrieval.embedding import Vector
 from retrieval.near_duplicates import RUN, runs
 from retrieval.passage_table import PreparedPassage
-
-Floats = npt.NDArray[np.float64]
+from retrieval.similarity import Floats, cosines, stepped
 
 _K1: Final = 1.2
 _B: Final = 0.75
 _MEAN_WORDS: Final = 22.0
+_ONE: Final = 1 << 32
 _ECHO: Final = 0.6
 """A sentence with this part of the question's wording says the question again."""
 
@@ -61,17 +64,21 @@ def weigh(question: Question, passages: Sequence[PreparedPassage]) -> list[Evide
     counts = np.zeros((len(question.terms), len(lengths)))
     for i, term in enumerate(question.terms):
         counts[i] = np.bincount(owner[terms == term], minlength=len(lengths))
-    total = float(question.idf.sum()) or 1.0
-    coverage = question.idf @ (counts > 0) / total
+    weights = _units(question.idf)[:, None]
+    coverage = (weights * (counts > 0)).sum(axis=0) / (int(weights.sum()) or 1)
     damping = _K1 * (1 - _B + _B * lengths / _MEAN_WORDS)
-    lexical = question.idf @ (counts * (_K1 + 1) / (counts + damping))
-    vectors = np.concatenate([passage.sentence_vectors for passage in passages]).astype(np.float32)
-    similarity = (vectors @ question.vector).astype(np.float64)
+    lexical = _units(question.idf[:, None] * (counts * (_K1 + 1) / (counts + damping))).sum(axis=0) / _ONE
+    similarity = cosines(np.concatenate([passage.sentence_vectors for passage in passages]), stepped(question.vector))
     edges = np.cumsum([len(passage.sentence_terms) for passage in passages])[:-1]
     return [
         Evidence(*parts)
         for parts in zip(np.split(similarity, edges), np.split(coverage, edges), np.split(lexical, edges), strict=True)
     ]
+
+
+def _units(values: Floats) -> npt.NDArray[np.int64]:
+    units: npt.NDArray[np.int64] = np.rint(values * _ONE).astype(np.int64)
+    return units
 
 
 def echoes(question: str, passages: Sequence[PreparedPassage]) -> list[npt.NDArray[np.bool_]]:

@@ -19,10 +19,11 @@ from retrieval.catalogue import Catalogue, StoredDocument
 from retrieval.copies import Copies, Terms
 from retrieval.dense_index import DenseIndex, Mask, Rows
 from retrieval.embedding import Embedder
-from retrieval.evidence import Evidence, Floats, Question, echoes, weigh
+from retrieval.evidence import Evidence, Question, echoes, weigh
 from retrieval.lexical_index import LexicalEntry, LexicalIndex, LexicalView
 from retrieval.near_duplicates import repeated_sentences
 from retrieval.passage_table import StoredPassage
+from retrieval.similarity import Floats
 
 CANDIDATES: Final = 100
 """How many passages each index proposes."""

@@ -1,0 +1,34 @@
+"""Similarity: the cosine of vectors of length 1, computed without a rounding, so that it depends on nothing beside it.
+
+A sum of floats depends on its order, and linear algebra libraries choose the order by the processor, by the number of
+threads and by what else is computed in the same call. Here no sum is rounded, so it has no order: components are
+multiples of ``STEP``, so products are multiples of its square, ``2 ** -48``, and float64 adds those exactly up to 32,
+which vectors of length 1 do not come near to. The cosine is rounded once, to a multiple of ``STEP``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Vectors = npt.NDArray[np.float32] | npt.NDArray[np.float16]
+
+STEP: Final = 2.0**-24
+"""What components and cosines are multiples of. Every float16 of at most 1 is one."""
+
+
+def stepped(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Vectors with their components rounded to multiples of ``STEP``; any shape."""
+    steps = np.float32(STEP)
+    rounded: npt.NDArray[np.float32] = np.rint(vectors / steps) * steps
+    return rounded
+
+
+def cosines(vectors: Vectors, vector: npt.NDArray[np.float32]) -> Floats:
+    """The cosine of each of some vectors, shape ``[n, dimension]``, and one other; all of length 1 and ``stepped``."""
+    exact = np.einsum("ij,j->i", vectors.astype(np.float64), vector.astype(np.float64))
+    rounded: Floats = np.rint(exact / STEP) * STEP
+    return rounded
