@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from redis import Redis
 from metering.redis_server import RedisServer
 from retrieval.embedding import MiniLMEmbedder
 from serving.assembly import Books, open_books
-from serving.database import open_database, sqlite_url
+from serving.database import open_database
 from serving.settings import Settings
+from tests.databases import Postgres, new_data_dir, new_sqlite, postgres
 from tests.redis_servers import RedisClusterProcesses, RedisProcess, cluster, external, flush
 
 # `make check` looks quickly. `make test` takes the full profile: 1,000 examples, and more where money is at stake. Both
@@ -91,45 +92,35 @@ def any_redis_url(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgres_server() -> Iterator[str]:
-    """A PostgreSQL server of the test session's own; the URL of its maintenance database.
-
-    Its data lies outside pytest's folders, which another session that starts would close to PostgreSQL's user.
-    """
-    import pgserver  # noqa: PLC0415 # warns at import where the session has no runtime folder
-
-    server = pgserver.get_server(tempfile.mkdtemp(prefix="patronage-postgres-"), cleanup_mode="delete")
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    server.cleanup()
+def postgres_server() -> Iterator[Postgres]:
+    """A PostgreSQL server of the test session's own."""
+    with postgres() as found:
+        yield found
 
 
 @pytest.fixture
-def new_postgres(postgres_server: str) -> Iterator[Callable[[], str]]:
-    """Makes fresh databases on the PostgreSQL server, and gives their URLs."""
-    admin = sa.create_engine(postgres_server, isolation_level="AUTOCOMMIT")
-    made: list[str] = []
+def new_postgres(postgres_server: Postgres) -> Iterator[str]:
+    """The URL of a new PostgreSQL database with the schema of this version."""
+    url = postgres_server.make()
+    yield url
+    postgres_server.drop(url)
 
-    def make() -> str:
-        name = f"patronage_{id(made):x}_{len(made)}"
-        with admin.connect() as connection:
-            connection.execute(sa.text(f'CREATE DATABASE "{name}"'))
-        made.append(name)
-        return sa.make_url(postgres_server).set(database=name).render_as_string(hide_password=False)
 
-    yield make
-    with admin.connect() as connection:
-        for name in made:
-            connection.execute(sa.text(f'DROP DATABASE "{name}" WITH (FORCE)'))
-    admin.dispose()
+@pytest.fixture
+def empty_postgres(postgres_server: Postgres) -> Iterator[str]:
+    """The URL of a new PostgreSQL database without a schema."""
+    url = postgres_server.make_empty()
+    yield url
+    postgres_server.drop(url)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine]:
     """A migrated database of each kind that Patronage runs on."""
     if request.param == "sqlite":
-        found = open_database(sqlite_url(tmp_path / "test.sqlite3"))
+        found = new_sqlite(tmp_path / "test.sqlite3")
     else:
-        found = open_database(request.getfixturevalue("new_postgres")())
+        found = open_database(request.getfixturevalue("new_postgres"))
     yield found
     found.dispose()
 
@@ -137,5 +128,5 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[sa.Engine
 @pytest.fixture
 def books(tmp_path: Path, model_cache: Path) -> Iterator[Books]:
     """Fresh books in a data directory of the test's own."""
-    with open_books(Settings(data_dir=tmp_path / "data", model_cache=model_cache)) as found:
+    with open_books(Settings(data_dir=new_data_dir(tmp_path / "data"), model_cache=model_cache)) as found:
         yield found

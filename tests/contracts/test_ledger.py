@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -220,8 +219,7 @@ def old_database(request, tmp_path) -> str:
     """The URL of a database with the first schema and transfers in it."""
     url = f"sqlite:///{tmp_path / 'old.sqlite3'}"
     if request.param == "postgresql":
-        make: Callable[[], str] = request.getfixturevalue("new_postgres")
-        url = make()
+        url = request.getfixturevalue("empty_postgres")
     from importlib.resources import files  # noqa: PLC0415 # beside its only use
 
     from alembic import command  # noqa: PLC0415

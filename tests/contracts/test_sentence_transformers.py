@@ -18,7 +18,6 @@ from retrieval.chunking import sentences
 from retrieval.embedding import EmbedderError, MiniLMEmbedder, Vector, packaged_model_folder
 from retrieval.minilm_graph import _Graph
 from retrieval.retriever import EmbedderMismatch, Retriever
-from serving.database import open_database, sqlite_url
 from tests.unit.retrieval.library import TEXTS, bring, shelf
 
 torch = pytest.importorskip("torch")
@@ -29,6 +28,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling, Transfor
 from transformers import BertConfig, BertModel, BertTokenizerFast  # noqa: E402
 
 from retrieval.sentence_transformers import SentenceTransformersEmbedder  # noqa: E402
+from tests.databases import new_sqlite  # noqa: E402
 
 DIMENSION = 32
 QUESTIONS = [
@@ -77,7 +77,7 @@ def reference() -> dict[str, Vector]:
 @pytest.fixture
 def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
     """An empty catalogue."""
-    engine = open_database(sqlite_url(tmp_path / "catalogue.sqlite3"))
+    engine = new_sqlite(tmp_path / "catalogue.sqlite3")
     yield Catalogue(engine)
     engine.dispose()
 

@@ -18,6 +18,7 @@ from serving.assembly import Books, Metering, open_books
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.signals import ATTEMPTS_MAX, Signals
+from tests.databases import new_data_dir
 
 pytestmark = pytest.mark.anyio
 SIX_HOURS_MS = 6 * 3600 * 1000
@@ -37,8 +38,10 @@ class Rich:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def books(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Books]:
-    url = None if request.param == "sqlite" else request.getfixturevalue("new_postgres")()
-    settings = Settings(data_dir=tmp_path / "data", database_url=url, low_balance="1", webhook_private_hosts=True)
+    url = None if request.param == "sqlite" else request.getfixturevalue("new_postgres")
+    settings = Settings(
+        data_dir=new_data_dir(tmp_path / "data"), database_url=url, low_balance="1", webhook_private_hosts=True
+    )
     with open_books(settings) as found:
         yield found
 

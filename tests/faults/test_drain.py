@@ -12,8 +12,9 @@ import sqlalchemy as sa
 
 from metering import ledger
 from metering.redis_meter import drainer_key, stream_entries, usage_stream
-from serving.database import open_database, sqlite_url
+from serving.database import open_database
 from tests.contracts.test_drain import SHARDS, Rig, numbered
+from tests.databases import new_sqlite
 from tests.faults.drainer import POINTS
 from tests.records import a_record
 
@@ -92,7 +93,7 @@ async def test_a_disk_that_fails_in_a_write_leaves_no_segment_behind(rig, monkey
 
 async def test_a_busy_database_is_waited_for_and_then_tried_again(redis_url, tmp_path, monkeypatch):
     monkeypatch.setattr("serving.database._BUSY_TIMEOUT_MS", 100)
-    engine = open_database(sqlite_url(tmp_path / "db"))
+    engine = new_sqlite(tmp_path / "db")
     async with Rig(engine, redis_url, tmp_path / "segments") as rig:
         await rig.capture(*numbered(3))
         with engine.connect() as writer:
@@ -105,12 +106,11 @@ async def test_a_busy_database_is_waited_for_and_then_tried_again(redis_url, tmp
 
 
 async def test_a_database_that_goes_away_is_used_again_when_it_is_back(redis_url, tmp_path, new_postgres):
-    url = new_postgres()
-    engine = open_database(url)
+    engine = open_database(new_postgres)
     async with Rig(engine, redis_url, tmp_path / "segments") as rig:
         await rig.capture(*numbered(3))
         await rig.drain.drain()
-        with sa.create_engine(url, poolclass=sa.NullPool).connect() as other:
+        with sa.create_engine(new_postgres, poolclass=sa.NullPool).connect() as other:
             query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
             other.execute(sa.text(f"{query} AND pid <> pg_backend_pid()"))
         await rig.capture(a_record(id="later"))

@@ -18,8 +18,8 @@ from metering.redis_meter import RedisMeter, deployment_key, shard_of, shard_tag
 from metering.usage_log import UsageLog
 from serving import deployment
 from serving.assembly import open_books, open_metering
-from serving.database import open_database, sqlite_url
 from serving.settings import Settings
+from tests.databases import new_sqlite
 from tests.records import a_record
 from tests.redis_servers import cluster, external
 from tests.servers import PATIENCE_SECONDS
@@ -164,7 +164,7 @@ def fill(server):
 
 
 async def test_out_of_memory_admits_nothing_and_captures_what_was_admitted(tmp_path):
-    engine = open_database(sqlite_url(tmp_path / "db"))
+    engine = new_sqlite(tmp_path / "db")
     with external() as server:
         async with rig(server.url, "acme") as found:
             with engine.begin() as connection:

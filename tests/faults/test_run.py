@@ -21,6 +21,7 @@ from metering.usage_log import SegmentError, UsageLog
 from serving import closing, hours
 from serving.assembly import open_books
 from serving.settings import Settings
+from tests.databases import new_data_dir
 from tests.many import write_many
 from tests.servers import PATIENCE_SECONDS, cli
 
@@ -44,7 +45,7 @@ def register(books, segments) -> None:
 
 @pytest.fixture
 def data_dir(tmp_path, model_cache) -> Path:
-    folder = tmp_path / "data"
+    folder = new_data_dir(tmp_path / "data")
     with open_books(Settings(data_dir=folder, model_cache=model_cache)) as books:
         register(books, write_many(books.log, RECORDS, HOURS))
     return folder

@@ -28,6 +28,7 @@ from serving import payouts
 from serving.assembly import Books, open_books
 from serving.booking import Conflict, NotCovered, ReferenceUsed, Unknown
 from serving.settings import Settings
+from tests.databases import new_data_dir
 from tests.records import MOMENT_MS
 
 EXAMPLES_MAX = 200
@@ -224,8 +225,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
 def test_the_ledger_agrees_with_the_model_in_any_order(request, tmp_path, database):
-    url = request.getfixturevalue("new_postgres")() if database == "postgresql" else None
-    with open_books(Settings(data_dir=tmp_path / "data", database_url=url)) as books:
+    url = request.getfixturevalue("new_postgres") if database == "postgresql" else None
+    with open_books(Settings(data_dir=new_data_dir(tmp_path / "data"), database_url=url)) as books:
         LedgerMachine.books = books
         examples = min(EXAMPLES_MAX, settings().max_examples)
         run_state_machine_as_test(LedgerMachine, settings=settings(max_examples=examples, stateful_step_count=15))

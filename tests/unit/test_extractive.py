@@ -14,7 +14,6 @@ from retrieval.documents import Terms
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.evidence import Evidence, Question
 from retrieval.retriever import Retrieval, RetrievedDocument, RetrievedPassage, Retriever
-from serving.database import open_database, sqlite_url
 from serving.generators.extractive import (
     CONFIDENCE,
     DOCUMENTS_READ,
@@ -24,6 +23,7 @@ from serving.generators.extractive import (
     Answer,
     answer,
 )
+from tests.databases import new_sqlite
 from tests.unit.retrieval.library import TEXTS, bring, document, shelf
 
 ANSWERS = {
@@ -49,7 +49,7 @@ Measured = tuple[str, float, float, float]
 @pytest.fixture(scope="module")
 def library(embedder: MiniLMEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Retriever]:
     """A retriever of the library of the tests of retrieval, with emoji before one of its texts."""
-    engine = open_database(sqlite_url(tmp_path_factory.mktemp("library") / "catalogue.sqlite3"))
+    engine = new_sqlite(tmp_path_factory.mktemp("library") / "catalogue.sqlite3")
     moved = document("paper", "\U0001f469\u200d\U0001f467 cafe\u0301. " + TEXTS["paper"])
     bring(Catalogue(engine), embedder, *(moved if each.id == "paper" else each for each in shelf()))
     yield Retriever(Catalogue(engine), embedder)
@@ -120,7 +120,7 @@ class TestAnswers:
     def test_spans_in_a_later_passage_count_from_the_start_of_the_document(
         self, embedder: MiniLMEmbedder, tmp_path: Path
     ):
-        engine = open_database(sqlite_url(tmp_path / "catalogue.sqlite3"))
+        engine = new_sqlite(tmp_path / "catalogue.sqlite3")
         text = "\U0001f41d " + "\n\n".join(TEXTS.values())
         bring(Catalogue(engine), embedder, document("all", text))
         for question, wanted in ANSWERS.items():

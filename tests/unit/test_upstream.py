@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.retriever import Retrieval, Retriever
-from serving.database import open_database, sqlite_url
 from serving.generators.case import DOCUMENTS_READ, own_text
 from serving.generators.generator import CHARS_PER_TOKEN_MAX, GeneratorError, Transcript
 from serving.generators.upstream import Upstream
 from serving.query import Message, Query
+from tests.databases import new_sqlite
 from tests.unit.retrieval.library import bring, shelf
 
 _QUERY = Query("When was the lighthouse at Cape Hatteras built?", "writer")
@@ -26,7 +26,7 @@ _QUERY = Query("When was the lighthouse at Cape Hatteras built?", "writer")
 
 @pytest.fixture(scope="module")
 def retriever(embedder: MiniLMEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Retriever]:
-    engine = open_database(sqlite_url(tmp_path_factory.mktemp("library") / "catalogue.sqlite3"))
+    engine = new_sqlite(tmp_path_factory.mktemp("library") / "catalogue.sqlite3")
     bring(Catalogue(engine), embedder, *shelf())
     yield Retriever(Catalogue(engine), embedder)
     engine.dispose()

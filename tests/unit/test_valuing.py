@@ -21,13 +21,13 @@ from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.retriever import Retrieval, Retriever
 from serving import valuing
-from serving.database import open_database, sqlite_url
 from serving.generators import extractive
 from serving.generators.case import Case, own_text
 from serving.likelihood.upstream import Upstream
 from serving.query import Query
 from serving.reader import CaseReader
 from serving.valuing import Counterfactual, LogLikelihood, NotComputable, NotValued, Support, Valuing
+from tests.databases import new_sqlite
 from tests.scorer import Scorer
 from tests.unit.retrieval.library import bring, document, shelf
 
@@ -40,7 +40,7 @@ BARN = (
 
 
 def opened(folder: Path, embedder: MiniLMEmbedder, *documents: Document) -> Iterator[Retriever]:
-    engine = open_database(sqlite_url(folder / "catalogue.sqlite3"))
+    engine = new_sqlite(folder / "catalogue.sqlite3")
     bring(Catalogue(engine), embedder, *documents)
     yield Retriever(Catalogue(engine), embedder)
     engine.dispose()

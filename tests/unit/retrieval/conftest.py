@@ -1,8 +1,7 @@
-"""Catalogues of a test's own, without the price of migrating a database and embedding a library for each."""
+"""Catalogues of a test's own, without the price of embedding a library for each."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,22 +11,14 @@ from retrieval.catalogue import Catalogue, prepare
 from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.passage_table import PreparedPassage
-from serving.database import open_database, sqlite_url
+from tests.databases import new_sqlite
 from tests.unit.retrieval.library import shelf
 
 
-@pytest.fixture(scope="session")
-def migrated_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty SQLite database with the schema of this version."""
-    path = tmp_path_factory.mktemp("database") / "empty.sqlite3"
-    open_database(sqlite_url(path)).dispose()
-    return path
-
-
 @pytest.fixture
-def catalogue(migrated_file: Path, tmp_path: Path) -> Iterator[Catalogue]:
+def catalogue(tmp_path: Path) -> Iterator[Catalogue]:
     """An empty catalogue."""
-    engine = open_database(sqlite_url(Path(shutil.copy(migrated_file, tmp_path / "catalogue.sqlite3"))))
+    engine = new_sqlite(tmp_path / "catalogue.sqlite3")
     yield Catalogue(engine)
     engine.dispose()
 
