@@ -1,7 +1,9 @@
-"""Real processes for tests: the patronage command line and its server."""
+"""The patronage command line and its server for tests: commands in the tests' own process or as processes."""
 
 from __future__ import annotations
 
+import contextvars
+import io
 import json
 import os
 import signal
@@ -9,10 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any, Self, TypeVar
+from unittest.mock import patch
 
 import httpx
+import structlog
+
+from serving.cli import entry
 
 Found = TypeVar("Found")
 
@@ -28,10 +35,38 @@ def cli(data_dir: Path, *arguments: str, env: dict[str, str] | None = None, stat
 
 
 def run(data_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run one command in this process, by the entry point of ``patronage``.
+
+    An interpreter takes longer to start than most commands take. Where it is the process that is tested, because it
+    serves, is killed, or runs beside others, there is :func:`process`.
+    """
+    options = ["--data-dir", str(data_dir), *arguments]
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    logs = structlog.get_config()
+    with patch.dict(os.environ, env or {}), redirect_stdout(out), redirect_stderr(err):
+        try:
+            status = contextvars.copy_context().run(entry.run, options)
+        finally:
+            structlog.configure(**logs)
+    for each in (out, err):
+        each.seek(0)
+    return subprocess.CompletedProcess(options, status, out.read(), err.read())
+
+
+def command(data_dir: Path, *arguments: str) -> list[str]:
+    """What starts one command as a process."""
+    return [sys.executable, "-m", "serving.cli", "--data-dir", str(data_dir), *arguments]
+
+
+def process(data_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run one command as a user would."""
-    command = [sys.executable, "-m", "serving.cli", "--data-dir", str(data_dir), *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=300, env={**os.environ, **(env or {})}
+        command(data_dir, *arguments),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        env={**os.environ, **(env or {})},
     )
 
 
@@ -69,9 +104,9 @@ class Server:
         return self.data_dir.with_name(self.data_dir.name + "-server.log")
 
     def start(self) -> None:
-        command = [sys.executable, "-m", *self.module, "--data-dir", str(self.data_dir), "serve", "--port", "0"]
+        program = [sys.executable, "-m", *self.module, "--data-dir", str(self.data_dir), "serve", "--port", "0"]
         with self.log.open("ab") as sink:
-            self.process = subprocess.Popen(command, stdout=sink, stderr=sink, env=self._env)
+            self.process = subprocess.Popen(program, stdout=sink, stderr=sink, env=self._env)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
             assert self.process.poll() is None, f"the server ended: {self.log.read_text()[-2000:]}"

@@ -1,25 +1,19 @@
-"""Commands of the command line that must be refused, several at a time."""
+"""Commands of the command line that must be refused."""
 
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.servers import run
-
-_AT_ONCE = 2
-"""Starting the interpreter is most of the time that a refused command takes."""
 
 
 def run_all(
     data_dir: Path, cases: Mapping[str, Sequence[str]], env: dict[str, str] | None = None
 ) -> dict[str, subprocess.CompletedProcess[str]]:
     """Run every command on one data directory; gives by name how it ended."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        running = {name: pool.submit(run, data_dir, *arguments, env=env) for name, arguments in cases.items()}
-        return {name: future.result() for name, future in running.items()}
+    return {name: run(data_dir, *arguments, env=env) for name, arguments in cases.items()}
 
 
 def refused(done: subprocess.CompletedProcess[str], status: int = 1) -> str:

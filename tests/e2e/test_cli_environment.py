@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.commands import refused, run_all
-from tests.servers import Server, cli, run
+from tests.servers import Server, cli, process, run
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_data_directory_that_cannot_be_written_is_refused(data: Path):
 
 
 def test_a_data_directory_that_a_server_uses_is_not_served_twice(running: Server):
-    line = refused(run(running.data_dir, "serve", "--port", "0"))
+    line = refused(process(running.data_dir, "serve", "--port", "0"))
 
     assert "in use" in line
     with running.client() as client:
@@ -99,16 +99,15 @@ def test_a_data_directory_that_a_server_uses_is_not_served_twice(running: Server
 
 def test_a_port_in_use_is_refused(running: Server, tmp_path: Path, e2e_env: dict[str, str]):
     port = running.url.rpartition(":")[2]
-    line = refused(run(tmp_path / "data", "serve", "--port", port, env=e2e_env))
+    line = refused(process(tmp_path / "data", "serve", "--port", port, env=e2e_env))
 
     assert port in line
 
 
 def test_an_address_that_is_not_ours_is_refused(tmp_path: Path, e2e_env: dict[str, str], subtests: pytest.Subtests):
-    commands = {host: ["serve", "--host", host, "--port", "0"] for host in ("192.0.2.1", "no.such.host.invalid")}
-    for host, done in run_all(tmp_path / "data", commands, e2e_env).items():
+    for host in ("192.0.2.1", "no.such.host.invalid"):
         with subtests.test(host):
-            refused(done)
+            refused(process(tmp_path / "data", "serve", "--host", host, "--port", "0", env=e2e_env))
 
 
 def test_without_any_redis_server_it_says_how_to_get_one(
@@ -143,11 +142,11 @@ def test_a_redis_that_does_not_answer_is_status_1(
     commands = {
         "audit": ["audit"],
         "customer": ["customer", "add", "Acme"],
-        "serve": ["serve", "--port", "0"],
         "doctor": ["--json", "doctor"],
     }
     env = e2e_env | {"PATRONAGE_REDIS_URL": f"redis://:secret@127.0.0.1:{closed_port}/0"}
-    for name, done in run_all(data, commands, env).items():
+    ended = run_all(data, commands, env) | {"serve": process(data, "serve", "--port", "0", env=env)}
+    for name, done in ended.items():
         with subtests.test(name):
             assert done.returncode == 1, done.stderr
             assert "Traceback" not in done.stderr
@@ -194,7 +193,7 @@ def test_a_setting_that_cannot_be_is_named(
 
 def test_a_server_that_cannot_start_leaves_the_directory_usable(data: Path, e2e_env: dict[str, str], closed_port: int):
     env = e2e_env | {"PATRONAGE_REDIS_URL": f"redis://127.0.0.1:{closed_port}/0"}
-    assert run(data, "serve", "--port", "0", env=env).returncode == 1
+    assert process(data, "serve", "--port", "0", env=env).returncode == 1
 
     with Server(data, e2e_env) as server, server.client() as client:
         assert client.get("/health/ready").status_code == 200

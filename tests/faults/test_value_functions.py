@@ -20,7 +20,7 @@ from tests.e2e.commands import refused
 from tests.e2e.world import Account, World
 from tests.faults.shop import PATH, PLAIN, QUESTION, STREAM, Shop, events, open_shop, settled, text_of
 from tests.scorer import Scorer
-from tests.servers import Server, cli, run, wait_for
+from tests.servers import Server, cli, process, run, wait_for
 from tests.upstream import MODEL, PIECES
 
 PERIOD = datetime.now(UTC).strftime("%Y-%m")
@@ -236,7 +236,7 @@ class TestPoliciesThatCannotBeComputed:
         data_dir, env = plain
         policy = ("policy", "set", "--generated-value-function", "log_likelihood/1")
         assert cli(data_dir, *policy, env={**env, **scorer.env})["generated_value_function"] == "log_likelihood/1"
-        done = run(data_dir, "serve", "--port", "0", env=env)
+        done = process(data_dir, "serve", "--port", "0", env=env)
         assert done.returncode == 1, done.stderr
         said = done.stderr.splitlines()[-1]
         assert said.startswith("patronage: policy 2 is in force: log_likelihood/1 cannot be computed here"), said
