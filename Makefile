@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 
-.PHONY: install demo serve check test bench format clean
+.PHONY: install torch demo serve check test bench format clean
 
 install: $(VENV)/.installed
 
@@ -24,14 +24,16 @@ $(VENV)/.dev: $(VENV)/.installed requirements-dev.lock
 	$(PIP) --no-deps -r requirements-dev.lock
 	@touch $@
 
-$(VENV)/.torch: $(VENV)/.dev requirements-torch.lock
+$(VENV)/.torch: $(VENV)/.installed requirements-torch.lock
 	$(PIP) $(TORCH)
 	$(PIP) --no-deps -r requirements-torch.lock
 	@touch $@
 
-$(VENV)/.bench: $(VENV)/.torch requirements-bench.lock
+$(VENV)/.bench: $(VENV)/.dev $(VENV)/.torch requirements-bench.lock
 	$(PIP) --no-deps -r requirements-bench.lock
 	@touch $@
+
+torch: $(VENV)/.torch
 
 demo: install
 	$(BIN)/patronage demo
@@ -50,7 +52,7 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/pytest tests/unit tests/properties tests/house -n 2 -q
 
-test: $(VENV)/.torch
+test: $(VENV)/.dev $(VENV)/.torch
 	$(BIN)/pytest tests -n 2 --dist worksteal -q --hypothesis-profile=full
 
 bench: $(VENV)/.bench

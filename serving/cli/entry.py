@@ -46,7 +46,7 @@ from serving.cli import (
     prices,
     server,
 )
-from serving.cli.console import CommandError, Options, choose
+from serving.cli.console import CommandError, Options, Out, choose
 from serving.closing import ClosingError, NotOverError
 from serving.data_dir import DataDirError
 from serving.database import DatabaseError
@@ -81,19 +81,28 @@ _EXPECTED = (
 )  # fmt: skip
 
 
+def _show_version(context: typer.Context, *, wanted: bool) -> None:
+    if wanted:
+        out = Out(Options(None, bool(context.params.get("as_json"))))
+        if not out.result({"version": __version__}):
+            out.print(__version__)
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     data_dir: Annotated[
         Path | None,
         typer.Option(help="Folder of everything that is stored. Default: PATRONAGE_DATA_DIR or ./patronage-data."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")] = False,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", is_eager=True, help="Print one JSON object on standard output.")
+    ] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Print the version.")
+    ] = False,
 ) -> None:
     """A retrieval-augmented model server that pays the people whose documents it uses."""
-    if version:
-        typer.echo(__version__)
-        raise typer.Exit
     chosen = Options(data_dir, as_json)
     choose(chosen)
     logs.configure(chosen.settings().log_level)
@@ -125,7 +134,9 @@ def _hoisted(arguments: Sequence[str]) -> list[str]:
     for item in items:
         if item == "--":
             return [*first, *rest, item, *items]
-        if item == "--json" or item.startswith("--data-dir="):
+        if item == "--json":
+            first.insert(0, item)  # before --version, which asks for it
+        elif item == "--version" or item.startswith("--data-dir="):
             first.append(item)
         elif item == "--data-dir":
             first += [item, *[value for value in [next(items, None)] if value is not None]]

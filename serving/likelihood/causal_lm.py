@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
 from attribution.likelihood import Floats, LikelihoodError, Prompt, Span, Unscorable
+from retrieval.model_files import ModelMissing, Place, locate
 from serving.likelihood.tokenizer import ModelTokenizer
 
 _ONE = threading.Lock()
@@ -87,8 +88,13 @@ class CausalLM:
         logging.disable_progress_bar()
         try:
             # The eager attention is the plain formula, exact with any mask; the fused kernels differ by machine.
-            model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, attn_implementation="eager")
-        except (OSError, ValueError, ImportError) as error:
+            model = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=locate(name) is not Place.HUB,
+            )
+        except (ModelMissing, OSError, ValueError, ImportError) as error:
             raise LikelihoodError(f"language model {name} cannot be loaded: {error}") from error
         self._model = model.to(self._device).eval()
         config = model.config.get_text_config(decoder=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from attribution.likelihood import LikelihoodError, Span
+from retrieval.model_files import tokenizer_file
 
 
 class ModelTokenizer:
@@ -21,9 +22,8 @@ class ModelTokenizer:
         Raises:
             LikelihoodError: there is none.
         """
-        file = Path(name) / "tokenizer.json"
         try:
-            self._tokenizer = Tokenizer.from_file(str(file)) if file.exists() else Tokenizer.from_pretrained(name)
+            self._tokenizer = Tokenizer.from_file(str(tokenizer_file(name)))
         except Exception as error:  # plain Exception is what the library raises
             raise LikelihoodError(f"there is no tokenizer.json of {name}: {error}") from error
         self.model = Path(name).name if Path(name).is_dir() else name

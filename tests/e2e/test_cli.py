@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from serving import __version__
 from tests.e2e.corpus import DOCUMENTS, TEXTS
 from tests.e2e.files import minimal_pdf, write_jsonl
 from tests.servers import cli, run
@@ -175,6 +176,32 @@ def test_the_doctor_finds_what_the_server_needs(story: Story):
     text = json.dumps(story.printed["doctor"]).lower()
 
     assert all(part in text for part in ("redis", "database", "model", "accelerator", "python"))
+
+
+@pytest.mark.parametrize(
+    ("setting", "more"),
+    [
+        ("PATRONAGE_EMBEDDER", {}),
+        ("PATRONAGE_LIKELIHOOD_MODEL", {"PATRONAGE_LIKELIHOOD_URL": "http://127.0.0.1:1/v1"}),
+    ],
+)
+def test_the_doctor_misses_a_model_that_does_not_exist(
+    story: Story, tmp_path: Path, setting: str, more: dict[str, str]
+):
+    """Its tokenizer is needed on this machine even where a server runs the model."""
+    env = story.env | more | {setting: str(tmp_path / "no-model")}
+    done = run(story.data_dir, "--json", "doctor", env=env)
+    missing = [check for check in json.loads(done.stdout)["checks"] if not check["ok"]]
+
+    assert done.returncode == 1
+    assert [(check["found"], check["advice"]) for check in missing] == [
+        (f"there is no folder {tmp_path / 'no-model'}, and it is no name of a model on the hub", f"check {setting}")
+    ]
+
+
+def test_the_version_is_told_wherever_it_is_asked(story: Story):
+    assert run(story.data_dir, "--version").stdout == f"{__version__}\n"
+    assert run(story.data_dir, "serve", "--version", "--json").stdout == f'{{"version": "{__version__}"}}\n'
 
 
 @pytest.mark.parametrize("form", ["csv", "html"])
