@@ -20,7 +20,11 @@ $(VENV)/.installed: $(VENV)/.created requirements.lock pyproject.toml
 	$(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.installed requirements-dev.lock
+$(VENV)/.demo: $(VENV)/.installed requirements-demo.lock
+	$(PIP) --no-deps -r requirements-demo.lock
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo requirements-dev.lock
 	$(PIP) --no-deps -r requirements-dev.lock
 	@touch $@
 
@@ -35,7 +39,7 @@ $(VENV)/.bench: $(VENV)/.dev $(VENV)/.torch requirements-bench.lock
 
 torch: $(VENV)/.torch
 
-demo: install
+demo: $(VENV)/.demo
 	$(BIN)/patronage demo
 
 serve: install

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import socket
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -41,6 +42,11 @@ def serve(
 
 def demo() -> None:
     """The whole story on real input: documents, a paying customer, cited answers, statements, and the proof."""
+    if find_spec("openai") is None:
+        raise CommandError(
+            "the demo asks with the official openai client, which is not installed: run `make demo` in the checkout, "
+            "or pip install --no-deps -r requirements-demo.lock"
+        )
     from serving import demo as story  # noqa: PLC0415 # no other command waits for the openai client
 
     _, out = current()

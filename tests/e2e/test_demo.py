@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 
+from tests.e2e.commands import refused
 from tests.servers import run
 
 
@@ -28,3 +31,13 @@ def test_the_demo_is_balanced_valid_and_leaves_its_pages(tmp_path: Path, e2e_env
     for page in map(Path, told["pages"]):
         assert page.is_relative_to(tmp_path)
         assert page.read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+def test_without_the_openai_client_the_demo_says_how_to_get_it(tmp_path: Path):
+    program = "import sys; sys.modules['openai'] = None; from serving.cli import main; main()"
+    command = [sys.executable, "-c", program, "--data-dir", str(tmp_path / "demo"), "demo"]
+    line = refused(subprocess.run(command, capture_output=True, text=True, check=False, timeout=60))
+
+    assert "make demo" in line
+    assert "requirements-demo.lock" in line
+    assert not (tmp_path / "demo").exists(), "nothing was begun"

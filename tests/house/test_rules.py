@@ -77,11 +77,3 @@ def test_every_package_is_installed_explicitly():
         if path.is_dir() and (path / "__init__.py").exists()
     }
     assert listed == found
-
-
-def test_direct_dependencies_are_pinned_as_the_lock_pins_them():
-    pyproject = (ROOT / "pyproject.toml").read_text()
-    direct = dict(re.findall(r'"([a-z0-9-]+)==([0-9.]+)"', pyproject.split("[project.optional-dependencies]")[0]))
-    lock = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().splitlines() if "==" in line)
-    assert direct
-    assert {package: lock.get(package) for package in direct} == direct
