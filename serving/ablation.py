@@ -1,4 +1,4 @@
-"""The audit by ablation: recompute the period's sample with a dearer value function, and keep how far it agrees.
+"""The audit by ablation: a costlier value function recomputes the period's sample; how far it agrees is kept.
 
 Each query's agreement is stored as soon as it is computed, so a run that is killed goes on where it stopped. Only an
 open period takes agreements: what a close has put on its statements never changes.
@@ -20,7 +20,7 @@ from metering import ledger, periods
 from metering.records import UsageRecord
 from metering.usage_log import records
 from serving import samples
-from serving.assembly import Books
+from serving.books import Books
 from serving.valuing import ValueFunction
 
 METADATA = sa.MetaData()
@@ -67,7 +67,7 @@ class Outcome:
         }
 
 
-def run(books: Books, period: str, dearer: ValueFunction, progress: Progress | None = None) -> Outcome:
+def run(books: Books, period: str, function: ValueFunction, progress: Progress | None = None) -> Outcome:
     """Recompute what of a period's sample is not recomputed yet. What was captured must be drained before.
 
     Raises:
@@ -75,7 +75,7 @@ def run(books: Books, period: str, dearer: ValueFunction, progress: Progress | N
         AblationError: the period is closed.
         SampleError: a text cannot be read.
         SegmentError: a segment is missing or altered.
-        LikelihoodError: the dearer function does not work.
+        LikelihoodError: the function does not work.
     """
     periods.parse(period)
     _refuse_closed(books.engine, period)
@@ -89,7 +89,7 @@ def run(books: Books, period: str, dearer: ValueFunction, progress: Progress | N
             destroyed += 1
         else:
             try:
-                found = agreement(record, shares(record)[0], dearer.table(case), dearer.name, dearer.model)
+                found = agreement(record, shares(record)[0], function.table(case), function.name, function.model)
             except Unscorable as error:
                 unscorable.append(f"{record.id}: {error}")
             else:

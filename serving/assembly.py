@@ -7,21 +7,17 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from threading import TIMEOUT_MAX
 from typing import Final
 
 import httpx
-import sqlalchemy as sa
 
 from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
 from attribution.support import SUPPORT
-from attribution.transparency import Signer
 from attribution.values import COUNTERFACTUAL
-from metering import ledger, redis_connection, withdrawals
+from metering import redis_connection
 from metering.drain import Drain
-from metering.meter import Funding, Limits
 from metering.money import Currency
 from metering.redis_connection import Client, Server
 from metering.redis_meter import RedisMeter
@@ -33,9 +29,9 @@ from retrieval.embedding import PACKAGED, Embedder, EmbedderError, MiniLMEmbedde
 from retrieval.retriever import Retriever
 from serving import deployment, limits
 from serving.answering import Answering
+from serving.books import Books, Metering
 from serving.data_dir import DataDir
 from serving.database import open_database, sqlite_url
-from serving.deployment import Deployment
 from serving.earnings import Earnings
 from serving.embeddings import Embeddings
 from serving.generators.extractive import Extractive
@@ -45,6 +41,7 @@ from serving.identity import Identities
 from serving.reader import CaseReader
 from serving.rulebook import EXTRACTIVE, Rulebook
 from serving.samples import Samples
+from serving.service import Service
 from serving.settings import Settings
 from serving.till import Till
 from serving.valuing import Counterfactual, LogLikelihood, Rerun, Support, ValueFunction, Valuing
@@ -61,105 +58,26 @@ class AssemblyError(RuntimeError):
     """The settings do not fit together; the message names the one that is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Books:
-    """Everything that needs no Redis and no model."""
-
-    settings: Settings
-    directory: DataDir
-    engine: sa.Engine
-    deployment: Deployment
-    catalogue: Catalogue
-    identities: Identities
-    rulebook: Rulebook
-    log: UsageLog
-    vault: Vault
-    limits: Limits
-    """What the settings let every API key do."""
-    low_balance: int
-    """What is left on an account when its low balance is signalled, by the settings, in units; 0 is never."""
-    samples: Samples
-
-    @property
-    def currency(self) -> Currency:
-        """The deployment's currency."""
-        return self.deployment.currency
-
-    @property
-    def signer(self) -> Signer:
-        """The operator's signing key."""
-        return self.directory.signer(self.deployment.origin)
-
-    def embedder(self) -> Embedder:
-        """The embedding model of the settings; takes a moment to load.
-
-        Raises:
-            EmbedderError: it cannot be loaded.
-        """
-        return open_embedder(self.settings, self.directory)
-
-    def valuing(self, embedder: Callable[[], Embedder]) -> Valuing:
-        """The value functions that policies can name; each is loaded when it is first needed."""
-        return Valuing(
-            {
-                COUNTERFACTUAL: Counterfactual,
-                SUPPORT: lambda: Support(CaseReader(embedder())),
-                LOG_LIKELIHOOD: lambda: LogLikelihood(open_scorer(self.settings, self.settings.value_seconds)),
-            }
-        )
-
-    def dearer(self) -> ValueFunction:
-        """The value function of the audit by ablation: a language model where the settings name one.
-
-        Raises:
-            LikelihoodError: the settings do not fit together, or the model cannot be loaded.
-        """
-        if self.settings.likelihood_model is None and self.settings.likelihood_url is None:
-            return Rerun()
-        return LogLikelihood(open_scorer(self.settings, TIMEOUT_MAX))
+def open_valuing(settings: Settings, embedder: Callable[[], Embedder]) -> Valuing:
+    """The value functions that policies can name; each is loaded when it is first needed."""
+    return Valuing(
+        {
+            COUNTERFACTUAL: Counterfactual,
+            SUPPORT: lambda: Support(CaseReader(embedder())),
+            LOG_LIKELIHOOD: lambda: LogLikelihood(open_scorer(settings, settings.value_seconds)),
+        }
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Metering:
-    """The meter, its drain and its spool, on one Redis."""
+def open_ablation_function(settings: Settings) -> ValueFunction:
+    """The value function of the audit by ablation: a language model where the settings name one.
 
-    books: Books
-    meter: RedisMeter
-    drain: Drain
-    servers: tuple[Server, ...]
-    """Every Redis master, as it was when the meter was opened."""
-    spool: Spool
-
-    async def catch_up(self) -> None:
-        """Bring every account of the meter up to the ledger, and send it what waits in the spool.
-
-        So a crash between the two loses no payment or revocation, and one between delivery and charge no charge.
-        """
-        await withdrawals.recover(self.books.engine, self.meter)
-        for customer in await asyncio.to_thread(self.books.identities.customers):
-            await self.meter.fund(await asyncio.to_thread(self._funding, customer))
-        for key in await asyncio.to_thread(self.books.identities.revoked_keys):
-            await self.meter.revoke(key.owner, key.id)
-        await self.spool.replay(self.meter)
-
-    def _funding(self, customer: str) -> Funding:
-        with self.books.engine.connect() as connection:
-            return ledger.funding(connection, customer)
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """Everything that answering paid queries takes."""
-
-    books: Books
-    metering: Metering
-    embedder: Embedder
-    retriever: Retriever
-    till: Till
-    valuing: Valuing
-    answering: Answering
-    embeddings: Embeddings
-    earnings: Earnings
+    Raises:
+        LikelihoodError: the settings do not fit together, or the model cannot be loaded.
+    """
+    if settings.likelihood_model is None and settings.likelihood_url is None:
+        return Rerun()
+    return LogLikelihood(open_scorer(settings, TIMEOUT_MAX))
 
 
 def open_scorer(settings: Settings, seconds: float) -> Scorer:
@@ -318,8 +236,8 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
         NotComputable: the policy in force cannot be computed here.
         EmbedderError, RedisServerError, RedisUnfit, MeterUnavailable, MeterLost, AssemblyError: as they say.
     """
-    embedder = await asyncio.to_thread(books.embedder)
-    valuing = books.valuing(lambda: embedder)
+    embedder = await asyncio.to_thread(open_embedder, books.settings, books.directory)
+    valuing = open_valuing(books.settings, lambda: embedder)
     await asyncio.to_thread(valuing.load, books.rulebook.policy)
     retriever = Retriever(books.catalogue, embedder)
     await asyncio.to_thread(retriever.refresh)

@@ -31,7 +31,7 @@ from metering.spool import Spool
 from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
 from serving import archive, closing, payouts, rulebook, run_log
-from serving.assembly import Books, Metering
+from serving.books import Books, Metering
 from serving.embeddings import NO_GAME
 from serving.samples import DAY_MS
 

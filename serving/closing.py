@@ -29,7 +29,7 @@ from metering.usage_log import Segment, UsageLog
 from serving import archive, run_log
 from serving.ablation import ablation_of
 from serving.archive import Archived
-from serving.assembly import Books
+from serving.books import Books
 from serving.division import Sums
 from serving.hours import Job, Progress, jobs_of, parts_of, prune
 from serving.outcomes import Moves, of_period

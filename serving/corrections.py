@@ -10,8 +10,8 @@ from metering.ledger import LedgerError, Transfer
 from metering.meter import Meter
 from metering.money import Currency
 from serving import funding
-from serving.assembly import Books
 from serving.booking import BookingError, Unknown, check_reason, now_ms, refused, transfer_id
+from serving.books import Books
 
 _OPEN: Final = (ledger.BANK, ledger.COMPUTE, ledger.PLATFORM, ledger.PROMOTIONS, ledger.RESIDUAL)
 _CUSTOMER: Final = ledger.customer("")

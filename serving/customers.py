@@ -9,8 +9,8 @@ from typing import Any
 from metering import periods
 from metering.meter import Balance, Meter
 from serving import alerts, keys
-from serving.assembly import Books
 from serving.booking import Unknown
+from serving.books import Books
 
 
 def money(found: Balance, books: Books) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from metering import ledger
 from metering.pricing import Usage
 from metering.records import PPM, VALUE_ONE, UsageRecord
 from serving import outcomes, receipts, rendering
-from serving.assembly import Books
+from serving.books import Books
 from serving.division import COLUMNS, divided
 from serving.rulebook import EXTRACTIVE
 

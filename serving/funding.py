@@ -7,7 +7,6 @@ from metering.ledger import LedgerError, Transfer
 from metering.meter import Balance, InsufficientFunds, Meter
 from metering.withdrawals import WithdrawalLapsed, recover, withdraw
 from serving import alerts
-from serving.assembly import Books
 from serving.booking import (
     BookingError,
     Conflict,
@@ -19,6 +18,7 @@ from serving.booking import (
     refused,
     transfer_id,
 )
+from serving.books import Books
 
 
 async def credit(books: Books, meter: Meter, customer: str, units: int, reference: str) -> Balance:

@@ -9,7 +9,7 @@ from typing import Any
 from metering.meter import Meter
 from metering.money import Currency
 from serving import rendering
-from serving.assembly import Books
+from serving.books import Books
 from serving.identity import ApiKey, IdentityError, Role
 
 

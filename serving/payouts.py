@@ -17,8 +17,8 @@ from metering import ledger
 from metering.ledger import LedgerError, Transfer
 from metering.money import Currency
 from serving import rendering
-from serving.assembly import Books
 from serving.booking import Conflict, NotCovered, ReferenceUsed, Unknown, check_reason, now_ms, refused, transfer_id
+from serving.books import Books
 
 State = Literal["started", "settled", "cancelled"]
 _STATES: dict[str | None, State] = {

@@ -19,7 +19,8 @@ from metering.rebuild import State
 from metering.redis_connection import Client
 from metering.redis_meter import deployment_key
 from serving import deployment
-from serving.assembly import Books, metering_on, open_redis
+from serving.assembly import metering_on, open_redis
+from serving.books import Books
 
 Progress = Callable[[str], None]
 

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from metering import ledger
 from metering.records import UsageRecord
-from serving.assembly import Books
+from serving.books import Books
 
 
 class Logged(NamedTuple):

@@ -1,4 +1,4 @@
-"""Re-embedding: the passages of every document, made anew with the model of the settings."""
+"""Re-embedding: the passages of every document, made anew with another model."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from retrieval.catalogue import prepare
 from retrieval.documents import Document
-from serving.assembly import Books
+from retrieval.embedding import Embedder
+from serving.books import Books
 
 _PAGE = 64
 
 
-def reembed(books: Books, progress: Callable[[int], None]) -> int:
+def reembed(books: Books, embedder: Embedder, progress: Callable[[int], None]) -> int:
     """Replace every passage, page by page; what is done stays done. Gives the number of documents."""
-    embedder = books.embedder()
     done, after = 0, ""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while page := books.catalogue.page(after=after, limit=_PAGE):

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from attribution.transparency import Checkpoint, encode_proof
 from metering import merkle
-from serving.assembly import Books
+from serving.books import Books
 
 METADATA = sa.MetaData()
 

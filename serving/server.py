@@ -15,8 +15,10 @@ import uvicorn
 
 from metering.meter import MeterUnavailable
 from serving.api.app import create_app
-from serving.assembly import Books, Service, open_service
+from serving.assembly import open_service
+from serving.books import Books
 from serving.metrics import Metrics
+from serving.service import Service
 from serving.signals import Signals
 
 _log = structlog.get_logger()

@@ -13,7 +13,7 @@ import structlog
 
 from serving import alerts, webhooks
 from serving.alerts import deliveries
-from serving.assembly import Books, Metering
+from serving.books import Books, Metering
 from serving.metrics import Metrics
 from serving.webhooks import WebhookError
 

@@ -14,7 +14,8 @@ from redis import Redis
 
 from metering.redis_server import RedisServer
 from retrieval.embedding import MiniLMEmbedder
-from serving.assembly import Books, open_books
+from serving.assembly import open_books
+from serving.books import Books
 from serving.database import open_database
 from serving.settings import Settings
 from tests.databases import Postgres, new_data_dir, new_sqlite, postgres

@@ -15,8 +15,9 @@ from serving import alerts, closing, customers, receipts, rendering
 from serving.api.alerts import AlertBody, change_alert
 from serving.api.context import Customer, TheService, json_response
 from serving.api.errors import ApiError
-from serving.assembly import Books, Service
+from serving.books import Books
 from serving.outcomes import latest_of
+from serving.service import Service
 
 router = APIRouter()
 

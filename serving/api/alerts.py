@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from serving import alerts
 from serving.api import paid
-from serving.assembly import Service
+from serving.service import Service
 
 
 class AlertBody(BaseModel):

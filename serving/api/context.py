@@ -10,8 +10,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 
 from serving.api.errors import ApiError
-from serving.assembly import Service
 from serving.identity import Caller, Role
+from serving.service import Service
 
 _CHALLENGE = {"www-authenticate": "Bearer"}
 

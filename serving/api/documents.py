@@ -13,8 +13,8 @@ from retrieval.readers import DocumentLine, decode_line
 from serving import rendering
 from serving.api.context import Contributor, TheService, json_response
 from serving.api.errors import ApiError
-from serving.assembly import Service
 from serving.identity import new_id
+from serving.service import Service
 
 router = APIRouter()
 

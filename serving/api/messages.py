@@ -12,9 +12,9 @@ from serving.answered import Answered
 from serving.api import paid
 from serving.api.errors import ApiError
 from serving.api.query import TopK
-from serving.assembly import Service
 from serving.identity import Caller
 from serving.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, Message, Query
+from serving.service import Service
 
 Tokens = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Response
 
 from metering.pricing import UnknownModel
 from serving.api.context import TheService, customer, json_response
-from serving.assembly import Service
+from serving.service import Service
 
 router = APIRouter()
 

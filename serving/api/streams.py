@@ -17,11 +17,11 @@ from serving.answered import Answered
 from serving.api import paid
 from serving.api.errors import ApiError, translate
 from serving.api.quotas import quota_headers
-from serving.assembly import Service
 from serving.delivery import Delivery
 from serving.generators.generator import GeneratorError
 from serving.identity import Caller
 from serving.query import Query
+from serving.service import Service
 
 _CLIENT_CLOSED = 499
 _WORDS = re.compile(r"\S+\s*|\s+")

@@ -9,7 +9,7 @@ import typer
 
 from metering import periods
 from serving import ablation
-from serving.assembly import open_books
+from serving.assembly import open_ablation_function, open_books
 from serving.cli.console import current
 from serving.cli.money import audited, settle
 
@@ -24,21 +24,21 @@ def register(app: typer.Typer) -> None:
 
 @_group.command("run", epilog="Example: patronage ablation run --period 2026-11")
 def run(period: Annotated[str, typer.Option(help="Of which period, YYYY-MM; before it is closed.")]) -> None:
-    """Recompute the period's sample with the dearer value function; what is done stays done if it is interrupted."""
+    """Recompute the period's sample with the audit's value function; what is done stays done if it is interrupted."""
     settings, out = current()
     with open_books(settings) as books:
         periods.parse(period)
-        dearer = books.dearer()
+        function = open_ablation_function(settings)
         asyncio.run(settle(books))
         with out.progress("recomputing") as bar:
             task = bar.add_task("recomputing", total=None, note="")
             done = ablation.run(
-                books, period, dearer, lambda done, total: bar.update(task, completed=done, total=total)
+                books, period, function, lambda done, total: bar.update(task, completed=done, total=total)
             )
     found = done.to_json()
     if out.result(found):
         return
-    out.print(audited(found), f"{done.new} of them now, with {dearer.name} {dearer.model}".rstrip(), "")
+    out.print(audited(found), f"{done.new} of them now, with {function.name} {function.model}".rstrip(), "")
     queries = sorted(found["queries"], key=lambda each: (not each["low"], each["lds"] is None, each["lds"]))
     rows = [
         (each["record"][:16], each["kendall_tau"], each["lds"], each["masks"], "LOW" if each["low"] else "")

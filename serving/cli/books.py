@@ -11,7 +11,8 @@ import typer
 
 from metering import journal, ledger, periods
 from serving import corrections, payouts
-from serving.assembly import Books, open_books, open_metering
+from serving.assembly import open_books, open_metering
+from serving.books import Books
 from serving.cli.console import Out, current
 from serving.trial_balance import FOREVER_MS, TrialBalance, history, trial_balance
 

@@ -11,7 +11,8 @@ import typer
 from metering.meter import Balance, Meter
 from retrieval.documents import check_id
 from serving import alerts, customers, funding
-from serving.assembly import Books, open_books, open_metering
+from serving.assembly import open_books, open_metering
+from serving.books import Books
 from serving.cli.console import Out, current
 from serving.cli.keys import show_keys
 from serving.cli.people import Id, show_new

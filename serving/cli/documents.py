@@ -12,7 +12,7 @@ from retrieval.ingest import Ingest, Report
 from retrieval.readers import read
 from serving import reembedding, rendering
 from serving.answered import Answered
-from serving.assembly import open_books, open_service
+from serving.assembly import open_books, open_embedder, open_service
 from serving.cli.console import CommandError, Out, current
 from serving.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.rulebook import EXTRACTIVE
@@ -48,7 +48,8 @@ def ingest(
                 f"there is no contributor {contributor}: add it with `patronage contributor add`, "
                 "or pass --create-contributors"
             )
-        pipeline = Ingest(books.catalogue, books.embedder(), create_contributors=create_contributors)
+        embedder = open_embedder(settings, books.directory)
+        pipeline = Ingest(books.catalogue, embedder, create_contributors=create_contributors)
         with out.progress("ingesting") as bar:
             task = bar.add_task("ingesting", total=None, note="")
 
@@ -137,7 +138,8 @@ def reembed() -> None:
     settings, out = current()
     with open_books(settings) as books, out.progress("embedding") as bar:
         task = bar.add_task("embedding", total=books.catalogue.count()[0], note="")
-        done = reembedding.reembed(books, lambda count: bar.update(task, completed=count))
+        embedder = open_embedder(settings, books.directory)
+        done = reembedding.reembed(books, embedder, lambda count: bar.update(task, completed=count))
     if not out.result({"documents": done}):
         out.print(f"{done} documents embedded anew")
 

@@ -13,7 +13,8 @@ import typer
 
 from metering import periods
 from serving import closing, explaining
-from serving.assembly import Books, open_books, open_metering
+from serving.assembly import open_books, open_metering
+from serving.books import Books
 from serving.cli.console import CommandError, Out, current
 from serving.portal import explanation_pages, statement_pages
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from attribution.policy import GENERATED_VALUE_FUNCTIONS, VALUE_FUNCTIONS
-from serving.assembly import open_books
+from serving.assembly import open_books, open_embedder, open_valuing
 from serving.cli.console import Out, current
 
 _policy = typer.Typer(help="The policy: what belongs to the documents, and how it is divided.", no_args_is_help=True)
@@ -51,7 +51,8 @@ def set_policy(
         "ablation_ppm": ablation_ppm,
     }
     with open_books(settings) as books:
-        _show(out, books.rulebook.adopt_policy(changes, books.valuing(books.embedder).prove).to_json())
+        valuing = open_valuing(settings, lambda: open_embedder(settings, books.directory))
+        _show(out, books.rulebook.adopt_policy(changes, valuing.prove).to_json())
 
 
 def _show(out: Out, policy: dict[str, Any]) -> None:

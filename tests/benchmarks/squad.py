@@ -25,7 +25,7 @@ from attribution.run import shares
 from attribution.values import COUNTERFACTUAL
 from metering.records import VALUE_ONE
 from retrieval.retriever import Retriever
-from serving.assembly import open_books
+from serving.assembly import open_books, open_embedder, open_valuing
 from serving.generators.extractive import Extractive
 from serving.query import Query
 from serving.rulebook import EXTRACTIVE
@@ -98,8 +98,8 @@ def attributed(data_dir: Path, questions: list[str], value_function: str) -> flo
     """How long the worth of every coalition and the shares of an answer take, in milliseconds a query."""
     spent = 0.0
     with open_books(Settings(data_dir=data_dir)) as books:
-        embedder = books.embedder()
-        retriever, valuing = Retriever(books.catalogue, embedder), books.valuing(lambda: embedder)
+        embedder = open_embedder(books.settings, books.directory)
+        retriever, valuing = Retriever(books.catalogue, embedder), open_valuing(books.settings, lambda: embedder)
         valuing.load(books.rulebook.policy)
         for question in questions:
             retrieval = retriever.retrieve(question, top_k=5, purpose="answer", price=VALUE_ONE)

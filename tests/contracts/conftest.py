@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from serving.assembly import Books, open_books
+from serving.assembly import open_books
+from serving.books import Books
 from serving.settings import Settings
 from tests.databases import new_data_dir
 

@@ -14,7 +14,8 @@ import sqlalchemy as sa
 from metering.meter import Balance
 from serving import alerts, signals
 from serving.alerts import deliveries
-from serving.assembly import Books, Metering, open_books
+from serving.assembly import open_books
+from serving.books import Books, Metering
 from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.signals import ATTEMPTS_MAX, Signals

@@ -15,9 +15,10 @@ from metering.meter import Hold, HoldExpired, InsufficientFunds, MeterUnavailabl
 from metering.pricing import Usage
 from metering.withdrawals import WithdrawalLapsed, recover, withdraw
 from serving import corrections, funding
-from serving.assembly import Metering, open_metering
+from serving.assembly import open_metering
 from serving.audit import audit
 from serving.booking import BookingError, Conflict, NotCovered, ReferenceUsed, Unknown
+from serving.books import Metering
 from serving.rulebook import EXTRACTIVE
 from tests.records import a_record
 

@@ -18,8 +18,9 @@ from attribution.likelihood import Unscorable
 from attribution.values import Table
 from serving import ablation, closing, samples
 from serving.ablation import AblationError
-from serving.assembly import Books, open_books, open_metering
+from serving.assembly import open_ablation_function, open_books, open_metering
 from serving.audit import audit
+from serving.books import Books
 from serving.generators.case import Case
 from serving.samples import DAY_MS, SampleError
 from serving.settings import Settings
@@ -317,7 +318,7 @@ def test_the_same_audit_by_a_language_model_in_this_process_and_at_a_server(sett
         found = []
         for each in (model, served):
             with open_books(each) as books:
-                done = ablation.run(books, PERIOD, books.dearer())
+                done = ablation.run(books, PERIOD, open_ablation_function(books.settings))
                 assert done.to_json()["value_functions"] == {"log_likelihood/1": 1}
                 found.append(done.ablation.agreements)
     assert {each.model for each in found[0]} == {"transformers/babbler"}

@@ -25,8 +25,9 @@ from hypothesis.stateful import (
 from metering import ledger
 from metering.ledger import DAY_MS, Overcorrected, Overdrawn, Transfer
 from serving import payouts
-from serving.assembly import Books, open_books
+from serving.assembly import open_books
 from serving.booking import Conflict, NotCovered, ReferenceUsed, Unknown
+from serving.books import Books
 from serving.settings import Settings
 from tests.databases import new_data_dir
 from tests.records import MOMENT_MS

@@ -1,0 +1,84 @@
+"""The books and their meter, opened: what the use cases are given. :mod:`serving.assembly` opens them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from attribution.transparency import Signer
+from metering import ledger, withdrawals
+from metering.drain import Drain
+from metering.meter import Funding, Limits
+from metering.money import Currency
+from metering.redis_connection import Server
+from metering.redis_meter import RedisMeter
+from metering.spool import Spool
+from metering.usage_log import UsageLog
+from retrieval.catalogue import Catalogue
+from serving.data_dir import DataDir
+from serving.deployment import Deployment
+from serving.identity import Identities
+from serving.rulebook import Rulebook
+from serving.samples import Samples
+from serving.settings import Settings
+from serving.vault import Vault
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Everything that needs no Redis and no model."""
+
+    settings: Settings
+    directory: DataDir
+    engine: sa.Engine
+    deployment: Deployment
+    catalogue: Catalogue
+    identities: Identities
+    rulebook: Rulebook
+    log: UsageLog
+    vault: Vault
+    limits: Limits
+    """What the settings let every API key do."""
+    low_balance: int
+    """What is left on an account when its low balance is signalled, by the settings, in units; 0 is never."""
+    samples: Samples
+
+    @property
+    def currency(self) -> Currency:
+        """The deployment's currency."""
+        return self.deployment.currency
+
+    @property
+    def signer(self) -> Signer:
+        """The operator's signing key."""
+        return self.directory.signer(self.deployment.origin)
+
+
+@dataclass(frozen=True, slots=True)
+class Metering:
+    """The meter, its drain and its spool, on one Redis."""
+
+    books: Books
+    meter: RedisMeter
+    drain: Drain
+    servers: tuple[Server, ...]
+    """Every Redis master, as it was when the meter was opened."""
+    spool: Spool
+
+    async def catch_up(self) -> None:
+        """Bring every account of the meter up to the ledger, and send it what waits in the spool.
+
+        So a crash between the two loses no payment or revocation, and one between delivery and charge no charge.
+        """
+        await withdrawals.recover(self.books.engine, self.meter)
+        for customer in await asyncio.to_thread(self.books.identities.customers):
+            await self.meter.fund(await asyncio.to_thread(self._funding, customer))
+        for key in await asyncio.to_thread(self.books.identities.revoked_keys):
+            await self.meter.revoke(key.owner, key.id)
+        await self.spool.replay(self.meter)
+
+    def _funding(self, customer: str) -> Funding:
+        with self.books.engine.connect() as connection:
+            return ledger.funding(connection, customer)
