@@ -92,3 +92,8 @@ def following(period: str) -> str:
     """The period after ``period``."""
     year, month = map(int, period.split("-"))
     return f"{year + month // 12:04d}-{month % 12 + 1:02d}"
+
+
+def timestamp(milliseconds: int) -> str:
+    """A moment, in milliseconds since the epoch, as RFC 3339 in UTC."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -17,9 +17,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import ledger, periods
 from metering.meter import Meter
-from serving import rendering
 from serving.books import Books
 from serving.limits import parse_amount, show_amount
 from serving.webhooks import URL_CHARS_MAX, check_url, new_secret
@@ -77,7 +76,7 @@ def render(alert: Alert, books: Books) -> dict[str, Any]:
         "below": show_amount(alert.threshold, books.currency),
         "threshold": books.currency.amount(threshold) if threshold else None,
         "webhook": alert.url,
-        "low_since": None if alert.low_ms is None else rendering.timestamp(alert.low_ms),
+        "low_since": None if alert.low_ms is None else periods.timestamp(alert.low_ms),
     }
 
 
@@ -164,7 +163,7 @@ def _mark(books: Books, account: str, left: int) -> None:
         if connection.execute(mine).rowcount == 1 and alert.url is not None:
             amounts = {"left": left, "threshold": threshold}
             data = {name: books.currency.amount(units) for name, units in amounts.items()}
-            body = {"type": EVENT, "timestamp": rendering.timestamp(now), "data": {"account": account, **data}}
+            body = {"type": EVENT, "timestamp": periods.timestamp(now), "data": {"account": account, **data}}
             row = {
                 "id": f"msg_{uuid.uuid4().hex}",
                 "account": account,

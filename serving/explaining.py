@@ -14,7 +14,7 @@ from attribution.apportionment import OFFSET_BITS, offset
 from attribution.outcomes import WEIGHT_ONE, factor
 from attribution.run import Batch, divide, owen_shares
 from attribution.values import UNVALUED
-from metering import ledger
+from metering import ledger, periods
 from metering.pricing import Usage
 from metering.records import PPM, VALUE_ONE, UsageRecord
 from serving import outcomes, receipts, rendering
@@ -52,7 +52,7 @@ def explain(books: Books, record_id: str) -> dict[str, Any]:
         "period": logged.period,
         "account": record.account,
         "model": record.model,
-        "answered": rendering.timestamp(record.finished_ms),
+        "answered": periods.timestamp(record.finished_ms),
         "charge": _charge(books, record),
         "value": _value(record),
         "players": _players(record),

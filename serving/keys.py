@@ -6,27 +6,27 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from metering import periods
 from metering.meter import Meter
 from metering.money import Currency
-from serving import rendering
-from serving.books import Books
-from serving.identity import ApiKey, IdentityError, Role
+from retrieval.catalogue import Catalogue
+from serving.identity import ApiKey, Identities, IdentityError, Role
 
 
 class UnknownOwner(IdentityError):
     """There is nobody of that id in that role."""
 
 
-def check_owner(books: Books, role: str, owner: str) -> tuple[Role, str]:
+def check_owner(identities: Identities, catalogue: Catalogue, role: str, owner: str) -> tuple[Role, str]:
     """The role, and the name of the owner, if keys can be made for them.
 
     Raises:
         UnknownOwner: there is no such role, or nobody of that id in it.
     """
     registers: dict[Role, Callable[[], dict[str, str]]] = {
-        "customer": books.identities.customers,
-        "contributor": books.catalogue.contributors,
-        "operator": books.identities.operators,
+        "customer": identities.customers,
+        "contributor": catalogue.contributors,
+        "operator": identities.operators,
     }
     for known, names in registers.items():
         if role == known and owner in (found := names()):
@@ -34,14 +34,14 @@ def check_owner(books: Books, role: str, owner: str) -> tuple[Role, str]:
     raise UnknownOwner(f"there is no {role} {owner}")
 
 
-async def revoke(books: Books, meter: Meter, identifier: str) -> ApiKey:
+async def revoke(identities: Identities, meter: Meter, identifier: str) -> ApiKey:
     """Refuse a key from now on, for ever. Repeating it is harmless.
 
     Raises:
         UnknownKey: there is none of that id.
         MeterUnavailable: the key is revoked, and the meter, which pays nothing now, hears of it when it is back.
     """
-    key = await asyncio.to_thread(books.identities.revoke, identifier)
+    key = await asyncio.to_thread(identities.revoke, identifier)
     if key.role == "customer":
         await meter.revoke(key.owner, key.id)
     return key
@@ -53,8 +53,8 @@ def render(key: ApiKey, currency: Currency) -> dict[str, Any]:
         "id": key.id,
         "role": key.role,
         "owner": key.owner,
-        "created": rendering.timestamp(key.created_ms),
-        "revoked": None if key.revoked_ms is None else rendering.timestamp(key.revoked_ms),
+        "created": periods.timestamp(key.created_ms),
+        "revoked": None if key.revoked_ms is None else periods.timestamp(key.revoked_ms),
     }
     if key.role == "customer":
         found["limits"] = key.limits.to_json(currency)

@@ -13,10 +13,9 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import ledger, periods
 from metering.ledger import LedgerError, Transfer
 from metering.money import Currency
-from serving import rendering
 from serving.booking import Conflict, NotCovered, ReferenceUsed, Unknown, check_reason, now_ms, refused, transfer_id
 from serving.books import Books
 
@@ -50,8 +49,8 @@ class Payout:
             "contributor": self.contributor,
             "amount": currency.amount(self.amount),
             "state": self.state,
-            "started": rendering.timestamp(self.started_ms),
-            "ended": None if self.ended_ms is None else rendering.timestamp(self.ended_ms),
+            "started": periods.timestamp(self.started_ms),
+            "ended": None if self.ended_ms is None else periods.timestamp(self.ended_ms),
             "reason": self.reason,
         }
 
@@ -169,7 +168,7 @@ def account(books: Books, contributor: str, after: str | None, limit: int) -> di
         "next": found[-1].reference if len(found) == limit else None,
         "corrections": [
             {
-                "at": rendering.timestamp(row.at_ms),
+                "at": periods.timestamp(row.at_ms),
                 "amount": amount(row.amount if row.credit == name else -row.amount),
                 "reason": row.reason,
             }

@@ -9,10 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
-from metering import pricing
+from metering import periods, pricing
 from metering.money import Currency, MoneyError
 from metering.pricing import ModelPrice, PriceBook, PriceError
-from serving import rendering
 
 _NAME_CHARS_MAX: Final = 200
 _FIELDS: Final = {"models", "free_per_month", "effective_from"}
@@ -77,7 +76,7 @@ def render_book(book: PriceBook, currency: Currency, *, in_force: bool) -> dict[
     """One book; its ``models`` and ``free_per_month`` are as :func:`parse` reads them."""
     return {
         "version": book.version,
-        "effective_from": rendering.timestamp(book.effective_ms),
+        "effective_from": periods.timestamp(book.effective_ms),
         "in_force": in_force,
         "free_per_month": currency.amount(book.free_per_month),
         "models": {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 
 from attribution.outcomes import Outcome
+from metering import periods
 from metering.money import Currency
 from metering.records import PPM
 from retrieval.catalogue import Catalogue, StoredDocument
@@ -34,7 +34,7 @@ def receipt(answered: Answered, currency: Currency) -> dict[str, Any]:
         "id": answered.id,
         "charge": currency.amount(answered.charge),
         "free": currency.amount(answered.free),
-        "created": timestamp(answered.created_ms),
+        "created": periods.timestamp(answered.created_ms),
         "model": answered.model,
         "input_tokens": answered.input_tokens,
         "output_tokens": answered.output_tokens,
@@ -73,11 +73,6 @@ def _document(stored: StoredDocument, copies: dict[str, int], currency: Currency
         },
         "copies": [{"original": name, "passages": count} for name, count in copies.items()],
         "state": "active" if stored.withdrawn_ms is None else "withdrawn",
-        "added": timestamp(stored.added_ms),
-        "withdrawn": None if stored.withdrawn_ms is None else timestamp(stored.withdrawn_ms),
+        "added": periods.timestamp(stored.added_ms),
+        "withdrawn": None if stored.withdrawn_ms is None else periods.timestamp(stored.withdrawn_ms),
     }
-
-
-def timestamp(milliseconds: int) -> str:
-    """RFC 3339 in UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

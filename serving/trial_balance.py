@@ -8,11 +8,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import ledger, periods
 from metering.chart import ROOTS, place
 from metering.ledger import Transfer
 from metering.money import Currency
-from serving import rendering
 from serving.booking import Unknown, now_ms
 
 FOREVER_MS: Final = 2**53
@@ -55,7 +54,7 @@ class TrialBalance:
         )
         shown = accounts[:limit]
         return {
-            "at": rendering.timestamp(self.at_ms),
+            "at": periods.timestamp(self.at_ms),
             "groups": [
                 {
                     "root": each.root,
@@ -121,7 +120,7 @@ def _effect(transfer: Transfer, account: str) -> int:
 def _line(transfer: Transfer, account: str, balance: int, currency: Currency) -> dict[str, Any]:
     return {
         "id": transfer.id,
-        "at": rendering.timestamp(transfer.at_ms),
+        "at": periods.timestamp(transfer.at_ms),
         "kind": transfer.kind,
         "other": transfer.debit if transfer.credit == account else transfer.credit,
         "amount": currency.amount(_effect(transfer, account)),

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import sqlalchemy as sa
 from fastapi import APIRouter, Query, Response
 
-from metering import ledger
+from metering import ledger, periods
 from metering.records import SCORE_ONE, UsageRecord, decode_record
 from serving import alerts, closing, customers, receipts, rendering
 from serving.api.alerts import AlertBody, change_alert
@@ -126,7 +126,7 @@ def _render(record: UsageRecord, books: Books) -> dict[str, Any]:
     amount = books.currency.amount
     return {
         "id": record.id,
-        "created": rendering.timestamp(record.finished_ms),
+        "created": periods.timestamp(record.finished_ms),
         "model": record.model,
         "purpose": record.purpose,
         "charge": amount(record.charge),

@@ -36,7 +36,7 @@ async def listed(service: TheService, owner: str | None = None) -> Response:
 async def add(body: KeyBody, service: TheService) -> Response:
     """Make another key; it is shown once."""
     books = service.books
-    role, name = await asyncio.to_thread(keys.check_owner, books, body.role, body.owner)
+    role, name = await asyncio.to_thread(keys.check_owner, books.identities, books.catalogue, body.role, body.owner)
     own = KeyLimits(**limits.parse(body.limits, books.currency))
     key = await asyncio.to_thread(books.identities.issue_key, role, body.owner, own)
     return json_response({"id": body.owner, "name": name, "api_key": key}, 201)
@@ -53,7 +53,7 @@ async def set_limits(key: str, body: dict[str, Any], service: TheService) -> Res
 @router.delete("/keys/{key}")
 async def revoke(key: str, service: TheService) -> Response:
     """Refuse a key from now on, for ever."""
-    found = await keys.revoke(service.books, service.metering.meter, key)
+    found = await keys.revoke(service.books.identities, service.metering.meter, key)
     return json_response(keys.render(found, service.books.currency))
 
 

@@ -48,7 +48,7 @@ def add(
     if given and role != "customer":
         raise typer.BadParameter("only a customer's key pays, so only it has limits", param_hint="ROLE")
     with open_books(settings) as books:
-        known, name = keys.check_owner(books, role, owner)
+        known, name = keys.check_owner(books.identities, books.catalogue, role, owner)
         own = KeyLimits(**limits.parse(given, books.currency))
         show_new(out, owner, name, books.identities.issue_key(known, owner, own))
 
@@ -90,7 +90,7 @@ def revoke(key: Annotated[str, typer.Argument(help="The id of the key, as `key l
 
         async def end() -> ApiKey:
             async with open_metering(books) as metering:
-                return await keys.revoke(books, metering.meter, key)
+                return await keys.revoke(books.identities, metering.meter, key)
 
         result = keys.render(asyncio.run(end()), books.currency)
     if not out.result(result):
