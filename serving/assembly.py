@@ -27,11 +27,9 @@ from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import PACKAGED, Embedder, EmbedderError, MiniLMEmbedder
 from retrieval.retriever import Retriever
-from serving import deployment, limits
+from serving import limits
 from serving.answering import Answering
 from serving.books import Books, Metering
-from serving.data_dir import DataDir
-from serving.database import open_database, sqlite_url
 from serving.earnings import Earnings
 from serving.embeddings import Embeddings
 from serving.generators.extractive import Extractive
@@ -43,9 +41,12 @@ from serving.rulebook import EXTRACTIVE, Rulebook
 from serving.samples import Samples
 from serving.service import Service
 from serving.settings import Settings
+from serving.store import deployment
+from serving.store.data_dir import DataDir
+from serving.store.database import open_database, sqlite_url
+from serving.store.vault import Vault
 from serving.till import Till
 from serving.valuing import Counterfactual, LogLikelihood, Rerun, Support, ValueFunction, Valuing
-from serving.vault import Vault
 
 # As many streams as queries may be in progress; no connection waits for another.
 _UPSTREAM_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)

@@ -17,13 +17,13 @@ from metering.redis_meter import RedisMeter
 from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
-from serving.data_dir import DataDir
-from serving.deployment import Deployment
 from serving.identity import Identities
 from serving.rulebook import Rulebook
 from serving.samples import Samples
 from serving.settings import Settings
-from serving.vault import Vault
+from serving.store.data_dir import DataDir
+from serving.store.deployment import Deployment
+from serving.store.vault import Vault
 
 
 @dataclass(frozen=True, slots=True)

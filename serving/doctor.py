@@ -23,9 +23,9 @@ from retrieval.embedding import PACKAGED, packaged_model_folder
 from retrieval.model_files import locate
 from serving import __version__
 from serving.assembly import TORCH_ADVICE
-from serving.data_dir import DataDir, DataDirError
-from serving.database import DatabaseError, open_database, sqlite_url
 from serving.settings import Settings
+from serving.store.data_dir import DataDir, DataDirError
+from serving.store.database import DatabaseError, open_database, sqlite_url
 
 _LIBRARIES = (
     "fastapi",

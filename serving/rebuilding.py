@@ -18,9 +18,9 @@ from metering import rebuild as books_in_redis
 from metering.rebuild import State
 from metering.redis_connection import Client
 from metering.redis_meter import deployment_key
-from serving import deployment
 from serving.assembly import metering_on, open_redis
 from serving.books import Books
+from serving.store import deployment
 
 Progress = Callable[[str], None]
 

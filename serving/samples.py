@@ -12,7 +12,7 @@ from attribution.agreement import drawn
 from metering.records import UsageRecord
 from serving.generators.case import Case
 from serving.rulebook import Rulebook
-from serving.vault import Vault, VaultError
+from serving.store.vault import Vault, VaultError
 
 _log = structlog.get_logger()
 METADATA = sa.MetaData()

@@ -28,7 +28,7 @@ from serving.identity import Caller
 from serving.query import Idempotency, MaxPriceExceeded
 from serving.rulebook import Rulebook
 from serving.settings import Settings
-from serving.vault import Vault
+from serving.store.vault import Vault
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ from metering.redis_server import RedisServer
 from retrieval.embedding import MiniLMEmbedder
 from serving.assembly import open_books
 from serving.books import Books
-from serving.database import open_database
 from serving.settings import Settings
+from serving.store.database import open_database
 from tests.databases import Postgres, new_data_dir, new_sqlite, postgres
 from tests.redis_servers import RedisClusterProcesses, RedisProcess, cluster, external, flush
 

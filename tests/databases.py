@@ -10,7 +10,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from serving.database import open_database, sqlite_url
+from serving.store.database import open_database, sqlite_url
 
 _TEMPLATE = "patronage_template"
 

@@ -48,14 +48,14 @@ from serving.cli import (
 )
 from serving.cli.console import CommandError, Options, Out, choose
 from serving.closing import ClosingError, NotOverError
-from serving.data_dir import DataDirError
-from serving.database import DatabaseError
 from serving.identity import IdentityError
 from serving.limits import LimitError
 from serving.query import QueryError
 from serving.rebuilding import RebuildError
 from serving.samples import SampleError
 from serving.settings import Settings
+from serving.store.data_dir import DataDirError
+from serving.store.database import DatabaseError
 from serving.till import Overloaded
 from serving.valuing import NotValued
 from serving.webhooks import WebhookError

@@ -27,8 +27,8 @@ from metering.redis_connection import connect
 from metering.redis_meter import deployment_key, usage_stream
 from metering.redis_server import RedisServer
 from metering.usage_log import UsageLog
-from serving import deployment
-from serving.database import open_database, sqlite_url
+from serving.store import deployment
+from serving.store.database import open_database, sqlite_url
 from tests.benchmarks.measure import Result
 from tests.records import MOMENT_MS, a_record, a_use
 

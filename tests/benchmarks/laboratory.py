@@ -23,8 +23,8 @@ from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.near_duplicates import Words, contained
 from retrieval.retriever import Retrieval, Retriever
-from serving.database import open_database, sqlite_url
 from serving.generators import extractive
+from serving.store.database import open_database, sqlite_url
 
 TOP_K = 5
 OURS = "counterfactual"

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from metering import ledger
 from metering.ledger import DAY_MS, Transfer
-from serving.database import open_database, sqlite_url
+from serving.store.database import open_database, sqlite_url
 from tests.benchmarks.measure import Result, rates
 
 SIZES = (10_000, 1_000_000)

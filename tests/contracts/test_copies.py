@@ -17,7 +17,7 @@ from retrieval.analysis import stems, term_ids
 from retrieval.catalogue import Catalogue
 from retrieval.documents import Document, Terms
 from retrieval.passage_table import PreparedPassage, passages_table, sketches
-from serving.migrations.versions import m0007_copies
+from serving.store.migrations.versions import m0007_copies
 
 pytestmark = pytest.mark.usefixtures("moments")
 

@@ -16,7 +16,7 @@ from metering.money import Currency
 from metering.redis_connection import connect
 from metering.redis_meter import DONE_TTL_MS, REGISTERED_TTL_MS, deployment_key, done_key, usage_stream
 from metering.usage_log import SegmentError, UsageLog, parse, records
-from serving import deployment
+from serving.store import deployment
 from tests.records import MOMENT_MS, a_record
 
 SHARDS = 2

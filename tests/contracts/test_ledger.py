@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from metering import ledger
 from metering.ledger import DAY_MS, LedgerError, Overcorrected, Overdrawn, Transfer
-from serving.database import open_database
+from serving.store.database import open_database
 from tests.records import MOMENT_MS
 
 
@@ -226,7 +226,7 @@ def old_database(request, tmp_path) -> str:
     from alembic.config import Config  # noqa: PLC0415
 
     config = Config()
-    config.set_main_option("script_location", str(files("serving.migrations")))
+    config.set_main_option("script_location", str(files("serving.store.migrations")))
     engine = sa.create_engine(url)
     columns = "id, at_ms, debit, credit, amount, kind, reference"
     with engine.begin() as connection:

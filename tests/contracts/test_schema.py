@@ -13,8 +13,9 @@ from alembic.migration import MigrationContext
 
 from metering import ledger
 from retrieval import catalogue
-from serving import ablation, alerts, closing, deployment, identity, outcomes, rulebook, run_log, samples
-from serving.database import open_database
+from serving import ablation, alerts, closing, identity, outcomes, rulebook, run_log, samples
+from serving.store import deployment
+from serving.store.database import open_database
 
 PARTS = (
     catalogue.METADATA,

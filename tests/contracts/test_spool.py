@@ -11,7 +11,7 @@ from metering.redis_connection import connect
 from metering.redis_meter import RedisMeter
 from metering.spool import MAGIC, Spool, SpoolFull
 from metering.usage_log import UsageLog
-from serving import deployment
+from serving.store import deployment
 from tests.records import a_record
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from metering import ledger
 from metering.redis_meter import drainer_key, stream_entries, usage_stream
-from serving.database import open_database
+from serving.store.database import open_database
 from tests.contracts.test_drain import SHARDS, Rig, numbered
 from tests.databases import new_sqlite
 from tests.faults.drainer import POINTS
@@ -92,7 +92,7 @@ async def test_a_disk_that_fails_in_a_write_leaves_no_segment_behind(rig, monkey
 
 
 async def test_a_busy_database_is_waited_for_and_then_tried_again(redis_url, tmp_path, monkeypatch):
-    monkeypatch.setattr("serving.database._BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr("serving.store.database._BUSY_TIMEOUT_MS", 100)
     engine = new_sqlite(tmp_path / "db")
     async with Rig(engine, redis_url, tmp_path / "segments") as rig:
         await rig.capture(*numbered(3))

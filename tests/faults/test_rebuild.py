@@ -16,11 +16,11 @@ from metering.redis_meter import deployment_key, fence_key, shard_of, usage_stre
 from serving import rebuilding
 from serving.assembly import open_books, open_metering
 from serving.audit import audit
-from serving.data_dir import DataDirError
 from serving.funding import credit, open_account
 from serving.rebuilding import RebuildError
 from serving.rulebook import EXTRACTIVE
 from serving.settings import Settings
+from serving.store.data_dir import DataDirError
 from tests.faults.conftest import QUESTIONS
 from tests.records import a_record
 from tests.redis_servers import until

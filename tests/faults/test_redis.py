@@ -16,9 +16,9 @@ from metering.money import Currency
 from metering.redis_connection import RedisUnfit, Script, connect, demand, examine
 from metering.redis_meter import RedisMeter, deployment_key, shard_of, shard_tag, stream_entries, usage_stream
 from metering.usage_log import UsageLog
-from serving import deployment
 from serving.assembly import open_books, open_metering
 from serving.settings import Settings
+from serving.store import deployment
 from tests.databases import new_sqlite
 from tests.records import a_record
 from tests.redis_servers import cluster, external

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from serving.migrations.versions.m0001_begin import _refuse_changes
+from serving.store.migrations.versions.m0001_begin import _refuse_changes
 
 revision = "0002"
 down_revision = "0001"

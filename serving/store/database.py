@@ -61,7 +61,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 
 def _migrate(engine: sa.Engine) -> None:
     current = _revision(engine)
-    with as_file(files("serving.migrations")) as folder:
+    with as_file(files("serving.store.migrations")) as folder:
         known = sorted(path.stem[1:5] for path in (folder / "versions").glob("m[0-9]*.py"))
         if current == known[-1]:
             return

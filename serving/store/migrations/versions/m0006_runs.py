@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-from serving.migrations.versions.m0001_begin import _refuse_changes
-from serving.migrations.versions.m0003_balances import close_ways_around
+from serving.store.migrations.versions.m0001_begin import _refuse_changes
+from serving.store.migrations.versions.m0003_balances import close_ways_around
 
 revision = "0006"
 down_revision = "0003"

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs the migrations on the connection that ``serving.database`` hands over."""
+"""Alembic's entry: runs the migrations on the connection that ``serving.store.database`` hands over."""
 
 from alembic import context
 

@@ -1,0 +1,1 @@
+"""Where state lies: the data directory, the database, what is encrypted."""
