@@ -17,9 +17,9 @@ from metering.meter import MeterUnavailable
 from serving.api.app import create_app
 from serving.assembly import open_service
 from serving.books import Books
-from serving.metrics import Metrics
 from serving.service import Service
 from serving.signals import Signals
+from serving.telemetry.metrics import Metrics
 
 _log = structlog.get_logger()
 _LAST_DRAIN_SECONDS: Final = 5.0

@@ -14,7 +14,7 @@ import structlog
 from serving import alerts, webhooks
 from serving.alerts import deliveries
 from serving.books import Books, Metering
-from serving.metrics import Metrics
+from serving.telemetry.metrics import Metrics
 from serving.webhooks import WebhookError
 
 _log = structlog.get_logger()

@@ -23,8 +23,8 @@ from serving.api import (
     transparency,
 )
 from serving.api.middleware import Edge
-from serving.metrics import Metrics
 from serving.service import Service
+from serving.telemetry.metrics import Metrics
 
 
 def create_app(service: Service, metrics: Metrics) -> FastAPI:

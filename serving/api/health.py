@@ -11,9 +11,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from metering.meter import MeterUnavailable
 from serving.api.context import TheService, json_response
-from serving.metrics import Metrics
 from serving.portal.pages import render
 from serving.rulebook import EXTRACTIVE
+from serving.telemetry.metrics import Metrics
 
 router = APIRouter()
 

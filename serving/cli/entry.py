@@ -27,7 +27,7 @@ from metering.usage_log import SegmentError
 from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
-from serving import __version__, logs
+from serving import __version__
 from serving.ablation import AblationError
 from serving.assembly import AssemblyError
 from serving.booking import BookingError
@@ -56,6 +56,7 @@ from serving.samples import SampleError
 from serving.settings import Settings
 from serving.store.data_dir import DataDirError
 from serving.store.database import DatabaseError
+from serving.telemetry import logs
 from serving.till import Overloaded
 from serving.valuing import NotValued
 from serving.webhooks import WebhookError

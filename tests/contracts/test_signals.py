@@ -16,9 +16,9 @@ from serving import alerts, signals
 from serving.alerts import deliveries
 from serving.assembly import open_books
 from serving.books import Books, Metering
-from serving.metrics import Metrics
 from serving.settings import Settings
 from serving.signals import ATTEMPTS_MAX, Signals
+from serving.telemetry.metrics import Metrics
 from tests.databases import new_data_dir
 
 pytestmark = pytest.mark.anyio

@@ -1,0 +1,1 @@
+"""What is observed: logs and metrics."""
