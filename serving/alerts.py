@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from metering import ledger, periods
 from metering.meter import Meter
 from serving.books import Books
-from serving.limits import parse_amount, show_amount
+from serving.rules.limits import parse_amount, show_amount
 from serving.webhooks import URL_CHARS_MAX, check_url, new_secret
 
 METADATA = sa.MetaData()

@@ -27,7 +27,6 @@ from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import PACKAGED, Embedder, EmbedderError, MiniLMEmbedder
 from retrieval.retriever import Retriever
-from serving import limits
 from serving.answering import Answering
 from serving.books import Books, Metering
 from serving.earnings import Earnings
@@ -37,7 +36,8 @@ from serving.generators.generator import Generator
 from serving.generators.upstream import TIMEOUT, Upstream
 from serving.identity import Identities
 from serving.reader import CaseReader
-from serving.rulebook import EXTRACTIVE, Rulebook
+from serving.rules import limits
+from serving.rules.rulebook import EXTRACTIVE, Rulebook
 from serving.samples import Samples
 from serving.service import Service
 from serving.settings import Settings

@@ -30,9 +30,10 @@ from metering.redis_meter import RedisMeter
 from metering.spool import Spool
 from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
-from serving import archive, closing, payouts, rulebook, run_log
+from serving import archive, closing, payouts, run_log
 from serving.books import Books, Metering
 from serving.embeddings import NO_GAME
+from serving.rules import rulebook
 from serving.samples import DAY_MS
 
 _EXAMPLES: Final = 3

@@ -18,7 +18,7 @@ from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
 from serving.identity import Identities
-from serving.rulebook import Rulebook
+from serving.rules.rulebook import Rulebook
 from serving.samples import Samples
 from serving.settings import Settings
 from serving.store.data_dir import DataDir

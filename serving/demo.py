@@ -23,7 +23,7 @@ from serving.cli.documents import show_answer
 from serving.cli.money import picture
 from serving.portal import statement_pages
 from serving.portal.pages import render
-from serving.rulebook import EXTRACTIVE
+from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 
 _START_SECONDS: Final = 60

@@ -20,7 +20,7 @@ from metering.records import PPM, VALUE_ONE, UsageRecord
 from serving import outcomes, receipts, rendering
 from serving.books import Books
 from serving.division import COLUMNS, divided
-from serving.rulebook import EXTRACTIVE
+from serving.rules.rulebook import EXTRACTIVE
 
 _ALL_COALITIONS_PLAYERS: Final = 4
 _PLACES: Final = 6

@@ -19,8 +19,8 @@ import sqlalchemy as sa
 from cachetools import TTLCache
 
 from metering.meter import KeyRevoked
-from serving import limits
-from serving.limits import KeyLimits
+from serving.rules import limits
+from serving.rules.limits import KeyLimits
 
 METADATA = sa.MetaData()
 _ID = sa.String(200)

@@ -11,7 +11,7 @@ import structlog
 from attribution.agreement import drawn
 from metering.records import UsageRecord
 from serving.generators.case import Case
-from serving.rulebook import Rulebook
+from serving.rules.rulebook import Rulebook
 from serving.store.vault import Vault, VaultError
 
 _log = structlog.get_logger()

@@ -26,7 +26,7 @@ from metering.records import UsageRecord, Use, fingerprint
 from metering.spool import Spool
 from serving.identity import Caller
 from serving.query import Idempotency, MaxPriceExceeded
-from serving.rulebook import Rulebook
+from serving.rules.rulebook import Rulebook
 from serving.settings import Settings
 from serving.store.vault import Vault
 

@@ -17,7 +17,7 @@ import uvicorn
 from metering.money import Currency
 from metering.pricing import ModelPrice, PriceBook
 from serving.assembly import open_books
-from serving.rulebook import price_books
+from serving.rules.rulebook import price_books
 from serving.settings import Settings
 
 MODEL = "writer-1"

@@ -36,8 +36,8 @@ from serving.closing import ClosingError
 from serving.generators.generator import AnswerTimeout, GeneratorBusy, GeneratorError
 from serving.identity import IdentityError, InvalidName, UnknownKey
 from serving.keys import UnknownOwner
-from serving.limits import LimitError
 from serving.query import MaxPriceExceeded, QueryError, QuestionTooLong
+from serving.rules.limits import LimitError
 from serving.run_log import LogSizeError
 from serving.till import AlreadyCharged, Overloaded
 from serving.valuing import NotComputable, NotValued

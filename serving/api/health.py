@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from metering.meter import MeterUnavailable
 from serving.api.context import TheService, json_response
 from serving.portal.pages import render
-from serving.rulebook import EXTRACTIVE
+from serving.rules.rulebook import EXTRACTIVE
 from serving.telemetry.metrics import Metrics
 
 router = APIRouter()

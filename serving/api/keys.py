@@ -9,10 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
-from serving import keys, limits, pricelist
+from serving import keys
 from serving.api.context import TheService, json_response, operator
 from serving.identity import Role
-from serving.limits import KeyLimits
+from serving.rules import limits, pricelist
+from serving.rules.limits import KeyLimits
 
 router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
 

@@ -11,7 +11,7 @@ from serving import rendering
 from serving.api import paid
 from serving.api.context import Payer, TheService, json_response
 from serving.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
-from serving.rulebook import EXTRACTIVE
+from serving.rules.rulebook import EXTRACTIVE
 
 router = APIRouter()
 

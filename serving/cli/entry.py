@@ -49,9 +49,9 @@ from serving.cli import (
 from serving.cli.console import CommandError, Options, Out, choose
 from serving.closing import ClosingError, NotOverError
 from serving.identity import IdentityError
-from serving.limits import LimitError
 from serving.query import QueryError
 from serving.rebuilding import RebuildError
+from serving.rules.limits import LimitError
 from serving.samples import SampleError
 from serving.settings import Settings
 from serving.store.data_dir import DataDirError

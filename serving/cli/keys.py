@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from serving import keys, limits
+from serving import keys
 from serving.assembly import open_books, open_metering
 from serving.cli.console import Out, current
 from serving.cli.people import show_new
 from serving.identity import ROLES, ApiKey
-from serving.limits import KeyLimits
+from serving.rules import limits
+from serving.rules.limits import KeyLimits
 
 _key = typer.Typer(help="API keys.", no_args_is_help=True)
 

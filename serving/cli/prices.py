@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from metering.pricing import PriceError
-from serving import pricelist
 from serving.assembly import open_books
 from serving.cli.console import Out, current
+from serving.rules import pricelist
 
 _prices = typer.Typer(help="Price books: what queries cost, and from when.", no_args_is_help=True)
 

@@ -28,7 +28,7 @@ from retrieval.retriever import Retriever
 from serving.assembly import open_books, open_embedder, open_valuing
 from serving.generators.extractive import Extractive
 from serving.query import Query
-from serving.rulebook import EXTRACTIVE
+from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from tests.records import a_record, a_use
 from tests.servers import Server, cli

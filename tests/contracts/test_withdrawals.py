@@ -19,7 +19,7 @@ from serving.assembly import open_metering
 from serving.audit import audit
 from serving.booking import BookingError, Conflict, NotCovered, ReferenceUsed, Unknown
 from serving.books import Metering
-from serving.rulebook import EXTRACTIVE
+from serving.rules.rulebook import EXTRACTIVE
 from tests.records import a_record
 
 pytestmark = pytest.mark.anyio

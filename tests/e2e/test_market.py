@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from serving.rulebook import NOTICE_MS
+from serving.rules.rulebook import NOTICE_MS
 from tests.e2e.commands import refused
 from tests.e2e.world import Account, World, open_world
 from tests.servers import cli, run, wait_for

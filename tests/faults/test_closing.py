@@ -24,7 +24,7 @@ from metering.usage_log import parse, records
 from serving import closing, outcomes, receipts, run_log
 from serving.assembly import open_books, open_metering
 from serving.audit import audit
-from serving.rulebook import EXTRACTIVE
+from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from tests.records import MOMENT_MS, a_record, a_use
 

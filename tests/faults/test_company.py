@@ -10,7 +10,7 @@ from redis import Redis
 from metering.redis_server import RedisServer
 from serving.assembly import open_books, open_service
 from serving.query import Query
-from serving.rulebook import EXTRACTIVE
+from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from serving.till import COMPANY_FROM
 from tests.faults.conftest import QUESTIONS

@@ -79,8 +79,8 @@ def test_a_flushed_redis_is_refused(data_dir, environment, key, server):
     [
         ("metering.durable:Path.replace", "before"),
         ("metering.durable:Path.replace", "after"),
-        ("serving.rulebook:Rulebook.begin", "before"),
-        ("serving.rulebook:Rulebook.begin", "after"),
+        ("serving.rules.rulebook:Rulebook.begin", "before"),
+        ("serving.rules.rulebook:Rulebook.begin", "after"),
         ("serving.store.deployment:begin", "after"),
         ("serving.store.data_dir:DataDir.signer", "before"),
         ("serving.store.data_dir:DataDir.encryption_key", "before"),

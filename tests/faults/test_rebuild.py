@@ -18,7 +18,7 @@ from serving.assembly import open_books, open_metering
 from serving.audit import audit
 from serving.funding import credit, open_account
 from serving.rebuilding import RebuildError
-from serving.rulebook import EXTRACTIVE
+from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from serving.store.data_dir import DataDirError
 from tests.faults.conftest import QUESTIONS

@@ -7,9 +7,9 @@ from pydantic import ValidationError
 
 from metering.meter import Limits, Quota
 from metering.money import Currency
-from serving import limits
 from serving.api.quotas import quota_headers
-from serving.limits import KeyLimits, LimitError
+from serving.rules import limits
+from serving.rules.limits import KeyLimits, LimitError
 from serving.settings import Settings
 
 USD = Currency.of("USD")

@@ -1,0 +1,1 @@
+"""Versioned terms of business: prices, policy, limits."""
