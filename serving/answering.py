@@ -23,7 +23,7 @@ from retrieval.retriever import Retrieval, Retriever
 from serving.answered import Answered, Citation, Source
 from serving.delivery import Delivery
 from serving.generators.generator import Delivered, Generation, Generator, Transcript
-from serving.identity import Caller
+from serving.people.identity import Caller
 from serving.query import Query, QuestionTooLong
 from serving.samples import Samples
 from serving.settings import Settings

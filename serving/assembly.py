@@ -34,7 +34,7 @@ from serving.embeddings import Embeddings
 from serving.generators.extractive import Extractive
 from serving.generators.generator import Generator
 from serving.generators.upstream import TIMEOUT, Upstream
-from serving.identity import Identities
+from serving.people.identity import Identities
 from serving.reader import CaseReader
 from serving.rules import limits
 from serving.rules.rulebook import EXTRACTIVE, Rulebook

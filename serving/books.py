@@ -17,7 +17,7 @@ from metering.redis_meter import RedisMeter
 from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
-from serving.identity import Identities
+from serving.people.identity import Identities
 from serving.rules.rulebook import Rulebook
 from serving.samples import Samples
 from serving.settings import Settings

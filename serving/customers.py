@@ -8,9 +8,10 @@ from typing import Any
 
 from metering import periods
 from metering.meter import Balance, Meter
-from serving import alerts, keys
+from serving import alerts
 from serving.booking import Unknown
 from serving.books import Books
+from serving.people import keys
 
 
 def money(found: Balance, books: Books) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import msgspec
 from metering.meter import Quota, Replay
 from metering.pricing import UnknownModel, Usage
 from retrieval.embedding import Embedder, Vector
-from serving.identity import Caller
+from serving.people.identity import Caller
 from serving.query import Idempotency, QueryError
 from serving.till import Till
 

@@ -24,7 +24,7 @@ from metering.money import Currency
 from metering.pricing import ModelPrice, Usage
 from metering.records import UsageRecord, Use, fingerprint
 from metering.spool import Spool
-from serving.identity import Caller
+from serving.people.identity import Caller
 from serving.query import Idempotency, MaxPriceExceeded
 from serving.rules.rulebook import Rulebook
 from serving.settings import Settings

@@ -15,7 +15,7 @@ from serving.api.alerts import AlertBody, change_alert
 from serving.api.context import TheService, json_response, operator
 from serving.api.errors import ApiError
 from serving.customers import money, show
-from serving.identity import IdentityError, check_name, new_id
+from serving.people.identity import IdentityError, check_name, new_id
 
 router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request, Response
 
 from serving.api.errors import ApiError
-from serving.identity import Caller, Role
+from serving.people.identity import Caller, Role
 from serving.service import Service
 
 _CHALLENGE = {"www-authenticate": "Bearer"}

@@ -13,7 +13,7 @@ from retrieval.readers import DocumentLine, decode_line
 from serving import rendering
 from serving.api.context import Contributor, TheService, json_response
 from serving.api.errors import ApiError
-from serving.identity import new_id
+from serving.people.identity import new_id
 from serving.service import Service
 
 router = APIRouter()

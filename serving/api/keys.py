@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
-from serving import keys
 from serving.api.context import TheService, json_response, operator
-from serving.identity import Role
+from serving.people import keys
+from serving.people.identity import Role
 from serving.rules import limits, pricelist
 from serving.rules.limits import KeyLimits
 

@@ -12,7 +12,7 @@ from serving.answered import Answered
 from serving.api import paid
 from serving.api.errors import ApiError
 from serving.api.query import TopK
-from serving.identity import Caller
+from serving.people.identity import Caller
 from serving.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, Message, Query
 from serving.service import Service
 

@@ -13,7 +13,7 @@ from metering.money import Currency, MoneyError
 from metering.records import fingerprint
 from serving.api.errors import ApiError
 from serving.api.quotas import quota_headers
-from serving.identity import Caller
+from serving.people.identity import Caller
 from serving.query import Idempotency
 from serving.settings import Settings
 

@@ -16,7 +16,7 @@ from serving.books import Books
 from serving.cli.console import Out, current
 from serving.cli.keys import show_keys
 from serving.cli.people import Id, show_new
-from serving.identity import check_name, new_id
+from serving.people.identity import check_name, new_id
 
 _customer = typer.Typer(help="Customers pay for queries.", no_args_is_help=True)
 

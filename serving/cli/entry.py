@@ -48,7 +48,7 @@ from serving.cli import (
 )
 from serving.cli.console import CommandError, Options, Out, choose
 from serving.closing import ClosingError, NotOverError
-from serving.identity import IdentityError
+from serving.people.identity import IdentityError
 from serving.query import QueryError
 from serving.rebuilding import RebuildError
 from serving.rules.limits import LimitError

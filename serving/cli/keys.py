@@ -7,11 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from serving import keys
 from serving.assembly import open_books, open_metering
 from serving.cli.console import Out, current
 from serving.cli.people import show_new
-from serving.identity import ROLES, ApiKey
+from serving.people import keys
+from serving.people.identity import ROLES, ApiKey
 from serving.rules import limits
 from serving.rules.limits import KeyLimits
 

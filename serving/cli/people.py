@@ -9,7 +9,7 @@ import typer
 from retrieval.documents import check_id
 from serving.assembly import open_books
 from serving.cli.console import CommandError, Out, current
-from serving.identity import check_name, new_id
+from serving.people.identity import check_name, new_id
 
 Id = Annotated[str | None, typer.Option("--id", help="An id of your choice. Default: made from the name.")]
 

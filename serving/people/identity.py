@@ -180,7 +180,7 @@ class Identities:
         return self.key(identifier)
 
     def revoke(self, identifier: str) -> ApiKey:
-        """Mark a key as revoked, for ever. The meter must hear of it too, see :func:`serving.keys.revoke`.
+        """Mark a key as revoked, for ever. The meter must hear of it too, see :func:`serving.people.keys.revoke`.
 
         Raises:
             UnknownKey: there is none of that id.

@@ -10,7 +10,7 @@ from metering import periods
 from metering.meter import Meter
 from metering.money import Currency
 from retrieval.catalogue import Catalogue
-from serving.identity import ApiKey, Identities, IdentityError, Role
+from serving.people.identity import ApiKey, Identities, IdentityError, Role
 
 
 class UnknownOwner(IdentityError):

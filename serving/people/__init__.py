@@ -1,0 +1,1 @@
+"""Who may call: customers, operators, and the API keys of all."""
