@@ -23,8 +23,8 @@ from retrieval.retriever import Retrieval, Retriever
 from serving.answered import Answered, Citation, Source
 from serving.delivery import Delivery
 from serving.generators.generator import Delivered, Generation, Generator, Transcript
+from serving.generators.query import Query, QuestionTooLong
 from serving.people.identity import Caller
-from serving.query import Query, QuestionTooLong
 from serving.samples import Samples
 from serving.settings import Settings
 from serving.till import Sale, Till

@@ -13,8 +13,8 @@ import msgspec
 from metering.meter import Quota, Replay
 from metering.pricing import UnknownModel, Usage
 from retrieval.embedding import Embedder, Vector
+from serving.generators.query import Idempotency, QueryError
 from serving.people.identity import Caller
-from serving.query import Idempotency, QueryError
 from serving.till import Till
 
 TEXTS_MAX: Final = 2_048

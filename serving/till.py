@@ -24,8 +24,8 @@ from metering.money import Currency
 from metering.pricing import ModelPrice, Usage
 from metering.records import UsageRecord, Use, fingerprint
 from metering.spool import Spool
+from serving.generators.query import Idempotency, MaxPriceExceeded
 from serving.people.identity import Caller
-from serving.query import Idempotency, MaxPriceExceeded
 from serving.rules.rulebook import Rulebook
 from serving.settings import Settings
 from serving.store.vault import Vault

@@ -34,9 +34,9 @@ from serving.api.quotas import quota_headers
 from serving.booking import BookingError, Conflict, ReferenceUsed, Unknown
 from serving.closing import ClosingError
 from serving.generators.generator import AnswerTimeout, GeneratorBusy, GeneratorError
+from serving.generators.query import MaxPriceExceeded, QueryError, QuestionTooLong
 from serving.people.identity import IdentityError, InvalidName, UnknownKey
 from serving.people.keys import UnknownOwner
-from serving.query import MaxPriceExceeded, QueryError, QuestionTooLong
 from serving.rules.limits import LimitError
 from serving.run_log import LogSizeError
 from serving.till import AlreadyCharged, Overloaded

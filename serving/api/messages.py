@@ -12,8 +12,8 @@ from serving.answered import Answered
 from serving.api import paid
 from serving.api.errors import ApiError
 from serving.api.query import TopK
+from serving.generators.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, Message, Query
 from serving.people.identity import Caller
-from serving.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, Message, Query
 from serving.service import Service
 
 Tokens = Annotated[int, Field(strict=True, ge=1, le=1_000_000)]

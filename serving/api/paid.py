@@ -13,8 +13,8 @@ from metering.money import Currency, MoneyError
 from metering.records import fingerprint
 from serving.api.errors import ApiError
 from serving.api.quotas import quota_headers
+from serving.generators.query import Idempotency
 from serving.people.identity import Caller
-from serving.query import Idempotency
 from serving.settings import Settings
 
 _KEY_CHARS_MAX = 255

@@ -19,8 +19,8 @@ from serving.api.errors import ApiError, translate
 from serving.api.quotas import quota_headers
 from serving.delivery import Delivery
 from serving.generators.generator import GeneratorError
+from serving.generators.query import Query
 from serving.people.identity import Caller
-from serving.query import Query
 from serving.service import Service
 
 _CLIENT_CLOSED = 499

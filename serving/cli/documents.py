@@ -14,7 +14,7 @@ from serving import reembedding, rendering
 from serving.answered import Answered
 from serving.assembly import open_books, open_embedder, open_service
 from serving.cli.console import CommandError, Out, current
-from serving.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
+from serving.generators.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.rules.rulebook import EXTRACTIVE
 
 _documents = typer.Typer(help="The catalogue of documents.", no_args_is_help=True)

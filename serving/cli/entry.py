@@ -48,8 +48,8 @@ from serving.cli import (
 )
 from serving.cli.console import CommandError, Options, Out, choose
 from serving.closing import ClosingError, NotOverError
+from serving.generators.query import QueryError
 from serving.people.identity import IdentityError
-from serving.query import QueryError
 from serving.rebuilding import RebuildError
 from serving.rules.limits import LimitError
 from serving.samples import SampleError

@@ -19,7 +19,7 @@ from retrieval.chunking import SENTENCE_CHARS_MAX
 from retrieval.retriever import Retrieval, RetrievedDocument
 from serving.generators.case import DOCUMENTS_READ, Case
 from serving.generators.generator import Citation, Delivered
-from serving.query import Query
+from serving.generators.query import Query
 
 NO_ANSWER: Final = "The documents do not answer this question."
 SENTENCES_MAX: Final = 3

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from retrieval.retriever import Retrieval
 from serving.generators.case import Case
-from serving.query import Query
+from serving.generators.query import Query
 
 CHARS_PER_TOKEN_MAX: Final = 16
 """No text counts as fewer tokens than this: a tokenizer may count a long run of anything as one."""

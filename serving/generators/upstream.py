@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from retrieval.retriever import Retrieval, RetrievedPassage
 from serving.generators.case import DOCUMENTS_READ, Case
 from serving.generators.generator import Citation, Delivered, GeneratorBusy, GeneratorError
-from serving.query import Message, Query
+from serving.generators.query import Message, Query
 
 TIMEOUT: Final = httpx.Timeout(5.0, read=None)
 """To connect and to send; how long an answer may take is the deployment's setting."""

@@ -27,7 +27,7 @@ from metering.records import VALUE_ONE
 from retrieval.retriever import Retriever
 from serving.assembly import open_books, open_embedder, open_valuing
 from serving.generators.extractive import Extractive
-from serving.query import Query
+from serving.generators.query import Query
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from tests.records import a_record, a_use

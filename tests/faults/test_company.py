@@ -9,7 +9,7 @@ from redis import Redis
 
 from metering.redis_server import RedisServer
 from serving.assembly import open_books, open_service
-from serving.query import Query
+from serving.generators.query import Query
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from serving.till import COMPANY_FROM

@@ -16,8 +16,8 @@ from retrieval.embedding import MiniLMEmbedder
 from retrieval.retriever import Retrieval, Retriever
 from serving.generators.case import DOCUMENTS_READ, own_text
 from serving.generators.generator import CHARS_PER_TOKEN_MAX, GeneratorError, Transcript
+from serving.generators.query import Message, Query
 from serving.generators.upstream import Upstream
-from serving.query import Message, Query
 from tests.databases import new_sqlite
 from tests.unit.retrieval.library import bring, shelf
 

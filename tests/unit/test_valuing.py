@@ -23,8 +23,8 @@ from retrieval.retriever import Retrieval, Retriever
 from serving import valuing
 from serving.generators import extractive
 from serving.generators.case import Case, own_text
+from serving.generators.query import Query
 from serving.likelihood.upstream import Upstream
-from serving.query import Query
 from serving.reader import CaseReader
 from serving.valuing import Counterfactual, LogLikelihood, NotComputable, NotValued, Support, Valuing
 from tests.databases import new_sqlite
