@@ -21,7 +21,7 @@ from metering.records import UsageRecord
 from metering.usage_log import records
 from serving import samples
 from serving.books import Books
-from serving.valuing import ValueFunction
+from serving.valuing.functions import ValueFunction
 
 METADATA = sa.MetaData()
 

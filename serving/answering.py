@@ -28,7 +28,7 @@ from serving.people.identity import Caller
 from serving.samples import Samples
 from serving.settings import Settings
 from serving.till import Sale, Till
-from serving.valuing import Valuing, waits
+from serving.valuing.functions import Valuing, waits
 
 _ANSWERED = msgspec.msgpack.Decoder(Answered)
 

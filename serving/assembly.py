@@ -35,7 +35,6 @@ from serving.generators.extractive import Extractive
 from serving.generators.generator import Generator
 from serving.generators.upstream import TIMEOUT, Upstream
 from serving.people.identity import Identities
-from serving.reader import CaseReader
 from serving.rules import limits
 from serving.rules.rulebook import EXTRACTIVE, Rulebook
 from serving.samples import Samples
@@ -46,7 +45,8 @@ from serving.store.data_dir import DataDir
 from serving.store.database import open_database, sqlite_url
 from serving.store.vault import Vault
 from serving.till import Till
-from serving.valuing import Counterfactual, LogLikelihood, Rerun, Support, ValueFunction, Valuing
+from serving.valuing.functions import Counterfactual, LogLikelihood, Rerun, Support, ValueFunction, Valuing
+from serving.valuing.reader import CaseReader
 
 # As many streams as queries may be in progress; no connection waits for another.
 _UPSTREAM_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
@@ -95,7 +95,7 @@ def open_scorer(settings: Settings, seconds: float) -> Scorer:
         )
     tokens = settings.likelihood_batch_tokens
     if url is not None:
-        from serving.likelihood.upstream import Upstream  # noqa: PLC0415 # a client that few need
+        from serving.valuing.scoring_server import Upstream  # noqa: PLC0415 # a client that few need
 
         return Upstream(url, model, key=settings.likelihood_key, batch_tokens=tokens, seconds=seconds)
     if find_spec("transformers") is None or find_spec("torch") is None:
@@ -103,7 +103,7 @@ def open_scorer(settings: Settings, seconds: float) -> Scorer:
             f"PATRONAGE_LIKELIHOOD_MODEL={model} needs torch: {TORCH_ADVICE}; "
             "or set PATRONAGE_LIKELIHOOD_URL to a server that has the model"
         )
-    from serving.likelihood.causal_lm import CausalLM  # noqa: PLC0415 # an extra, with torch
+    from serving.valuing.causal_lm import CausalLM  # noqa: PLC0415 # an extra, with torch
 
     return CausalLM(model, batch_tokens=tokens, seconds=seconds)
 

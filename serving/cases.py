@@ -27,9 +27,9 @@ from attribution.support import SUPPORT
 from metering.money import Currency
 from retrieval.embedding import Embedder
 from serving.assembly import open_embedder, open_scorer
-from serving.reader import CaseReader
 from serving.settings import Settings
 from serving.store.data_dir import DataDir
+from serving.valuing.reader import CaseReader
 
 LINE_BYTES_MAX: Final = 10_000_000
 _READ_AHEAD: Final = 4

@@ -11,7 +11,7 @@ from serving.books import Books, Metering
 from serving.earnings import Earnings
 from serving.embeddings import Embeddings
 from serving.till import Till
-from serving.valuing import Valuing
+from serving.valuing.functions import Valuing
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,7 +40,7 @@ from serving.people.keys import UnknownOwner
 from serving.rules.limits import LimitError
 from serving.run_log import LogSizeError
 from serving.till import AlreadyCharged, Overloaded
-from serving.valuing import NotComputable, NotValued
+from serving.valuing.functions import NotComputable, NotValued
 from serving.webhooks import WebhookError
 
 _SERVER_ERROR = 500

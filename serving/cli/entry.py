@@ -58,7 +58,7 @@ from serving.store.data_dir import DataDirError
 from serving.store.database import DatabaseError
 from serving.telemetry import logs
 from serving.till import Overloaded
-from serving.valuing import NotValued
+from serving.valuing.functions import NotValued
 from serving.webhooks import WebhookError
 
 app = typer.Typer(

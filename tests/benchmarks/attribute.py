@@ -26,8 +26,8 @@ from retrieval.readers import read
 from retrieval.retriever import Retriever
 from serving.assembly import open_books
 from serving.generators import extractive
-from serving.reader import CaseReader
 from serving.settings import Settings
+from serving.valuing.reader import CaseReader
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HOTPOTQA, SQUAD = "hotpotqa-annotated", "squad-dev"

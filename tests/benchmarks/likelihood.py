@@ -17,7 +17,7 @@ CASES, MEMBERS, BATCH_TOKENS = 100, 6, 65_536
 
 
 def run() -> Iterator[Result]:
-    from serving.likelihood.causal_lm import CausalLM  # noqa: PLC0415 # heavy
+    from serving.valuing.causal_lm import CausalLM  # noqa: PLC0415 # heavy
     from tests.language_models import babbler, cases, copier, loaded, log_probabilities  # noqa: PLC0415
 
     with tempfile.TemporaryDirectory() as scratch:

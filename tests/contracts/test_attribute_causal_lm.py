@@ -10,8 +10,8 @@ from attribution.cases import Case, CasePassage
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from serving.likelihood.causal_lm import CausalLM
-from serving.reader import CaseReader
+from serving.valuing.causal_lm import CausalLM
+from serving.valuing.reader import CaseReader
 from tests.language_models import copier
 
 

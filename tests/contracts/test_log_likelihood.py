@@ -13,16 +13,16 @@ import pytest
 from attribution.likelihood import Likelihood, LikelihoodError, Prompt, Unscorable, log_likelihood, prepare
 from attribution.shapley import owen_values
 from metering.records import VALUE_ONE
-from serving.likelihood.tokenizer import ModelTokenizer
-from serving.likelihood.upstream import Upstream
+from serving.valuing.scoring_server import Upstream
+from serving.valuing.tokenizer import ModelTokenizer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from serving.likelihood import causal_lm  # noqa: E402
 from transformers import MambaConfig, MambaForCausalLM  # noqa: E402 # only after the check that it is there
 
-from serving.likelihood import causal_lm  # noqa: E402
-from serving.likelihood.causal_lm import CausalLM  # noqa: E402
+from serving.valuing.causal_lm import CausalLM  # noqa: E402
 from tests.language_models import babbler, cases, copier, naive, vllm_like  # noqa: E402
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

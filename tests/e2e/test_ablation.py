@@ -24,7 +24,7 @@ from serving.books import Books
 from serving.generators.case import Case
 from serving.samples import DAY_MS, SampleError
 from serving.settings import Settings
-from serving.valuing import Rerun
+from serving.valuing.functions import Rerun
 from tests.e2e.world import World, open_world
 from tests.servers import Server, cli, run, wait_for
 

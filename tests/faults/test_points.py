@@ -26,7 +26,7 @@ POINTS = {
     "before retrieval": Accident("retrieval.retriever:Retriever.retrieve", "before", "kill", nth=9),
     "after retrieval": Accident("retrieval.retriever:Retriever.retrieve", "after", "kill", nth=9),
     "after generation": Accident("serving.generators.extractive:answer", "after", "kill", nth=9),
-    "after valuing": Accident("serving.valuing:counterfactual", "after", "kill", nth=9),
+    "after valuing": Accident("serving.valuing.functions:counterfactual", "after", "kill", nth=9),
     "before capture": Accident(f"{METER}.capture", "before", "kill", nth=9),
     "after capture": Accident(f"{METER}.capture", "after", "kill", nth=9),
     "before the response": Accident("serving.rendering:answer", "before", "kill", nth=9),
@@ -36,7 +36,7 @@ POINTS = {
     "retrieval finds the disk full": Accident(
         "retrieval.catalogue:Catalogue.clock", "before", "disk-full", nth=9, times=3
     ),
-    "valuing fails": Accident("serving.valuing:counterfactual", "before", "busy", nth=9, times=3),
+    "valuing fails": Accident("serving.valuing.functions:counterfactual", "before", "busy", nth=9, times=3),
     # Redis
     "Redis dies before authorize": Accident(f"{METER}.authorize", "before", "kill-redis", nth=9),
     "Redis dies after authorize": Accident(f"{METER}.authorize", "after", "kill-redis", nth=9),

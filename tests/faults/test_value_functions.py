@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from retrieval.embedding import Embedder
-from serving.valuing import REST_SECONDS
+from serving.valuing.functions import REST_SECONDS
 from tests.e2e.commands import refused
 from tests.e2e.world import Account, World
 from tests.faults.shop import PATH, PLAIN, QUESTION, STREAM, Shop, events, open_shop, settled, text_of

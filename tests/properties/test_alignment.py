@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from attribution.likelihood import Prompt, Unscorable, prepare
-from serving.likelihood.tokenizer import ModelTokenizer
+from serving.valuing.tokenizer import ModelTokenizer
 from tests.tokenizers import merging, tokenize, words
 
 TOKENIZERS = {"merging": merging(), "words": words()}

@@ -11,7 +11,7 @@ import pytest
 
 from attribution.attribute import METHODS, attribute
 from attribution.cases import CaseError, decode_case, encode_result
-from serving.reader import CaseReader
+from serving.valuing.reader import CaseReader
 from tests.benchmarks import attacks
 
 LIGHTHOUSE = "The Vellmar lighthouse was built in 1847 by the engineer Ottilie Brandt."

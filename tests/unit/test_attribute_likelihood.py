@@ -15,8 +15,8 @@ from attribution.attribute import METHODS, attribute
 from attribution.cases import CaseError, decode_case, encode_result
 from attribution.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
 from attribution.likelihood import LikelihoodError, Prompt, Unscorable, log_likelihood
-from serving.likelihood.upstream import Upstream
-from serving.reader import CaseReader
+from serving.valuing.reader import CaseReader
+from serving.valuing.scoring_server import Upstream
 from tests.benchmarks import attacks
 from tests.scorer import Scorer
 

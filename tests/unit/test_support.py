@@ -10,7 +10,7 @@ import pytest
 from attribution.max_games import MaxGame
 from attribution.support import READ_CHARS, Passage, support
 from metering.records import VALUE_ONE
-from serving.reader import CaseReader
+from serving.valuing.reader import CaseReader
 
 FACT = Passage("The Vellmar lighthouse was built in 1847 by the engineer Ottilie Brandt.", "Vellmar lighthouse")
 BRANDT = Passage("Ottilie Brandt was born in Stade, where her father was a shipwright.", "Ottilie Brandt")

@@ -20,13 +20,13 @@ from retrieval.catalogue import Catalogue
 from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.retriever import Retrieval, Retriever
-from serving import valuing
 from serving.generators import extractive
 from serving.generators.case import Case, own_text
 from serving.generators.query import Query
-from serving.likelihood.upstream import Upstream
-from serving.reader import CaseReader
-from serving.valuing import Counterfactual, LogLikelihood, NotComputable, NotValued, Support, Valuing
+from serving.valuing import functions
+from serving.valuing.functions import Counterfactual, LogLikelihood, NotComputable, NotValued, Support, Valuing
+from serving.valuing.reader import CaseReader
+from serving.valuing.scoring_server import Upstream
 from tests.databases import new_sqlite
 from tests.scorer import Scorer
 from tests.unit.retrieval.library import bring, document, shelf
@@ -157,7 +157,7 @@ class TestFailures:
             found.demand("log_likelihood/1")
 
     def test_after_a_failure_nothing_is_begun_for_a_while(self, case: Case, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(valuing, "REST_SECONDS", 0.2)
+        monkeypatch.setattr(functions, "REST_SECONDS", 0.2)
         found = Valuing(
             {"log_likelihood/1": lambda: Broken(LikelihoodError("down")), "counterfactual/1": Counterfactual}
         )

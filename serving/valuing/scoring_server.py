@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 
 from attribution.likelihood import Floats, LikelihoodError, Prompt, Span
-from serving.likelihood.tokenizer import ModelTokenizer
+from serving.valuing.tokenizer import ModelTokenizer
 
 _TIMEOUT_SECONDS: Final = 600.0
 _RETRIES: Final = 2

@@ -23,7 +23,7 @@ from transformers.utils import logging
 
 from attribution.likelihood import Floats, LikelihoodError, Prompt, Span, Unscorable
 from retrieval.model_files import ModelMissing, Place, locate
-from serving.likelihood.tokenizer import ModelTokenizer
+from serving.valuing.tokenizer import ModelTokenizer
 
 _ONE = threading.Lock()
 """Held while a case is scored: which algorithms may run is a setting of the process."""

@@ -1,1 +1,0 @@
-"""Models that say how probable an answer is: a local one, or one behind an HTTP interface."""

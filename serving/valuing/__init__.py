@@ -1,0 +1,1 @@
+"""What coalitions of documents are worth, by each value function."""
