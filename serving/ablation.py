@@ -19,7 +19,7 @@ from attribution.run import shares
 from metering import ledger, periods
 from metering.records import UsageRecord
 from metering.usage_log import records
-from serving import samples
+from serving.answering import samples
 from serving.books import Books
 from serving.valuing.functions import ValueFunction
 

@@ -27,24 +27,24 @@ from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import PACKAGED, Embedder, EmbedderError, MiniLMEmbedder
 from retrieval.retriever import Retriever
-from serving.answering import Answering
+from serving.answering.embeddings import Embeddings
+from serving.answering.pipeline import Answering
+from serving.answering.samples import Samples
+from serving.answering.till import Till
 from serving.books import Books, Metering
 from serving.earnings import Earnings
-from serving.embeddings import Embeddings
 from serving.generators.extractive import Extractive
 from serving.generators.generator import Generator
 from serving.generators.upstream import TIMEOUT, Upstream
 from serving.people.identity import Identities
 from serving.rules import limits
 from serving.rules.rulebook import EXTRACTIVE, Rulebook
-from serving.samples import Samples
 from serving.service import Service
 from serving.settings import Settings
 from serving.store import deployment
 from serving.store.data_dir import DataDir
 from serving.store.database import open_database, sqlite_url
 from serving.store.vault import Vault
-from serving.till import Till
 from serving.valuing.functions import Counterfactual, LogLikelihood, Rerun, Support, ValueFunction, Valuing
 from serving.valuing.reader import CaseReader
 

@@ -31,10 +31,10 @@ from metering.spool import Spool
 from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
 from serving import archive, closing, payouts, run_log
+from serving.answering.embeddings import NO_GAME
+from serving.answering.samples import DAY_MS
 from serving.books import Books, Metering
-from serving.embeddings import NO_GAME
 from serving.rules import rulebook
-from serving.samples import DAY_MS
 
 _EXAMPLES: Final = 3
 _STABLE_TRIES: Final = 20

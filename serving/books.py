@@ -17,9 +17,9 @@ from metering.redis_meter import RedisMeter
 from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
+from serving.answering.samples import Samples
 from serving.people.identity import Identities
 from serving.rules.rulebook import Rulebook
-from serving.samples import Samples
 from serving.settings import Settings
 from serving.store.data_dir import DataDir
 from serving.store.deployment import Deployment

@@ -12,7 +12,7 @@ from metering import periods
 from metering.money import Currency
 from metering.records import PPM
 from retrieval.catalogue import Catalogue, StoredDocument
-from serving.answered import Answered
+from serving.answering.answered import Answered
 
 
 def answer(answered: Answered, currency: Currency) -> dict[str, Any]:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from retrieval.embedding import Embedder
 from retrieval.retriever import Retriever
-from serving.answering import Answering
+from serving.answering.embeddings import Embeddings
+from serving.answering.pipeline import Answering
+from serving.answering.till import Till
 from serving.books import Books, Metering
 from serving.earnings import Earnings
-from serving.embeddings import Embeddings
-from serving.till import Till
 from serving.valuing.functions import Valuing
 
 

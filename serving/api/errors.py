@@ -30,6 +30,7 @@ from metering.periods import PeriodError
 from metering.pricing import PriceError, UnknownModel
 from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
+from serving.answering.till import AlreadyCharged, Overloaded
 from serving.api.quotas import quota_headers
 from serving.booking import BookingError, Conflict, ReferenceUsed, Unknown
 from serving.closing import ClosingError
@@ -39,7 +40,6 @@ from serving.people.identity import IdentityError, InvalidName, UnknownKey
 from serving.people.keys import UnknownOwner
 from serving.rules.limits import LimitError
 from serving.run_log import LogSizeError
-from serving.till import AlreadyCharged, Overloaded
 from serving.valuing.functions import NotComputable, NotValued
 from serving.webhooks import WebhookError
 

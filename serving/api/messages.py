@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.answered import Answered
+from serving.answering.answered import Answered
 from serving.api import paid
 from serving.api.errors import ApiError
 from serving.api.query import TopK

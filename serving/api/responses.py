@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from metering.money import Currency
 from serving import rendering
-from serving.answered import Answered
+from serving.answering.answered import Answered
 from serving.api import paid
 from serving.api.context import Payer, TheService, json_response
 from serving.api.errors import ApiError

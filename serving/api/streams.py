@@ -13,11 +13,11 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from metering.meter import MeterError
-from serving.answered import Answered
+from serving.answering.answered import Answered
+from serving.answering.delivery import Delivery
 from serving.api import paid
 from serving.api.errors import ApiError, translate
 from serving.api.quotas import quota_headers
-from serving.delivery import Delivery
 from serving.generators.generator import GeneratorError
 from serving.generators.query import Query
 from serving.people.identity import Caller

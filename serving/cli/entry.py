@@ -29,6 +29,8 @@ from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__
 from serving.ablation import AblationError
+from serving.answering.samples import SampleError
+from serving.answering.till import Overloaded
 from serving.assembly import AssemblyError
 from serving.booking import BookingError
 from serving.cli import (
@@ -52,12 +54,10 @@ from serving.generators.query import QueryError
 from serving.people.identity import IdentityError
 from serving.rebuilding import RebuildError
 from serving.rules.limits import LimitError
-from serving.samples import SampleError
 from serving.settings import Settings
 from serving.store.data_dir import DataDirError
 from serving.store.database import DatabaseError
 from serving.telemetry import logs
-from serving.till import Overloaded
 from serving.valuing.functions import NotValued
 from serving.webhooks import WebhookError
 

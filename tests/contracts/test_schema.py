@@ -13,7 +13,8 @@ from alembic.migration import MigrationContext
 
 from metering import ledger
 from retrieval import catalogue
-from serving import ablation, alerts, closing, outcomes, run_log, samples
+from serving import ablation, alerts, closing, outcomes, run_log
+from serving.answering import samples
 from serving.people import identity
 from serving.rules import rulebook
 from serving.store import deployment

@@ -13,9 +13,9 @@ import msgspec
 from metering.meter import Quota, Replay
 from metering.pricing import UnknownModel, Usage
 from retrieval.embedding import Embedder, Vector
+from serving.answering.till import Till
 from serving.generators.query import Idempotency, QueryError
 from serving.people.identity import Caller
-from serving.till import Till
 
 TEXTS_MAX: Final = 2_048
 PURPOSE: Final = "embedding"
@@ -75,7 +75,7 @@ class Embeddings:
         Raises:
             QueryError: a text is empty or longer than the model reads, or there are too many.
             PriceError: the model is not priced, or does not embed.
-            MaxPriceExceeded, MeterError, AlreadyCharged, Overloaded: as :meth:`serving.till.Till.open`.
+            MaxPriceExceeded, MeterError, AlreadyCharged, Overloaded: as :meth:`serving.answering.till.Till.open`.
         """
         if model != self.model:
             raise UnknownModel(f"there is no model {model!r} that embeds")

@@ -20,14 +20,14 @@ from metering.pricing import UnknownModel, Usage
 from metering.records import SCORE_ONE, Split, UsageRecord, Use
 from retrieval.embedding import Embedder
 from retrieval.retriever import Retrieval, Retriever
-from serving.answered import Answered, Citation, Source
-from serving.delivery import Delivery
+from serving.answering.answered import Answered, Citation, Source
+from serving.answering.delivery import Delivery
+from serving.answering.samples import Samples
+from serving.answering.till import Sale, Till
 from serving.generators.generator import Delivered, Generation, Generator, Transcript
 from serving.generators.query import Query, QuestionTooLong
 from serving.people.identity import Caller
-from serving.samples import Samples
 from serving.settings import Settings
-from serving.till import Sale, Till
 from serving.valuing.functions import Valuing, waits
 
 _ANSWERED = msgspec.msgpack.Decoder(Answered)

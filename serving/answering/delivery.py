@@ -16,9 +16,9 @@ import msgspec
 
 from metering.meter import Quota
 from metering.records import UsageRecord
-from serving.answered import Answered
+from serving.answering.answered import Answered
+from serving.answering.till import Sale, Till
 from serving.generators.generator import AnswerTimeout, Delivered, Generation, GeneratorError, Transcript
-from serving.till import Sale, Till
 
 CLIENT_LEFT: Final = "client_left"
 """How an answer is marked that its customer did not wait for."""
@@ -106,7 +106,7 @@ class Delivery:
         Raises:
             GeneratorError: the model breaks off; nothing is charged.
             NotValued: the answer cannot be valued; nothing is charged.
-            MeterError: as :meth:`serving.till.Till.charge`.
+            MeterError: as :meth:`serving.answering.till.Till.charge`.
         """
         try:
             async for _ in self:
@@ -122,7 +122,7 @@ class Delivery:
         """Charge for what was taken. ``interrupted`` is the code of the error that broke it off.
 
         Raises:
-            MeterError: as :meth:`serving.till.Till.charge`.
+            MeterError: as :meth:`serving.answering.till.Till.charge`.
         """
         return await self._paid(interrupted, sent=True)
 
