@@ -8,9 +8,9 @@ from typing import Any
 
 from metering import periods
 from metering.meter import Balance, Meter
-from serving import alerts
 from serving.booking import Unknown
 from serving.books import Books
+from serving.notify import alerts
 from serving.people import keys
 
 

@@ -6,7 +6,6 @@ from metering import ledger
 from metering.ledger import LedgerError, Transfer
 from metering.meter import Balance, InsufficientFunds, Meter
 from metering.withdrawals import WithdrawalLapsed, recover, withdraw
-from serving import alerts
 from serving.booking import (
     BookingError,
     Conflict,
@@ -19,6 +18,7 @@ from serving.booking import (
     transfer_id,
 )
 from serving.books import Books
+from serving.notify import alerts
 
 
 async def credit(books: Books, meter: Meter, customer: str, units: int, reference: str) -> Balance:

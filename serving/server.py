@@ -17,8 +17,8 @@ from metering.meter import MeterUnavailable
 from serving.api.app import create_app
 from serving.assembly import open_service
 from serving.books import Books
+from serving.notify.outbox import Signals
 from serving.service import Service
-from serving.signals import Signals
 from serving.telemetry.metrics import Metrics
 
 _log = structlog.get_logger()

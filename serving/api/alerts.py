@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from serving import alerts
 from serving.api import paid
+from serving.notify import alerts
 from serving.service import Service
 
 

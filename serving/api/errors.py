@@ -36,12 +36,12 @@ from serving.booking import BookingError, Conflict, ReferenceUsed, Unknown
 from serving.closing import ClosingError
 from serving.generators.generator import AnswerTimeout, GeneratorBusy, GeneratorError
 from serving.generators.query import MaxPriceExceeded, QueryError, QuestionTooLong
+from serving.notify.webhooks import WebhookError
 from serving.people.identity import IdentityError, InvalidName, UnknownKey
 from serving.people.keys import UnknownOwner
 from serving.rules.limits import LimitError
 from serving.run_log import LogSizeError
 from serving.valuing.functions import NotComputable, NotValued
-from serving.webhooks import WebhookError
 
 _SERVER_ERROR = 500
 _KINDS = {

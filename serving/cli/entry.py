@@ -51,6 +51,7 @@ from serving.cli import (
 from serving.cli.console import CommandError, Options, Out, choose
 from serving.closing import ClosingError, NotOverError
 from serving.generators.query import QueryError
+from serving.notify.webhooks import WebhookError
 from serving.people.identity import IdentityError
 from serving.rebuilding import RebuildError
 from serving.rules.limits import LimitError
@@ -59,7 +60,6 @@ from serving.store.data_dir import DataDirError
 from serving.store.database import DatabaseError
 from serving.telemetry import logs
 from serving.valuing.functions import NotValued
-from serving.webhooks import WebhookError
 
 app = typer.Typer(
     name="patronage",

@@ -12,12 +12,12 @@ import pytest
 import sqlalchemy as sa
 
 from metering.meter import Balance
-from serving import alerts, signals
-from serving.alerts import deliveries
 from serving.assembly import open_books
 from serving.books import Books, Metering
+from serving.notify import alerts, outbox
+from serving.notify.alerts import deliveries
+from serving.notify.outbox import ATTEMPTS_MAX, Signals
 from serving.settings import Settings
-from serving.signals import ATTEMPTS_MAX, Signals
 from serving.telemetry.metrics import Metrics
 from tests.databases import new_data_dir
 
@@ -97,8 +97,8 @@ async def deliver(books: Books, status: int, *, due: bool = True) -> list[httpx.
 async def test_it_is_tried_again_later_and_later_and_given_up_at_last(books, monkeypatch):
     await choose(books, "acme")
     alerts._mark(books, "acme", 0)
-    now = signals._now_ms()
-    monkeypatch.setattr(signals, "_now_ms", lambda: now)
+    now = outbox._now_ms()
+    monkeypatch.setattr(outbox, "_now_ms", lambda: now)
     waits = []
     for attempt in range(1, ATTEMPTS_MAX + 1):
         assert len(await deliver(books, 500)) == 1

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from serving.webhooks import TIMEOUT_S
+from serving.notify.webhooks import TIMEOUT_S
 from tests.e2e.commands import refused
 from tests.e2e.world import Account, World, open_world
 from tests.servers import PATIENCE_SECONDS, cli, run, wait_for

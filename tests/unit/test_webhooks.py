@@ -8,8 +8,8 @@ import base64
 import httpx
 import pytest
 
-from serving import webhooks
-from serving.webhooks import WebhookError
+from serving.notify import webhooks
+from serving.notify.webhooks import WebhookError
 
 pytestmark = pytest.mark.anyio
 

@@ -2,7 +2,7 @@
 
 An account is low from the moment when what is left of it (its balance, and its credit limit where it is invoiced) is
 below its threshold, until it is not. Becoming low puts one event into the outbox, in the same transaction, so that the
-webhook hears of it whatever dies in between; :mod:`serving.webhooks` delivers it.
+webhook hears of it whatever dies in between; :mod:`serving.notify.webhooks` delivers it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import sqlalchemy as sa
 from metering import ledger, periods
 from metering.meter import Meter
 from serving.books import Books
+from serving.notify.webhooks import URL_CHARS_MAX, check_url, new_secret
 from serving.rules.limits import parse_amount, show_amount
-from serving.webhooks import URL_CHARS_MAX, check_url, new_secret
 
 METADATA = sa.MetaData()
 

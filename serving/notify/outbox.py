@@ -11,11 +11,11 @@ import httpx
 import sqlalchemy as sa
 import structlog
 
-from serving import alerts, webhooks
-from serving.alerts import deliveries
 from serving.books import Books, Metering
+from serving.notify import alerts, webhooks
+from serving.notify.alerts import deliveries
+from serving.notify.webhooks import WebhookError
 from serving.telemetry.metrics import Metrics
-from serving.webhooks import WebhookError
 
 _log = structlog.get_logger()
 _PAUSE_S: Final = 0.5

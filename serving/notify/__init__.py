@@ -1,0 +1,1 @@
+"""Events to the outside: alerts, and the webhooks that carry them."""
