@@ -32,7 +32,7 @@ from serving.answering.pipeline import Answering
 from serving.answering.samples import Samples
 from serving.answering.till import Till
 from serving.books import Books, Metering
-from serving.earnings import Earnings
+from serving.closing.earnings import Earnings
 from serving.generators.extractive import Extractive
 from serving.generators.generator import Generator
 from serving.generators.upstream import TIMEOUT, Upstream

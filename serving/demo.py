@@ -16,11 +16,12 @@ from typing import Any, Final
 import httpx
 import openai
 
-from serving import closing, demo_corpus
+from serving import demo_corpus
 from serving.assembly import open_books
 from serving.cli.console import CommandError, Out
 from serving.cli.documents import show_answer
 from serving.cli.money import picture
+from serving.closing import closing
 from serving.portal import statement_pages
 from serving.portal.pages import render
 from serving.rules.rulebook import EXTRACTIVE

@@ -10,7 +10,7 @@ from serving.answering.embeddings import Embeddings
 from serving.answering.pipeline import Answering
 from serving.answering.till import Till
 from serving.books import Books, Metering
-from serving.earnings import Earnings
+from serving.closing.earnings import Earnings
 from serving.valuing.functions import Valuing
 
 

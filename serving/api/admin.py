@@ -9,11 +9,12 @@ from pydantic import BaseModel, Field
 
 from metering.money import Currency, MoneyError
 from retrieval.documents import check_id
-from serving import closing, funding
+from serving import funding
 from serving.api import paid
 from serving.api.alerts import AlertBody, change_alert
 from serving.api.context import TheService, json_response, operator
 from serving.api.errors import ApiError
+from serving.closing import closing
 from serving.customers import money, show
 from serving.people.identity import IdentityError, check_name, new_id
 

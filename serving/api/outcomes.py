@@ -11,10 +11,11 @@ from pydantic import BaseModel, Field
 from attribution.outcomes import Outcome, OutcomeError
 from metering.money import Currency, MoneyError
 from metering.records import PPM
-from serving import outcomes, rendering
+from serving import rendering
 from serving.api.context import Customer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.api.paid import Money
+from serving.closing import outcomes
 
 router = APIRouter()
 

@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from serving import run_log
 from serving.api.context import TheService, json_response
+from serving.closing import run_log
 
 router = APIRouter()
 

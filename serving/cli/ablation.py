@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from metering import periods
-from serving import ablation
 from serving.assembly import open_ablation_function, open_books
 from serving.cli.console import current
 from serving.cli.money import audited, settle
+from serving.closing import ablation
 
 _group = typer.Typer(help="The audit by ablation: sampled queries, recomputed.", no_args_is_help=True)
 _SHOWN = 20

@@ -28,7 +28,6 @@ from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__
-from serving.ablation import AblationError
 from serving.answering.samples import SampleError
 from serving.answering.till import Overloaded
 from serving.assembly import AssemblyError
@@ -49,7 +48,8 @@ from serving.cli import (
     server,
 )
 from serving.cli.console import CommandError, Options, Out, choose
-from serving.closing import ClosingError, NotOverError
+from serving.closing.ablation import AblationError
+from serving.closing.closing import ClosingError, NotOverError
 from serving.generators.query import QueryError
 from serving.notify.webhooks import WebhookError
 from serving.people.identity import IdentityError

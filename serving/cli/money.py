@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from metering import periods
-from serving import closing, explaining
 from serving.assembly import open_books, open_metering
 from serving.books import Books
 from serving.cli.console import CommandError, Out, current
+from serving.closing import closing, explaining
 from serving.portal import explanation_pages, statement_pages
 
 _period = typer.Typer(help="Periods: calendar months in UTC.", no_args_is_help=True)

@@ -19,8 +19,8 @@ from attribution.apportionment import apportion
 from attribution.run import owen_shares
 from metering.records import PPM, UsageRecord
 from metering.usage_log import UsageLog, records
-from serving import closing
 from serving.assembly import open_books
+from serving.closing import closing
 from serving.settings import Settings
 from tests.benchmarks.measure import Result, rates
 from tests.many import write_many

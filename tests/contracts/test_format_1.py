@@ -19,10 +19,10 @@ import sqlalchemy as sa
 from attribution.proofs import verify_receipt
 from attribution.statements import verify
 from metering import ledger
-from serving import closing, receipts
 from serving.assembly import open_books, open_metering
 from serving.audit import audit
 from serving.books import Books
+from serving.closing import closing, receipts
 from serving.settings import Settings
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "format_1"

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from attribution.outcomes import Outcome
 from metering import ledger
 from metering.drain import close_period
-from serving import outcomes, run_log
+from serving.closing import outcomes, run_log
 
 PERIOD = "2026-01"
 GOOD, BAD = Outcome(None, 10**6), Outcome(0, None)

@@ -13,8 +13,8 @@ from alembic.migration import MigrationContext
 
 from metering import ledger
 from retrieval import catalogue
-from serving import ablation, closing, outcomes, run_log
 from serving.answering import samples
+from serving.closing import ablation, closing, outcomes, run_log
 from serving.notify import alerts
 from serving.people import identity
 from serving.rules import rulebook

@@ -16,13 +16,13 @@ import sqlalchemy as sa
 
 from attribution.likelihood import Unscorable
 from attribution.values import Table
-from serving import ablation, closing
-from serving.ablation import AblationError
 from serving.answering import samples
 from serving.answering.samples import DAY_MS, SampleError
 from serving.assembly import open_ablation_function, open_books, open_metering
 from serving.audit import audit
 from serving.books import Books
+from serving.closing import ablation, closing
+from serving.closing.ablation import AblationError
 from serving.generators.case import Case
 from serving.settings import Settings
 from serving.valuing.functions import Rerun

@@ -21,9 +21,9 @@ from metering.meter import Funding, Hold, Request
 from metering.pricing import Usage
 from metering.records import VALUE_ONE, Split
 from metering.usage_log import parse, records
-from serving import closing, outcomes, receipts, run_log
 from serving.assembly import open_books, open_metering
 from serving.audit import audit
+from serving.closing import closing, outcomes, receipts, run_log
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from tests.records import MOMENT_MS, a_record, a_use

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from attribution.run import RunError
 from metering import ledger
 from metering.usage_log import SegmentError, UsageLog
-from serving import closing, hours
 from serving.assembly import open_books
+from serving.closing import closing, hours
 from serving.settings import Settings
 from tests.databases import new_data_dir
 from tests.many import write_many

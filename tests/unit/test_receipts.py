@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving import receipts
 from serving.api import account
+from serving.closing import receipts
 from tests.records import a_record
 
 pytestmark = pytest.mark.anyio

@@ -11,7 +11,7 @@ from attribution.statements import Issue, verify
 from attribution.transparency import Checkpoint, CheckpointError, Signer, open_note
 from metering.money import Currency
 from metering.records import PPM, Split
-from serving.division import Sums, divided
+from serving.closing.division import Sums, divided
 from serving.portal import statement_pages
 from tests.records import a_record, a_table, a_use
 

@@ -17,9 +17,10 @@ from attribution.values import UNVALUED
 from metering import ledger, periods
 from metering.pricing import Usage
 from metering.records import PPM, VALUE_ONE, UsageRecord
-from serving import outcomes, receipts, rendering
+from serving import rendering
 from serving.books import Books
-from serving.division import COLUMNS, divided
+from serving.closing import outcomes, receipts
+from serving.closing.division import COLUMNS, divided
 from serving.rules.rulebook import EXTRACTIVE
 
 _ALL_COALITIONS_PLAYERS: Final = 4

@@ -26,13 +26,13 @@ from metering.ledger import Transfer
 from metering.money import Currency
 from metering.records import UsageRecord
 from metering.usage_log import Segment, UsageLog
-from serving import archive, run_log
-from serving.ablation import ablation_of
-from serving.archive import Archived
 from serving.books import Books
-from serving.division import Sums
-from serving.hours import Job, Progress, jobs_of, parts_of, prune
-from serving.outcomes import Moves, of_period
+from serving.closing import archive, run_log
+from serving.closing.ablation import ablation_of
+from serving.closing.archive import Archived
+from serving.closing.division import Sums
+from serving.closing.hours import Job, Progress, jobs_of, parts_of, prune
+from serving.closing.outcomes import Moves, of_period
 
 METADATA = sa.MetaData()
 

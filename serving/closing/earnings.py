@@ -16,7 +16,7 @@ from metering import ledger, periods
 from metering.drain import first_open
 from metering.money import Currency
 from metering.usage_log import UsageLog
-from serving.division import COLUMNS, Sums, divided
+from serving.closing.division import COLUMNS, Sums, divided
 
 
 class Earnings:

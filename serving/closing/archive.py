@@ -29,8 +29,8 @@ from attribution.transparency import encode_proof
 from metering import merkle
 from metering.periods import hour_name
 from metering.usage_log import SegmentError
-from serving.division import digest
-from serving.hours import Rows, load
+from serving.closing.division import digest
+from serving.closing.hours import Rows, load
 
 _LEAVES: Final = pa.schema([("id", pa.string()), ("leaf", pa.binary(32))])
 _CREDITS: Final = pa.schema(

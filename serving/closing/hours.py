@@ -37,7 +37,7 @@ from attribution.tally import Totals
 from metering import merkle
 from metering.periods import HOUR_MS, hour_name
 from metering.usage_log import Segment, SegmentError, UsageLog
-from serving.division import COLUMNS, Divided, digest, divided
+from serving.closing.division import COLUMNS, Divided, digest, divided
 
 _SUFFIX: Final = ".part"
 _HASH_BYTES: Final = 32
@@ -72,7 +72,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The records of an hour and their credits, as in :class:`serving.division.Divided`, records by id."""
+    """The records of an hour and their credits, as in :class:`serving.closing.division.Divided`, records by id."""
 
     records: pa.Table
     credits: pa.Table
@@ -329,8 +329,10 @@ def _store(path: Path, data: bytes) -> None:
 def _code() -> str:
     """A hash of the code that decides what a part is: another version's parts are not this one's."""
     sha256 = hashlib.sha256(f"pyarrow {pa.__version__} numpy {np.__version__}\n".encode())
-    for package in ("attribution", "metering", "serving"):
+    for package in ("attribution", "metering", "serving.closing"):
         for source in sorted(files(package).iterdir(), key=lambda each: each.name):
-            if source.name.endswith(".py") and (package != "serving" or source.name in ("division.py", "hours.py")):
+            if source.name.endswith(".py") and (
+                package != "serving.closing" or source.name in ("division.py", "hours.py")
+            ):
                 sha256.update(source.read_bytes())
     return sha256.hexdigest()

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from attribution.outcomes import WEIGHT_ONE, Outcome, moved
 from attribution.tally import CreditKey
 from metering import ledger
-from serving.division import Merge, summed
-from serving.hours import Rows
+from serving.closing.division import Merge, summed
+from serving.closing.hours import Rows
 
 METADATA = sa.MetaData()
 

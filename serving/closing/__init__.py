@@ -1,0 +1,1 @@
+"""A period, from its records to its statements."""
