@@ -30,11 +30,11 @@ from metering.redis_meter import RedisMeter
 from metering.spool import Spool
 from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
-from serving import payouts
 from serving.answering.embeddings import NO_GAME
 from serving.answering.samples import DAY_MS
 from serving.books import Books, Metering
 from serving.closing import archive, closing, run_log
+from serving.money import payouts
 from serving.rules import rulebook
 
 _EXAMPLES: Final = 3

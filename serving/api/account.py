@@ -11,13 +11,14 @@ from fastapi import APIRouter, Query, Response
 
 from metering import ledger, periods
 from metering.records import SCORE_ONE, UsageRecord, decode_record
-from serving import customers, rendering
+from serving import rendering
 from serving.api.alerts import AlertBody, change_alert
 from serving.api.context import Customer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.books import Books
 from serving.closing import closing, receipts
 from serving.closing.outcomes import latest_of
+from serving.money import customers
 from serving.notify import alerts
 from serving.service import Service
 

@@ -9,13 +9,13 @@ from pydantic import BaseModel, Field
 
 from metering.money import Currency, MoneyError
 from retrieval.documents import check_id
-from serving import funding
 from serving.api import paid
 from serving.api.alerts import AlertBody, change_alert
 from serving.api.context import TheService, json_response, operator
 from serving.api.errors import ApiError
 from serving.closing import closing
-from serving.customers import money, show
+from serving.money import funding
+from serving.money.customers import money, show
 from serving.people.identity import IdentityError, check_name, new_id
 
 router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])

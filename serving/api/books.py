@@ -10,10 +10,10 @@ from pydantic import BaseModel
 
 from metering import periods
 from metering.money import MoneyError
-from serving import corrections, funding, payouts
 from serving.api import paid
 from serving.api.context import TheService, json_response, operator
-from serving.trial_balance import trial_balance
+from serving.money import corrections, funding, payouts
+from serving.money.trial_balance import trial_balance
 
 router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
 

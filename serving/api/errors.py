@@ -32,11 +32,11 @@ from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
 from serving.answering.till import AlreadyCharged, Overloaded
 from serving.api.quotas import quota_headers
-from serving.booking import BookingError, Conflict, ReferenceUsed, Unknown
 from serving.closing.closing import ClosingError
 from serving.closing.run_log import LogSizeError
 from serving.generators.generator import AnswerTimeout, GeneratorBusy, GeneratorError
 from serving.generators.query import MaxPriceExceeded, QueryError, QuestionTooLong
+from serving.money.booking import BookingError, Conflict, ReferenceUsed, Unknown
 from serving.notify.webhooks import WebhookError
 from serving.people.identity import IdentityError, InvalidName, UnknownKey
 from serving.people.keys import UnknownOwner

@@ -8,10 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from metering import periods
-from serving import payouts
 from serving.api.context import Contributor, TheService, json_response
 from serving.api.errors import ApiError
 from serving.closing import closing
+from serving.money import payouts
 from serving.portal import statement_pages
 
 router = APIRouter()

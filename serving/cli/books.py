@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from metering import journal, ledger, periods
-from serving import corrections, payouts
 from serving.assembly import open_books, open_metering
 from serving.books import Books
 from serving.cli.console import Out, current
-from serving.trial_balance import FOREVER_MS, TrialBalance, history, trial_balance
+from serving.money import corrections, payouts
+from serving.money.trial_balance import FOREVER_MS, TrialBalance, history, trial_balance
 
 _ledger = typer.Typer(help="The double-entry books.")
 _payout = typer.Typer(help="Payouts to contributors, in two phases.", no_args_is_help=True)

@@ -10,12 +10,12 @@ import typer
 
 from metering.meter import Balance, Meter
 from retrieval.documents import check_id
-from serving import customers, funding
 from serving.assembly import open_books, open_metering
 from serving.books import Books
 from serving.cli.console import Out, current
 from serving.cli.keys import show_keys
 from serving.cli.people import Id, show_new
+from serving.money import customers, funding
 from serving.notify import alerts
 from serving.people.identity import check_name, new_id
 

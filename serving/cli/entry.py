@@ -31,7 +31,6 @@ from serving import __version__
 from serving.answering.samples import SampleError
 from serving.answering.till import Overloaded
 from serving.assembly import AssemblyError
-from serving.booking import BookingError
 from serving.cli import (
     ablation,
     books,
@@ -51,6 +50,7 @@ from serving.cli.console import CommandError, Options, Out, choose
 from serving.closing.ablation import AblationError
 from serving.closing.closing import ClosingError, NotOverError
 from serving.generators.query import QueryError
+from serving.money.booking import BookingError
 from serving.notify.webhooks import WebhookError
 from serving.people.identity import IdentityError
 from serving.rebuilding import RebuildError

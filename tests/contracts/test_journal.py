@@ -21,7 +21,7 @@ from metering.chart import place
 from metering.journal import Format
 from metering.ledger import DAY_MS, Transfer
 from metering.money import Currency
-from serving.trial_balance import FOREVER_MS
+from serving.money.trial_balance import FOREVER_MS
 from tests.records import MOMENT_MS
 
 USD = Currency.of("USD")

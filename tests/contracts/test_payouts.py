@@ -14,8 +14,8 @@ import pytest
 from metering import ledger
 from metering.ledger import Transfer
 from metering.money import MoneyError
-from serving import payouts
-from serving.booking import BookingError, Conflict, NotCovered, ReferenceUsed, Unknown
+from serving.money import payouts
+from serving.money.booking import BookingError, Conflict, NotCovered, ReferenceUsed, Unknown
 from tests.records import MOMENT_MS
 
 OWED = 1_000

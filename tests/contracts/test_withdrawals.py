@@ -14,11 +14,11 @@ from metering.ledger import Transfer
 from metering.meter import Hold, HoldExpired, InsufficientFunds, MeterUnavailable, Request
 from metering.pricing import Usage
 from metering.withdrawals import WithdrawalLapsed, recover, withdraw
-from serving import corrections, funding
 from serving.assembly import open_metering
 from serving.audit import audit
-from serving.booking import BookingError, Conflict, NotCovered, ReferenceUsed, Unknown
 from serving.books import Metering
+from serving.money import corrections, funding
+from serving.money.booking import BookingError, Conflict, NotCovered, ReferenceUsed, Unknown
 from serving.rules.rulebook import EXTRACTIVE
 from tests.records import a_record
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from serving import funding
 from serving.assembly import open_books, open_metering
+from serving.money import funding
 from serving.settings import Settings
 from tests.e2e.world import World, problem
 from tests.servers import cli, run

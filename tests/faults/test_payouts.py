@@ -11,9 +11,9 @@ import pytest
 
 from metering import ledger, withdrawals
 from metering.ledger import Transfer
-from serving import funding, payouts
 from serving.assembly import open_metering
 from serving.audit import audit
+from serving.money import funding, payouts
 from tests.records import MOMENT_MS
 
 OWED = 10**10
@@ -22,7 +22,7 @@ import os, signal, sys
 import sqlalchemy as sa
 from metering import ledger, withdrawals
 from metering.redis_meter import RedisMeter
-from serving import payouts
+from serving.money import payouts
 from serving.cli.entry import run
 
 def die(*_, **__):

@@ -16,7 +16,7 @@ from metering.redis_meter import deployment_key, fence_key, shard_of, usage_stre
 from serving import rebuilding
 from serving.assembly import open_books, open_metering
 from serving.audit import audit
-from serving.funding import credit, open_account
+from serving.money.funding import credit, open_account
 from serving.rebuilding import RebuildError
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings

@@ -24,10 +24,10 @@ from hypothesis.stateful import (
 
 from metering import ledger
 from metering.ledger import DAY_MS, Overcorrected, Overdrawn, Transfer
-from serving import payouts
 from serving.assembly import open_books
-from serving.booking import Conflict, NotCovered, ReferenceUsed, Unknown
 from serving.books import Books
+from serving.money import payouts
+from serving.money.booking import Conflict, NotCovered, ReferenceUsed, Unknown
 from serving.settings import Settings
 from tests.databases import new_data_dir
 from tests.records import MOMENT_MS

@@ -9,9 +9,9 @@ from metering import ledger
 from metering.ledger import LedgerError, Transfer
 from metering.meter import Meter
 from metering.money import Currency
-from serving import funding
-from serving.booking import BookingError, Unknown, check_reason, now_ms, refused, transfer_id
 from serving.books import Books
+from serving.money import funding
+from serving.money.booking import BookingError, Unknown, check_reason, now_ms, refused, transfer_id
 
 _OPEN: Final = (ledger.BANK, ledger.COMPUTE, ledger.PLATFORM, ledger.PROMOTIONS, ledger.RESIDUAL)
 _CUSTOMER: Final = ledger.customer("")

@@ -16,8 +16,17 @@ import sqlalchemy as sa
 from metering import ledger, periods
 from metering.ledger import LedgerError, Transfer
 from metering.money import Currency
-from serving.booking import Conflict, NotCovered, ReferenceUsed, Unknown, check_reason, now_ms, refused, transfer_id
 from serving.books import Books
+from serving.money.booking import (
+    Conflict,
+    NotCovered,
+    ReferenceUsed,
+    Unknown,
+    check_reason,
+    now_ms,
+    refused,
+    transfer_id,
+)
 
 State = Literal["started", "settled", "cancelled"]
 _STATES: dict[str | None, State] = {

@@ -6,7 +6,8 @@ from metering import ledger
 from metering.ledger import LedgerError, Transfer
 from metering.meter import Balance, InsufficientFunds, Meter
 from metering.withdrawals import WithdrawalLapsed, recover, withdraw
-from serving.booking import (
+from serving.books import Books
+from serving.money.booking import (
     BookingError,
     Conflict,
     NotCovered,
@@ -17,7 +18,6 @@ from serving.booking import (
     refused,
     transfer_id,
 )
-from serving.books import Books
 from serving.notify import alerts
 
 

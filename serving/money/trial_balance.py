@@ -12,7 +12,7 @@ from metering import ledger, periods
 from metering.chart import ROOTS, place
 from metering.ledger import Transfer
 from metering.money import Currency
-from serving.booking import Unknown, now_ms
+from serving.money.booking import Unknown, now_ms
 
 FOREVER_MS: Final = 2**53
 """A moment behind every transfer."""

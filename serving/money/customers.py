@@ -8,8 +8,8 @@ from typing import Any
 
 from metering import periods
 from metering.meter import Balance, Meter
-from serving.booking import Unknown
 from serving.books import Books
+from serving.money.booking import Unknown
 from serving.notify import alerts
 from serving.people import keys
 

@@ -1,0 +1,1 @@
+"""What operators book: payments, corrections, payouts, and the balance of it all."""
