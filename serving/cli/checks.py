@@ -11,10 +11,10 @@ import typer
 
 from attribution.proofs import verify_growth, verify_receipt
 from attribution.statements import verify as verify_bundle
-from serving import doctor as examination
 from serving.assembly import open_books, open_metering
-from serving.audit import audit as audit_books
 from serving.cli.console import CommandError, Out, current
+from serving.upkeep import doctor as examination
+from serving.upkeep.audit import audit as audit_books
 
 _STATEMENT_BYTES_MAX = 200_000_000
 

@@ -10,12 +10,13 @@ import typer
 
 from retrieval.ingest import Ingest, Report
 from retrieval.readers import read
-from serving import reembedding, rendering
+from serving import rendering
 from serving.answering.answered import Answered
 from serving.assembly import open_books, open_embedder, open_service
 from serving.cli.console import CommandError, Out, current
 from serving.generators.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.rules.rulebook import EXTRACTIVE
+from serving.upkeep import reembedding
 
 _documents = typer.Typer(help="The catalogue of documents.", no_args_is_help=True)
 

@@ -53,12 +53,12 @@ from serving.generators.query import QueryError
 from serving.money.booking import BookingError
 from serving.notify.webhooks import WebhookError
 from serving.people.identity import IdentityError
-from serving.rebuilding import RebuildError
 from serving.rules.limits import LimitError
 from serving.settings import Settings
 from serving.store.data_dir import DataDirError
 from serving.store.database import DatabaseError
 from serving.telemetry import logs
+from serving.upkeep.rebuilding import RebuildError
 from serving.valuing.functions import NotValued
 
 app = typer.Typer(

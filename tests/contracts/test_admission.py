@@ -29,7 +29,7 @@ from metering.pricing import ModelPrice, PriceBook
 from metering.redis_connection import connect
 from metering.redis_meter import RedisMeter
 from metering.usage_log import parse
-from serving.audit import Check, _Free
+from serving.upkeep.audit import Check, _Free
 from tests.records import MOMENT_MS, a_record
 
 pytestmark = pytest.mark.anyio

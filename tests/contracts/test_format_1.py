@@ -20,10 +20,10 @@ from attribution.proofs import verify_receipt
 from attribution.statements import verify
 from metering import ledger
 from serving.assembly import open_books, open_metering
-from serving.audit import audit
 from serving.books import Books
 from serving.closing import closing, receipts
 from serving.settings import Settings
+from serving.upkeep.audit import audit
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "format_1"
 EXPECTED: dict[str, Any] = json.loads((FIXTURE / "expected.json").read_text())

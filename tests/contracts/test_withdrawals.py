@@ -15,11 +15,11 @@ from metering.meter import Hold, HoldExpired, InsufficientFunds, MeterUnavailabl
 from metering.pricing import Usage
 from metering.withdrawals import WithdrawalLapsed, recover, withdraw
 from serving.assembly import open_metering
-from serving.audit import audit
 from serving.books import Metering
 from serving.money import corrections, funding
 from serving.money.booking import BookingError, Conflict, NotCovered, ReferenceUsed, Unknown
 from serving.rules.rulebook import EXTRACTIVE
+from serving.upkeep.audit import audit
 from tests.records import a_record
 
 pytestmark = pytest.mark.anyio

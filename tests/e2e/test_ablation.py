@@ -19,12 +19,12 @@ from attribution.values import Table
 from serving.answering import samples
 from serving.answering.samples import DAY_MS, SampleError
 from serving.assembly import open_ablation_function, open_books, open_metering
-from serving.audit import audit
 from serving.books import Books
 from serving.closing import ablation, closing
 from serving.closing.ablation import AblationError
 from serving.generators.case import Case
 from serving.settings import Settings
+from serving.upkeep.audit import audit
 from serving.valuing.functions import Rerun
 from tests.e2e.world import World, open_world
 from tests.servers import Server, cli, run, wait_for

@@ -22,10 +22,10 @@ from metering.pricing import Usage
 from metering.records import VALUE_ONE, Split
 from metering.usage_log import parse, records
 from serving.assembly import open_books, open_metering
-from serving.audit import audit
 from serving.closing import closing, outcomes, receipts, run_log
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
+from serving.upkeep.audit import audit
 from tests.records import MOMENT_MS, a_record, a_use
 
 PERIOD = periods.of(MOMENT_MS)

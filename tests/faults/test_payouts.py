@@ -12,8 +12,8 @@ import pytest
 from metering import ledger, withdrawals
 from metering.ledger import Transfer
 from serving.assembly import open_metering
-from serving.audit import audit
 from serving.money import funding, payouts
+from serving.upkeep.audit import audit
 from tests.records import MOMENT_MS
 
 OWED = 10**10

@@ -13,14 +13,14 @@ from metering.meter import Hold, InsufficientFunds, MeterLost, Request
 from metering.pricing import Usage
 from metering.redis_connection import connect
 from metering.redis_meter import deployment_key, fence_key, shard_of, usage_stream
-from serving import rebuilding
 from serving.assembly import open_books, open_metering
-from serving.audit import audit
 from serving.money.funding import credit, open_account
-from serving.rebuilding import RebuildError
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from serving.store.data_dir import DataDirError
+from serving.upkeep import rebuilding
+from serving.upkeep.audit import audit
+from serving.upkeep.rebuilding import RebuildError
 from tests.faults.conftest import QUESTIONS
 from tests.records import a_record
 from tests.redis_servers import until

@@ -1,0 +1,1 @@
+"""Proof and repair: the audit, the doctor, and what rebuilds."""
