@@ -47,7 +47,7 @@ def demo() -> None:
             "the demo asks with the official openai client, which is not installed: run `make demo` in the checkout, "
             "or pip install --no-deps -r requirements-demo.lock"
         )
-    from serving import demo as story  # noqa: PLC0415 # no other command waits for the openai client
+    from serving.demo import story  # noqa: PLC0415 # no other command waits for the openai client
 
     _, out = current()
     out.result(story.tell(out, out.data_dir))

@@ -23,7 +23,7 @@ import numpy as np
 from attribution.players import groups, paid
 from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
-from serving import demo_corpus
+from serving.demo import corpus
 from tests.benchmarks import attacks
 from tests.benchmarks.laboratory import METHODS, OURS, Lab, Question, captured, max_game
 from tests.benchmarks.plot import Series, dots
@@ -197,7 +197,7 @@ def legitimate(lab: Lab, hotpotqa: Path) -> Rows:
     """How many passages of texts that nobody copied are taken for copies, and how like their originals they are."""
     sets = {"the SQuAD sample": lab.documents}
     sets["documentation that ships with CPython"] = [
-        Document(each["id"], each["title"], each["text"], each["contributor"]) for each in demo_corpus.documents()
+        Document(each["id"], each["title"], each["text"], each["contributor"]) for each in corpus.documents()
     ]
     if hotpotqa.exists():
         cases = [json.loads(line) for line in hotpotqa.open(encoding="utf-8")]

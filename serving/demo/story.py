@@ -16,12 +16,12 @@ from typing import Any, Final
 import httpx
 import openai
 
-from serving import demo_corpus
 from serving.assembly import open_books
 from serving.cli.console import CommandError, Out
 from serving.cli.documents import show_answer
 from serving.cli.money import picture
 from serving.closing import closing
+from serving.demo import corpus
 from serving.portal import statement_pages
 from serving.portal.pages import render
 from serving.rules.rulebook import EXTRACTIVE
@@ -83,7 +83,7 @@ class _Story:
         corpus = self._folder / "corpus.jsonl"
         self._folder.mkdir(parents=True, exist_ok=True)
         with corpus.open("w") as file:
-            for document in demo_corpus.documents():
+            for document in corpus.documents():
                 file.write(json.dumps(document) + "\n")
         found = self._run("ingest", str(corpus), "--create-contributors")
         if found["rejected"] or not found["documents"] + found["unchanged"]:
@@ -94,7 +94,7 @@ class _Story:
     def _ask(self, url: str, key: str) -> list[dict[str, Any]]:
         self._chapter("The customer asks, with the official openai client")
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=key)
-        first = demo_corpus.QUESTIONS[0]
+        first = corpus.QUESTIONS[0]
         self._say(
             f"  client = openai.OpenAI(base_url='{url}/v1', api_key='patronage-customer-...')",
             f"  client.chat.completions.create(model='{EXTRACTIVE}', messages=[{{'role': 'user', 'content': ...}}])",
@@ -121,7 +121,7 @@ class _Story:
             "More questions, each with its price and who earns:",
             "",
         )
-        answers = [self._query(url, key, question) for question in demo_corpus.QUESTIONS]
+        answers = [self._query(url, key, question) for question in corpus.QUESTIONS]
         rows = [(each["question"], _best(each), each["receipt"]["charge"]["amount"]) for each in answers]
         self._table(["question", "earns most", "charge"], rows, numbers=[2])
         self._say("", "In full, the fifth:", "")
