@@ -80,12 +80,12 @@ class _Story:
 
     def _ingest(self) -> dict[str, Any]:
         self._chapter("Contributors bring documents: the reference documentation that ships with CPython")
-        corpus = self._folder / "corpus.jsonl"
+        path = self._folder / "corpus.jsonl"
         self._folder.mkdir(parents=True, exist_ok=True)
-        with corpus.open("w") as file:
+        with path.open("w") as file:
             for document in corpus.documents():
                 file.write(json.dumps(document) + "\n")
-        found = self._run("ingest", str(corpus), "--create-contributors")
+        found = self._run("ingest", str(path), "--create-contributors")
         if found["rejected"] or not found["documents"] + found["unchanged"]:
             raise CommandError(f"the demo's documents were not taken: {found['rejected'][:1]}")
         self._say(f"{found['documents']} documents in {found['passages']} passages, cut, embedded and indexed")
