@@ -9,9 +9,10 @@ import typer
 
 from metering import periods
 from serving.assembly import open_ablation_function, open_books
-from serving.cli.console import current
-from serving.cli.money import audited, settle
+from serving.cli.money import settle
 from serving.closing import ablation
+from serving.terminal import summaries
+from serving.terminal.console import current
 
 _group = typer.Typer(help="The audit by ablation: sampled queries, recomputed.", no_args_is_help=True)
 _SHOWN = 20
@@ -38,7 +39,7 @@ def run(period: Annotated[str, typer.Option(help="Of which period, YYYY-MM; befo
     found = done.to_json()
     if out.result(found):
         return
-    out.print(audited(found), f"{done.new} of them now, with {function.name} {function.model}".rstrip(), "")
+    out.print(summaries.audited(found), f"{done.new} of them now, with {function.name} {function.model}".rstrip(), "")
     queries = sorted(found["queries"], key=lambda each: (not each["low"], each["lds"] is None, each["lds"]))
     rows = [
         (each["record"][:16], each["kendall_tau"], each["lds"], each["masks"], "LOW" if each["low"] else "")

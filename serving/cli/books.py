@@ -12,9 +12,9 @@ import typer
 from metering import journal, ledger, periods
 from serving.assembly import open_books, open_metering
 from serving.books import Books
-from serving.cli.console import Out, current
 from serving.money import corrections, payouts
 from serving.money.trial_balance import FOREVER_MS, TrialBalance, history, trial_balance
+from serving.terminal.console import Out, current
 
 _ledger = typer.Typer(help="The double-entry books.")
 _payout = typer.Typer(help="Payouts to contributors, in two phases.", no_args_is_help=True)

@@ -17,7 +17,7 @@ from attribution.cases import CaseError, Result, encode_result
 from attribution.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
 from attribution.values import TABLE_PLAYERS_MAX
 from serving.cases import open_attribution, read_lines
-from serving.cli.console import CommandError, Out, current
+from serving.terminal.console import CommandError, Out, current
 
 
 def register(app: typer.Typer) -> None:

@@ -12,7 +12,7 @@ import typer
 from attribution.proofs import verify_growth, verify_receipt
 from attribution.statements import verify as verify_bundle
 from serving.assembly import open_books, open_metering
-from serving.cli.console import CommandError, Out, current
+from serving.terminal.console import CommandError, Out, current
 from serving.upkeep import doctor as examination
 from serving.upkeep.audit import audit as audit_books
 

@@ -12,12 +12,12 @@ from metering.meter import Balance, Meter
 from retrieval.documents import check_id
 from serving.assembly import open_books, open_metering
 from serving.books import Books
-from serving.cli.console import Out, current
 from serving.cli.keys import show_keys
 from serving.cli.people import Id, show_new
 from serving.money import customers, funding
 from serving.notify import alerts
 from serving.people.identity import check_name, new_id
+from serving.terminal.console import Out, current
 
 _customer = typer.Typer(help="Customers pay for queries.", no_args_is_help=True)
 

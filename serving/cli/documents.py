@@ -13,9 +13,10 @@ from retrieval.readers import read
 from serving import rendering
 from serving.answering.answered import Answered
 from serving.assembly import open_books, open_embedder, open_service
-from serving.cli.console import CommandError, Out, current
 from serving.generators.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.rules.rulebook import EXTRACTIVE
+from serving.terminal import summaries
+from serving.terminal.console import CommandError, current
 from serving.upkeep import reembedding
 
 _documents = typer.Typer(help="The catalogue of documents.", no_args_is_help=True)
@@ -131,7 +132,7 @@ def query(
         answered = asyncio.run(ask())
         result = rendering.answer(answered, books.currency)
     if not out.result(result):
-        show_answer(out, result)
+        summaries.answer(out, result)
 
 
 def reembed() -> None:
@@ -143,25 +144,6 @@ def reembed() -> None:
         done = reembedding.reembed(books, embedder, lambda count: bar.update(task, completed=count))
     if not out.result({"documents": done}):
         out.print(f"{done} documents embedded anew")
-
-
-def show_answer(out: Out, result: dict[str, Any]) -> None:
-    """An answer for people: the text, where it comes from, who earns, what it cost."""
-    out.print(" ".join(result["answer"].split()), "")
-    for number, citation in enumerate(result["citations"], 1):
-        source = result["sources"][citation["source"]]
-        start, end = citation["passage"]
-        out.print(f"  [{number}] {source['title']} ({source['document_id']}), characters {start} to {end}")
-    out.print("")
-    rows = [
-        (source["document_id"], source["contributor"], "cited" if source["cited"] else "", f"{source['share']:.1%}",
-         "█" * round(source["share"] * 30))
-        for source in result["sources"]
-    ]  # fmt: skip
-    rows.append(("no document", "", "", f"{result['model_residual']:.1%}", "░" * round(result["model_residual"] * 30)))
-    out.table(["document", "contributor", "", "share", ""], rows, numbers=[3])
-    receipt = result["receipt"]
-    out.print("", f"receipt {receipt['id']}: {receipt['charge']['amount']} {receipt['charge']['currency']}")
 
 
 def _terms(row: dict[str, Any]) -> str:

@@ -58,6 +58,7 @@ from serving.settings import Settings
 from serving.store.data_dir import DataDirError
 from serving.store.database import DatabaseError
 from serving.telemetry import logs
+from serving.terminal.console import CommandError, Options, choose
 from serving.upkeep.rebuilding import RebuildError
 from serving.valuing.functions import NotValued
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from serving.assembly import open_books, open_metering
-from serving.cli.console import Out, current
 from serving.cli.people import show_new
 from serving.people import keys
 from serving.people.identity import ROLES, ApiKey
 from serving.rules import limits
 from serving.rules.limits import KeyLimits
+from serving.terminal.console import Out, current
 
 _key = typer.Typer(help="API keys.", no_args_is_help=True)
 

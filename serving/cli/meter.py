@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from serving.assembly import open_books
-from serving.cli.console import current
+from serving.terminal.console import current
 from serving.upkeep import rebuilding
 
 _meter = typer.Typer(help="The meter: the books in Redis.", no_args_is_help=True)

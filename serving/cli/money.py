@@ -14,13 +14,12 @@ import typer
 from metering import periods
 from serving.assembly import open_books, open_metering
 from serving.books import Books
-from serving.cli.console import CommandError, Out, current
 from serving.closing import closing, explaining
 from serving.portal import explanation_pages, statement_pages
+from serving.terminal import summaries
+from serving.terminal.console import CommandError, Out, current
 
 _period = typer.Typer(help="Periods: calendar months in UTC.", no_args_is_help=True)
-
-_BAR = 40
 
 
 class Format(StrEnum):
@@ -112,7 +111,7 @@ def _table(out: Out, rows: list[dict[str, Any]], columns: Sequence[str]) -> None
 
 def _bars(found: dict[str, Any]) -> list[str]:
     largest = max((abs(each["units"]) for each in found["picture"]), default=0) or 1
-    return ["█" * round(abs(each["units"]) / largest * _BAR) for each in found["picture"]]
+    return [summaries.bar(abs(each["units"]) / largest) for each in found["picture"]]
 
 
 def _cell(value: Any) -> str:
@@ -148,32 +147,6 @@ def statement(
         typer.echo(text, nl=False)
 
 
-def audited(ablation: dict[str, Any]) -> str:
-    """The audit by ablation in one line."""
-    if not ablation["sampled"]:
-        return "audit by ablation: no query was drawn"
-    line = f"audit by ablation: {ablation['recomputed']} of {ablation['sampled']} drawn queries recomputed"
-    for name, measure in (("Kendall's tau", "kendall_tau"), ("linear datamodeling score", "lds")):
-        if ablation[measure] is not None:
-            line += f", {name} {ablation[measure]:.2f}"
-    if ablation["recomputed"]:
-        line += f" over {ablation['masks']} masks, {ablation['low']} low"
-    return line
-
-
-def picture(out: Out, summary: dict[str, Any]) -> None:
-    """Who earned what, as bars."""
-    amounts = [
-        (each["contributor"], float(each["credited"]["amount"]), each["credited"]["amount"])
-        for each in summary["statements"]
-    ]
-    amounts.sort(key=lambda each: (-each[1], each[0]))
-    amounts.append(("(no document: residual)", float(summary["residual"]["amount"]), summary["residual"]["amount"]))
-    largest = max((value for _, value, _ in amounts), default=0.0) or 1.0
-    rows = [(name, amount, "█" * round(value / largest * _BAR)) for name, value, amount in amounts]
-    out.table(["contributor", f"earned ({summary['charged']['currency']})", ""], rows, numbers=[1])
-
-
 async def settle(books: Books) -> None:
     """Move everything that was captured into the log and the ledger."""
     async with open_metering(books) as metering:
@@ -190,5 +163,5 @@ def _show(out: Out, summary: dict[str, Any], verb: str) -> None:
         [[summary["records"], *[summary[name]["amount"] for name in names]]],
         numbers=range(6),
     )
-    out.print("", audited(summary["ablation"]), "")
-    picture(out, summary)
+    out.print("", summaries.audited(summary["ablation"]), "")
+    summaries.earned(out, summary)

@@ -8,8 +8,8 @@ import typer
 
 from retrieval.documents import check_id
 from serving.assembly import open_books
-from serving.cli.console import CommandError, Out, current
 from serving.people.identity import check_name, new_id
+from serving.terminal.console import CommandError, Out, current
 
 Id = Annotated[str | None, typer.Option("--id", help="An id of your choice. Default: made from the name.")]
 

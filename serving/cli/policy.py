@@ -8,7 +8,7 @@ import typer
 
 from attribution.policy import GENERATED_VALUE_FUNCTIONS, VALUE_FUNCTIONS
 from serving.assembly import open_books, open_embedder, open_valuing
-from serving.cli.console import Out, current
+from serving.terminal.console import Out, current
 
 _policy = typer.Typer(help="The policy: what belongs to the documents, and how it is divided.", no_args_is_help=True)
 

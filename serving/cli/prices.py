@@ -11,8 +11,8 @@ import typer
 
 from metering.pricing import PriceError
 from serving.assembly import open_books
-from serving.cli.console import Out, current
 from serving.rules import pricelist
+from serving.terminal.console import Out, current
 
 _prices = typer.Typer(help="Price books: what queries cost, and from when.", no_args_is_help=True)
 

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from serving.assembly import open_books
-from serving.cli.console import CommandError, current
+from serving.terminal.console import CommandError, current
 
 
 def register(app: typer.Typer) -> None:

@@ -17,15 +17,14 @@ import httpx
 import openai
 
 from serving.assembly import open_books
-from serving.cli.console import CommandError, Out
-from serving.cli.documents import show_answer
-from serving.cli.money import picture
 from serving.closing import closing
 from serving.demo import corpus
 from serving.portal import statement_pages
 from serving.portal.pages import render
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
+from serving.terminal import summaries
+from serving.terminal.console import CommandError, Out
 
 _START_SECONDS: Final = 60
 _STOP_SECONDS: Final = 30
@@ -126,7 +125,7 @@ class _Story:
         self._table(["question", "earns most", "charge"], rows, numbers=[2])
         self._say("", "In full, the fifth:", "")
         if not self._out.is_json:
-            show_answer(self._out, answers[4])
+            summaries.answer(self._out, answers[4])
         return [{"question": first, "receipt": receipt, "answer": message.content}, *answers]
 
     def _close(self) -> dict[str, Any]:
@@ -136,7 +135,7 @@ class _Story:
         )
         closed = self._run("period", "close", period, "--early")
         if not self._out.is_json:
-            picture(self._out, closed)
+            summaries.earned(self._out, closed)
         units = [closed[name]["amount"] for name in ("charged", "cost", "platform", "credited", "residual")]
         self._say("", "charged {} = cost {} + platform {} + credited {} + residual {} USD".format(*units))
         return closed

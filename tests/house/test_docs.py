@@ -12,8 +12,8 @@ from pkgutil import iter_modules
 import pytest
 
 import serving.api
-from serving import reference
 from serving.settings import Settings
+from tools import reference
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -59,7 +59,7 @@ def strings(node: ast.expr) -> set[str]:
 @pytest.mark.parametrize("name", sorted(reference.pages()))
 def test_reference_pages_are_what_the_program_makes(name):
     written = (reference.FOLDER / name).read_text(encoding="utf-8")
-    assert written == reference.pages()[name], "run `python -m serving.reference`"
+    assert written == reference.pages()[name], "run `python -m tools.reference`"
 
 
 def test_every_setting_is_described_and_listed():
@@ -110,7 +110,9 @@ def test_no_page_knows_the_machine_it_was_written_on(page):
 
 
 def test_every_audit_check_has_its_section_in_the_runbook():
-    checks = [name for call in calls(ROOT / "serving" / "audit.py", "Check") for name in strings(call.args[0])]
+    checks = [
+        name for call in calls(ROOT / "serving" / "upkeep" / "audit.py", "Check") for name in strings(call.args[0])
+    ]
     assert checks
     assert set(checks) <= set(headings(DOCS / "operations.md"))
 

@@ -1,4 +1,4 @@
-"""The reference pages, made from the program itself: ``python -m serving.reference`` writes them.
+"""The reference pages, made from the program itself: ``python -m tools.reference`` writes them.
 
 ``docs/reference/cli.md`` comes from the command line, ``docs/reference/settings.md`` from :class:`Settings`. A test
 fails if the files in the checkout are not what this module makes.
@@ -23,7 +23,7 @@ from serving.settings import Settings
 FOLDER: Final = Path(__file__).parents[1] / "docs" / "reference"
 """Where the pages lie in a checkout."""
 
-_MADE: Final = "<!-- Made by `python -m serving.reference`; change the program, not this page. -->"
+_MADE: Final = "<!-- Made by `python -m tools.reference`; change the program, not this page. -->"
 _TYPES: Final = {bool: "`true` or `false`", str: "text", int: "whole number", float: "number", Path: "path"}
 _BOUNDS: Final = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
