@@ -19,9 +19,9 @@ from serving.valuing.tokenizer import ModelTokenizer
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from serving.likelihood import causal_lm  # noqa: E402
 from transformers import MambaConfig, MambaForCausalLM  # noqa: E402 # only after the check that it is there
 
+from serving.valuing import causal_lm  # noqa: E402
 from serving.valuing.causal_lm import CausalLM  # noqa: E402
 from tests.language_models import babbler, cases, copier, naive, vllm_like  # noqa: E402
 
