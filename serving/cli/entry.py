@@ -46,7 +46,6 @@ from serving.cli import (
     prices,
     server,
 )
-from serving.cli.console import CommandError, Options, Out, choose
 from serving.closing.ablation import AblationError
 from serving.closing.closing import ClosingError, NotOverError
 from serving.generators.query import QueryError
@@ -58,7 +57,7 @@ from serving.settings import Settings
 from serving.store.data_dir import DataDirError
 from serving.store.database import DatabaseError
 from serving.telemetry import logs
-from serving.terminal.console import CommandError, Options, choose
+from serving.terminal.console import CommandError, Options, Out, choose
 from serving.upkeep.rebuilding import RebuildError
 from serving.valuing.functions import NotValued
 
