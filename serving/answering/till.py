@@ -34,9 +34,9 @@ T = TypeVar("T")
 
 _log = structlog.get_logger()
 _RUNNING_PAUSE_S: Final = 0.2
-COMPANY_FROM: Final = 16
-COMPANY_S: Final = 0.02
-"""With so many paid calls in progress, authorize and capture wait so long to be sent with others (docs/adr/0025)."""
+GROUP_COMMIT_FROM: Final = 16
+GROUP_COMMIT_S: Final = 0.02
+"""From so many paid calls in progress, authorize and capture wait so long to be sent in a group (docs/adr/0025)."""
 
 
 class Overloaded(RuntimeError):
@@ -133,7 +133,7 @@ class Till:
         self._settings = settings
         self._limits = limits
         self._running = 0
-        self._departure: asyncio.Event | None = None
+        self._group_sent: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -217,7 +217,7 @@ class Till:
             await asyncio.wait(self._tasks)
 
     async def _authorize(self, request: Request) -> Hold | Replay:
-        await self._company()
+        await self._join_group()
         if self._spool.waiting:
             # What is owed already comes before anything new is promised.
             await self._spool.replay(self._meter)
@@ -241,22 +241,23 @@ class Till:
                     raise
             await asyncio.sleep(_RUNNING_PAUSE_S)
 
-    async def _company(self) -> None:
-        """Where many calls run, wait a moment: what is sent together costs Redis and the disk little more than one.
+    async def _join_group(self) -> None:
+        """Group commit: where many calls run, wait until those of the next moment can be sent as one.
 
-        Each is a script of its own all the same, admitted or refused by itself.
+        A group costs Redis and the disk little more than one script. Each member is still a script of its own,
+        admitted or refused by itself.
         """
-        if self._running < COMPANY_FROM:
+        if self._running < GROUP_COMMIT_FROM:
             return
-        if self._departure is None or self._departure.is_set():
-            self._departure = asyncio.Event()
-            asyncio.get_running_loop().call_later(COMPANY_S, self._departure.set)
-        await self._departure.wait()
+        if self._group_sent is None or self._group_sent.is_set():
+            self._group_sent = asyncio.Event()
+            asyncio.get_running_loop().call_later(GROUP_COMMIT_S, self._group_sent.set)
+        await self._group_sent.wait()
 
     async def _charge(self, sale: Sale, record: UsageRecord, response: bytes) -> None:
         try:
             kept = self._vault.seal(response, record.account) if response else b""
-            await self._company()
+            await self._join_group()
             try:
                 await self._meter.capture(sale.hold, record, kept)
             except MeterUnavailable as error:

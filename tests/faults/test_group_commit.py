@@ -1,4 +1,4 @@
-"""Where many paid calls run, what goes to Redis goes together; each is admitted and charged by itself all the same."""
+"""Group commit: where many paid calls run, they are sent to Redis together; each is admitted and charged by itself."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from metering.redis_server import RedisServer
-from serving.answering.till import COMPANY_FROM
+from serving.answering.till import GROUP_COMMIT_FROM
 from serving.assembly import open_books, open_service
 from serving.generators.query import Query
 from serving.rules.rulebook import EXTRACTIVE
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.anyio,
     pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"]),
 ]
-MANY = 4 * COMPANY_FROM
+MANY = 4 * GROUP_COMMIT_FROM
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ def ask(service, key):
     return asked
 
 
-async def test_many_share_their_way_to_redis(service, ask, data_dir, monkeypatch):
-    monkeypatch.setattr("serving.answering.till.COMPANY_S", 3)
+async def test_many_are_sent_in_groups(service, ask, data_dir, monkeypatch):
+    monkeypatch.setattr("serving.answering.till.GROUP_COMMIT_S", 3)
     meter = service.metering.meter
     await ask(0)  # Redis has the scripts
     before = await meter.balance(ask.account)
@@ -67,6 +67,6 @@ async def test_many_share_their_way_to_redis(service, ask, data_dir, monkeypatch
 
 
 async def test_who_is_alone_waits_for_nobody(ask, monkeypatch):
-    monkeypatch.setattr("serving.answering.till.COMPANY_S", 3_600)
-    found = await asyncio.gather(*(ask(number) for number in range(COMPANY_FROM - 1)))
-    assert len({each.id for each in found}) == COMPANY_FROM - 1
+    monkeypatch.setattr("serving.answering.till.GROUP_COMMIT_S", 3_600)
+    found = await asyncio.gather(*(ask(number) for number in range(GROUP_COMMIT_FROM - 1)))
+    assert len({each.id for each in found}) == GROUP_COMMIT_FROM - 1
