@@ -15,6 +15,7 @@ from serving.assembly import open_metering
 from serving.money import funding, payouts
 from serving.upkeep.audit import audit
 from tests.records import MOMENT_MS
+from tests.servers import command, run
 
 OWED = 10**10
 PROGRAM = """
@@ -58,13 +59,10 @@ sys.exit(run(sys.argv[2:]))
 """
 
 
-def command(books, *arguments: str, point: str = "") -> list[str]:
-    return [sys.executable, "-c", PROGRAM, point, "--data-dir", str(books.directory.path), *arguments]
-
-
 def killed(books, point: str, *arguments: str) -> None:
     """Run a command that is killed at a point."""
-    done = subprocess.run(command(books, *arguments, point=point), capture_output=True, check=False, timeout=60)
+    program = [sys.executable, "-c", PROGRAM, point, "--data-dir", str(books.directory.path), *arguments]
+    done = subprocess.run(program, capture_output=True, check=False, timeout=60)
     assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
 
 
@@ -112,14 +110,14 @@ def test_a_payout_that_is_killed_is_as_it_was_or_done_and_repeating_it_does_it_o
     assert balances(owing) == (after if point == "committed" else before)
     with owing.engine.connect() as connection:
         assert ledger.drifted(connection) == []
-    done = subprocess.run(command(owing, *arguments), capture_output=True, text=True, check=False, timeout=60)
+    done = run(owing.directory.path, *arguments)
     assert done.returncode == 0, done.stderr
     assert balances(owing) == after
     assert faults(owing) == []
 
 
 def test_operators_in_several_processes_pay_what_is_owed_once(owing):
-    starts = [command(owing, "payout", "start", "mary", "--reference", f"wire-{n}") for n in range(4)]
+    starts = [command(owing.directory.path, "payout", "start", "mary", "--reference", f"wire-{n}") for n in range(4)]
     running = [subprocess.Popen(each, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for each in starts]
     ended = [(each.communicate(timeout=120)[1], each.returncode) for each in running]
     assert sorted(status for _, status in ended) == [0, 1, 1, 1]
@@ -130,7 +128,7 @@ def test_operators_in_several_processes_pay_what_is_owed_once(owing):
 
 def test_a_settlement_and_a_cancellation_in_two_processes_leave_one_end(owing):
     payouts.start(owing, "mary", None, "wire")
-    ends = [command(owing, *STEPS["settle"][0]), command(owing, *STEPS["cancel"][0])]
+    ends = [command(owing.directory.path, *STEPS[step][0]) for step in ("settle", "cancel")]
     running = [subprocess.Popen(each, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for each in ends]
     ended = [(each.communicate(timeout=120)[1], each.returncode) for each in running]
     assert sorted(status for _, status in ended) == [0, 1]
@@ -163,9 +161,10 @@ def test_a_refund_that_is_killed_is_not_made_or_made_once(books, monkeypatch, po
     assert balances(books)["customer:acme"] == (OWED * 3 // 10 if made else OWED)
     assert asyncio.run(available()) == (OWED if point == "row written" else OWED * 3 // 10)
     assert faults(books) == []
-    monkeypatch.setattr(withdrawals, "LAPSE_MS", -1)
-    assert asyncio.run(available()) == (OWED * 3 // 10 if made else OWED)
-    done = subprocess.run(command(books, *arguments), capture_output=True, text=True, check=False, timeout=60)
+    with monkeypatch.context() as patch:
+        patch.setattr(withdrawals, "LAPSE_MS", -1)
+        assert asyncio.run(available()) == (OWED * 3 // 10 if made else OWED)
+    done = run(books.directory.path, *arguments)
     assert done.returncode == 0, done.stderr
     assert "3.000000 USD" in done.stdout
     assert asyncio.run(available()) == balances(books)["customer:acme"] == OWED * 3 // 10

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from serving.closing import closing, hours
 from serving.settings import Settings
 from tests.databases import new_data_dir
 from tests.many import write_many
-from tests.servers import PATIENCE_SECONDS, cli
+from tests.servers import PATIENCE_SECONDS, cli, command
 
 PERIOD = "2026-01"
 RECORDS, HOURS = 100_000, 200
@@ -57,8 +56,8 @@ def parts(data_dir: Path) -> list[Path]:
 
 def killed_close(data_dir: Path, when) -> None:
     """Begin a close, and kill it with ``kill -9`` when something holds."""
-    command = [sys.executable, "-m", "serving.cli", "--data-dir", str(data_dir), "period", "close", PERIOD]
-    process = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    closing = command(data_dir, "period", "close", PERIOD)
+    process = subprocess.Popen(closing, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not when():
         assert process.poll() is None, "the close was over before it could be killed"
