@@ -19,6 +19,7 @@ from unittest.mock import patch
 import httpx
 import structlog
 
+from metering import periods
 from serving.cli import entry
 
 Found = TypeVar("Found")
@@ -41,7 +42,10 @@ def run(data_dir: Path, *arguments: str, env: dict[str, str] | None = None) -> s
     serves, is killed, or runs beside others, there is :func:`process`.
     """
     options = ["--data-dir", str(data_dir), *arguments]
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors=errors, write_through=True)
+        for errors in ("strict", "backslashreplace")  # as those of a process
+    )
     logs = structlog.get_config()
     with patch.dict(os.environ, env or {}), redirect_stdout(out), redirect_stderr(err):
         try:
@@ -77,6 +81,16 @@ def wait_for(condition: Callable[[], Found], seconds: float = PATIENCE_SECONDS) 
         assert time.monotonic() < deadline, f"it did not happen in time: {found!r}"
         time.sleep(0.02)
     return found
+
+
+def this_period(room_seconds: float = 120) -> str:
+    """The month in which what takes no longer than ``room_seconds`` is over; if that is the next one, it has begun."""
+
+    def month(after_seconds: float) -> str:
+        return periods.of(int((time.time() + after_seconds) * 1000))
+
+    wait_for(lambda: month(0) == month(room_seconds), room_seconds + PATIENCE_SECONDS)
+    return month(0)
 
 
 class Server:

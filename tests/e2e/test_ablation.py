@@ -8,7 +8,6 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,7 @@ from serving.settings import Settings
 from serving.upkeep.audit import audit
 from serving.valuing.functions import Rerun
 from tests.e2e.world import World, open_world
-from tests.servers import Server, cli, run, wait_for
+from tests.servers import Server, cli, run, this_period, wait_for
 
 QUESTIONS = (
     "When was the Vellmar lighthouse built?",
@@ -37,7 +36,6 @@ QUESTIONS = (
     "Who restored the clock tower of Vellmar?",
 )
 UNANSWERED = "Which mosquito writes novels?"
-PERIOD = datetime.now(UTC).strftime("%Y-%m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +45,13 @@ class Month:
     data_dir: Path
     pristine: Path
     answers: list[str]
+    period: str
 
 
 @pytest.fixture(scope="module")
 def month(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> Month:
     """A data directory with answered queries, every one of them drawn; the server has ended."""
-    data_dir = tmp_path_factory.mktemp("ablation") / "data"
+    data_dir, period = tmp_path_factory.mktemp("ablation") / "data", this_period()
     with open_world(data_dir, e2e_env) as world:
         draw_all(world)
         account = world.customer()
@@ -60,7 +59,13 @@ def month(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> 
         account.usage(len(answers))
     pristine = data_dir.with_name("pristine")
     shutil.copytree(data_dir, pristine)
-    return Month(data_dir, pristine, answers)
+    return Month(data_dir, pristine, answers, period)
+
+
+@pytest.fixture
+def period(month: Month) -> str:
+    """The month in which the questions were asked."""
+    return month.period
 
 
 def draw_all(world: World) -> None:
@@ -109,12 +114,14 @@ def test_a_sample_that_is_no_part_is_refused(world: World, wrong):
     assert reply.status_code == 422, reply.text
 
 
-def test_the_period_is_audited_from_the_command_line_and_the_audit_stands_on_the_statements(month, e2e_env, tmp_path):
+def test_the_period_is_audited_from_the_command_line_and_the_audit_stands_on_the_statements(
+    month, e2e_env, tmp_path, period
+):
     data_dir = month.data_dir
-    found = cli(data_dir, "ablation", "run", "--period", PERIOD, env=e2e_env)
+    found = cli(data_dir, "ablation", "run", "--period", period, env=e2e_env)
     drawn = len(QUESTIONS)
     expected = {
-        "period": PERIOD, "sampled": drawn, "recomputed": drawn, "value_functions": {"rerun/1": drawn},
+        "period": period, "sampled": drawn, "recomputed": drawn, "value_functions": {"rerun/1": drawn},
         "masks": sum(each["masks"] for each in found["queries"]), "low": 0, "new": drawn, "destroyed": 0,
         "unscorable": [],
     }  # fmt: skip
@@ -122,21 +129,21 @@ def test_the_period_is_audited_from_the_command_line_and_the_audit_stands_on_the
     assert all(each["masks"] == 8 for each in found["queries"])
     assert 0 < found["lds"] <= 1
     assert 0 < found["kendall_tau"] <= 1
-    again = cli(data_dir, "ablation", "run", "--period", PERIOD, env=e2e_env)
+    again = cli(data_dir, "ablation", "run", "--period", period, env=e2e_env)
     assert again == {**found, "new": 0}, "what is recomputed is not recomputed again"
-    shown = run(data_dir, "ablation", "run", "--period", PERIOD, env=e2e_env)
+    shown = run(data_dir, "ablation", "run", "--period", period, env=e2e_env)
     assert f"{drawn} of {drawn} drawn queries recomputed" in shown.stdout
 
     summary = {name: found[name] for name in ("sampled", "recomputed", "kendall_tau", "lds", "masks", "low")}
-    preview = cli(data_dir, "period", "preview", PERIOD, env=e2e_env)
-    closed = cli(data_dir, "period", "close", PERIOD, "--early", env=e2e_env)
+    preview = cli(data_dir, "period", "preview", period, env=e2e_env)
+    closed = cli(data_dir, "period", "close", period, "--early", env=e2e_env)
     assert preview["ablation"] == closed["ablation"]
     assert summary.items() <= closed["ablation"].items()
     listed = {}
     for each in closed["statements"]:
         name = each["contributor"]
         file = tmp_path / f"{name}.json"
-        cli(data_dir, "statement", "--contributor", name, "--period", PERIOD, "-o", str(file), env=e2e_env)
+        cli(data_dir, "statement", "--contributor", name, "--period", period, "-o", str(file), env=e2e_env)
         assert cli(data_dir, "verify", str(file), env=e2e_env)["valid"]
         bundle = json.loads(file.read_text())
         assert bundle["run"]["ablation"] == closed["ablation"]
@@ -144,11 +151,11 @@ def test_the_period_is_audited_from_the_command_line_and_the_audit_stands_on_the
         listed |= {query["record"]: query for query in bundle["statement"]["ablation"]["queries"]}
         assert not any(question in file.read_text() for question in QUESTIONS)
     assert sorted(listed) == sorted(query["record"] for query in found["queries"])
-    page = run(data_dir, "statement", "--contributor", name, "--period", PERIOD, "--format", "html", env=e2e_env)
+    page = run(data_dir, "statement", "--contributor", name, "--period", period, "--format", "html", env=e2e_env)
     assert "Audit by ablation" in page.stdout
-    late = run(data_dir, "ablation", "run", "--period", PERIOD, env=e2e_env)
+    late = run(data_dir, "ablation", "run", "--period", period, env=e2e_env)
     assert late.returncode == 1
-    assert f"period {PERIOD} is closed" in late.stderr
+    assert f"period {period} is closed" in late.stderr
     assert cli(data_dir, "audit", env=e2e_env)["balanced"], "the closed period recomputes to the same bytes"
 
 
@@ -180,55 +187,55 @@ class Dying(Rerun):
         return super().table(case)
 
 
-def test_an_audit_that_is_killed_goes_on_where_it_stopped(copy: Books):
+def test_an_audit_that_is_killed_goes_on_where_it_stopped(copy: Books, period: str):
     with pytest.raises(KeyboardInterrupt):
-        ablation.run(copy, PERIOD, Dying())
+        ablation.run(copy, period, Dying())
     assert count(copy, "ablations") == 2
     progress = []
-    done = ablation.run(copy, PERIOD, Rerun(), lambda *each: progress.append(each))
+    done = ablation.run(copy, period, Rerun(), lambda *each: progress.append(each))
     assert (done.new, done.to_json()["recomputed"]) == (len(QUESTIONS) - 2, len(QUESTIONS))
     assert progress == [(i, 3) for i in (1, 2, 3)]
 
 
-def test_a_close_in_the_middle_ends_the_audit_and_keeps_what_is_on_its_statements(copy: Books):
+def test_a_close_in_the_middle_ends_the_audit_and_keeps_what_is_on_its_statements(copy: Books, period: str):
     class Closing(Rerun):
         def table(self, case: Case) -> Table:
             if count(copy, "ablations") == 2 and not count(copy, "closed_periods"):
-                closing.close(copy, PERIOD, early=True)
+                closing.close(copy, period, early=True)
             return super().table(case)
 
     with pytest.raises(AblationError, match="closed meanwhile"):
-        ablation.run(copy, PERIOD, Closing())
+        ablation.run(copy, period, Closing())
     assert count(copy, "ablations") == 2
-    bundle = closing.statement(copy, "mary", PERIOD)
+    bundle = closing.statement(copy, "mary", period)
     assert bundle is not None
     assert (bundle["run"]["ablation"]["sampled"], bundle["run"]["ablation"]["recomputed"]) == (len(QUESTIONS), 2)
     assert failed(copy) == []
 
 
-def test_a_case_that_cannot_be_scored_waits_for_another_function(copy: Books):
+def test_a_case_that_cannot_be_scored_waits_for_another_function(copy: Books, period: str):
     class Choosy(Rerun):
         def table(self, case: Case) -> Table:
             if "owl" in case.answer:
                 raise Unscorable("too long for this model")
             return super().table(case)
 
-    done = ablation.run(copy, PERIOD, Choosy())
+    done = ablation.run(copy, period, Choosy())
     assert [reason.split(": ")[1] for reason in done.unscorable] == ["too long for this model"]
-    assert ablation.run(copy, PERIOD, Rerun()).new == 1
+    assert ablation.run(copy, period, Rerun()).new == 1
 
 
-def test_text_is_destroyed_when_its_time_is_over_and_that_it_was_drawn_is_kept(copy: Books):
+def test_text_is_destroyed_when_its_time_is_over_and_that_it_was_drawn_is_kept(copy: Books, period: str):
     assert copy.samples.destroy() == 0
     with pytest.raises(KeyboardInterrupt):
-        ablation.run(copy, PERIOD, Dying())
+        ablation.run(copy, period, Dying())
     early = sa.update(samples.table).values(at_ms=samples.table.c.at_ms - 91 * DAY_MS - 60_000)
     with copy.engine.begin() as connection:
         connection.execute(early)
     assert failed(copy) == ["no sampled text is kept for longer than the dispute window"]
     assert copy.samples.destroy() == len(QUESTIONS)
     assert count(copy, "ablation_samples WHERE sealed IS NOT NULL") == 0
-    done = ablation.run(copy, PERIOD, Rerun())
+    done = ablation.run(copy, period, Rerun())
     assert (done.new, done.destroyed, done.to_json()["sampled"]) == (0, len(QUESTIONS) - 2, len(QUESTIONS))
     assert failed(copy) == []
 
@@ -246,9 +253,9 @@ def test_destroyed_text_is_overwritten_and_not_only_forgotten(copy: Books):
     assert not any(each[:64] in data or each[-64:] in data for each in sealed)
 
 
-def test_a_closed_period_recomputes_to_the_same_bytes_after_its_texts_are_destroyed(copy: Books):
-    ablation.run(copy, PERIOD, Rerun())
-    closing.close(copy, PERIOD, early=True)
+def test_a_closed_period_recomputes_to_the_same_bytes_after_its_texts_are_destroyed(copy: Books, period: str):
+    ablation.run(copy, period, Rerun())
+    closing.close(copy, period, early=True)
     with copy.engine.begin() as connection:
         connection.execute(sa.update(samples.table).values(sealed=None))
     assert failed(copy) == []
@@ -261,11 +268,11 @@ def test_a_running_server_destroys_what_is_over(settings: Settings, e2e_env: dic
         wait_for(lambda: not count(books, "ablation_samples WHERE sealed IS NOT NULL"))
 
 
-def test_a_text_that_another_key_sealed_is_named_and_nothing_is_guessed(copy: Books):
+def test_a_text_that_another_key_sealed_is_named_and_nothing_is_guessed(copy: Books, period: str):
     with copy.engine.begin() as connection:
         connection.execute(sa.update(samples.table).values(sealed=b"x" * 100))
     with pytest.raises(SampleError, match="cannot be read"):
-        ablation.run(copy, PERIOD, Rerun())
+        ablation.run(copy, period, Rerun())
 
 
 def test_a_text_is_bound_to_its_record(copy: Books):
@@ -285,7 +292,9 @@ def test_what_is_no_period_is_refused(month: Month, e2e_env: dict[str, str], per
     assert "period" in done.stderr
 
 
-def test_settings_that_do_not_fit_together_are_refused(month: Month, e2e_env: dict[str, str], tmp_path: Path):
+def test_settings_that_do_not_fit_together_are_refused(
+    month: Month, e2e_env: dict[str, str], tmp_path: Path, period: str
+):
     for given, said in (
         ({"PATRONAGE_LIKELIHOOD_URL": "http://127.0.0.1:9/v1"}, "needs PATRONAGE_LIKELIHOOD_MODEL"),
         (
@@ -293,17 +302,19 @@ def test_settings_that_do_not_fit_together_are_refused(month: Month, e2e_env: di
             "no tokenizer.json",
         ),
     ):
-        done = run(month.data_dir, "ablation", "run", "--period", PERIOD, env={**e2e_env, **given})
+        done = run(month.data_dir, "ablation", "run", "--period", period, env={**e2e_env, **given})
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
         assert said in done.stderr
 
 
 def test_an_empty_period_has_an_empty_audit(books: Books):
-    found = ablation.run(books, PERIOD, Rerun()).to_json()
+    found = ablation.run(books, "2026-01", Rerun()).to_json()
     assert (found["sampled"], found["recomputed"], found["kendall_tau"]) == (0, 0, None)
 
 
-def test_the_same_audit_by_a_language_model_in_this_process_and_at_a_server(settings: Settings, tmp_path: Path):
+def test_the_same_audit_by_a_language_model_in_this_process_and_at_a_server(
+    settings: Settings, tmp_path: Path, period: str
+):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from tests.language_models import babbler, vllm_like  # noqa: PLC0415 # needs torch
@@ -319,7 +330,7 @@ def test_the_same_audit_by_a_language_model_in_this_process_and_at_a_server(sett
         found = []
         for each in (model, served):
             with open_books(each) as books:
-                done = ablation.run(books, PERIOD, open_ablation_function(books.settings))
+                done = ablation.run(books, period, open_ablation_function(books.settings))
                 assert done.to_json()["value_functions"] == {"log_likelihood/1": 1}
                 found.append(done.ablation.agreements)
     assert {each.model for each in found[0]} == {"transformers/babbler"}

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 from serving import __version__
 from tests.e2e.corpus import DOCUMENTS, TEXTS
 from tests.e2e.files import minimal_pdf, write_jsonl
-from tests.servers import cli, run
+from tests.servers import cli, run, this_period
 
 _QUESTION = "When was the Vellmar lighthouse built?"
 _ANSWER = "The Vellmar lighthouse was built in 1847 by the engineer Ottilie Brandt."
@@ -31,7 +30,7 @@ class Story:
         self.data_dir = data_dir
         self.env = env
         self.printed: dict[str, dict[str, Any]] = {}
-        self.period = datetime.now(UTC).strftime("%Y-%m")
+        self.period = this_period()
 
     def tell(self, name: str, *arguments: str) -> dict[str, Any]:
         if len(self.printed) % 2:

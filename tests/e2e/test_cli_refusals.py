@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +16,7 @@ import pytest
 
 from tests.e2e.commands import refused, run_all
 from tests.e2e.files import write_jsonl
-from tests.servers import cli, run
-
-_PERIOD = datetime.now(UTC).strftime("%Y-%m")
+from tests.servers import cli, run, this_period
 
 
 @dataclass
@@ -62,7 +59,7 @@ _WRONG_USAGE = {
     "journal as JSON and no file": ("--json", "ledger", "export"),
     "payout that stands so": ("payout", "list", "--state", "lost"),
     "port that is none": ("serve", "--port", "99999"),
-    "format that is none": ("statement", "--contributor", "mary", "--period", _PERIOD, "--format", "pdf"),
+    "format that is none": ("statement", "--contributor", "mary", "--period", "2026-01", "--format", "pdf"),
     "top-k of zero": ("query", "why?", "--key", "k", "--top-k", "0"),
 }
 
@@ -95,7 +92,7 @@ _REFUSED: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
                 "--debit",
                 "bank",
                 "--credit",
-                f"pool:{_PERIOD}",
+                "pool:2026-01",
                 "--amount",
                 "1",
                 "--reference",
@@ -151,7 +148,7 @@ _REFUSED: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
         "close of no period": (("period", "close", "2026-13"), "2026-13"),
         "close of a word": (("period", "close", "november"), "november"),
         "close of the future": (("period", "close", "2999-01", "--early"), "future"),
-        "close of a period that is not over": (("period", "close", _PERIOD), "--early"),
+        "close of a period that is not over": (("period", "close", "{period}"), "--early"),
         "preview of the future": (("period", "preview", "2999-01"), "future"),
         "statement of nobody": (("statement", "--contributor", "nobody", "--period", "2020-01"), "nobody"),
         "statement of no period": (("statement", "--contributor", "mary", "--period", "1"), "period"),
@@ -164,9 +161,9 @@ _REFUSED: dict[str, dict[str, tuple[tuple[str, ...], str]]] = {
 
 @pytest.mark.parametrize("kind", _REFUSED)
 def test_what_cannot_be_done_is_status_1_and_one_line_says_why(town: Town, subtests: pytest.Subtests, kind: str):
-    cases = _REFUSED[kind]
+    cases, names = _REFUSED[kind], {**town.keys, "period": this_period()}
     commands = {
-        case: ["--json", *(each.format(**town.keys) if each.startswith("{") else each for each in arguments)]
+        case: ["--json", *(each.format(**names) if each.startswith("{") else each for each in arguments)]
         for case, (arguments, _) in cases.items()
     }
     for case, done in run_all(town.data_dir, commands, town.env).items():
@@ -295,14 +292,14 @@ def test_another_contributors_document_is_not_replaced(town: Town, tmp_path: Pat
 def bundle(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> dict[str, Any]:
     """A statement of a period in which money was earned."""
     folder = tmp_path_factory.mktemp("bundle")
-    data = folder / "data"
+    data, period = folder / "data", this_period()
     file = folder / "one.txt"
     file.write_text("The otter of Lund swims in the canal at night.")
     key = cli(data, "customer", "add", "A", "--credit", "1", env=e2e_env)["api_key"]
     cli(data, "ingest", str(file), "--contributor", "mary", "--create-contributors", env=e2e_env)
     cli(data, "query", "Where does the otter of Lund swim?", "--key", key, env=e2e_env)
-    cli(data, "period", "close", _PERIOD, "--early", env=e2e_env)
-    found = cli(data, "statement", "--contributor", "mary", "--period", _PERIOD, env=e2e_env)
+    cli(data, "period", "close", period, "--early", env=e2e_env)
+    found = cli(data, "statement", "--contributor", "mary", "--period", period, env=e2e_env)
     assert float(found["statement"]["credited"]["amount"]) > 0
     return found
 

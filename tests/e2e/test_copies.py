@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import pytest
 from tests.benchmarks import attacks
 from tests.e2e.corpus import DOCUMENTS
 from tests.e2e.world import World, open_world
-from tests.servers import cli
+from tests.servers import cli, this_period
 
 _QUESTIONS = (
     "When was the Vellmar lighthouse built?",
@@ -26,7 +25,6 @@ _QUESTIONS = (
 )
 _COPIED = "mary/light"
 _TEXT = next(each["text"] for each in DOCUMENTS if each["id"] == _COPIED)
-_PERIOD = datetime.now(UTC).strftime("%Y-%m")
 
 
 def _answers(world: World) -> list[dict[str, Any]]:
@@ -34,8 +32,8 @@ def _answers(world: World) -> list[dict[str, Any]]:
     return [customer.ask(question) for question in _QUESTIONS]
 
 
-def _credited(world: World) -> dict[str, Decimal]:
-    closed = cli(world.data_dir, "period", "close", _PERIOD, "--early", env=world.env)
+def _credited(world: World, period: str) -> dict[str, Decimal]:
+    closed = cli(world.data_dir, "period", "close", period, "--early", env=world.env)
     assert cli(world.data_dir, "audit", env=world.env)["balanced"]
     return {each["contributor"]: Decimal(each["credited"]["amount"]) for each in closed["statements"]}
 
@@ -59,8 +57,9 @@ def _copy_by_ingest(world: World, kind: str, accounts: list[str], count: int) ->
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> tuple[list[Any], dict[str, Decimal]]:
     """The answers and the statements of a world without copies."""
+    period = this_period()
     with open_world(tmp_path_factory.mktemp("honest") / "data", e2e_env) as world:
-        return _answers(world), _credited(world)
+        return _answers(world), _credited(world, period)
 
 
 def _shown(answers: list[dict[str, Any]]) -> list[Any]:
@@ -83,11 +82,11 @@ def _shown(answers: list[dict[str, Any]]) -> list[Any]:
 def test_the_owner_of_k_copies_earns_what_one_earns_and_nobody_is_crowded_out(
     honest, tmp_path: Path, e2e_env: dict[str, str], kind: str, accounts: list[str], count: int
 ):
-    answers, credited = honest
+    (answers, credited), period = honest, this_period()
     with open_world(tmp_path / "data", e2e_env) as world:
         assert _copy_by_ingest(world, kind, accounts, count)["documents"] == count - 1
         copied = _answers(world)
-        statements = _credited(world)
+        statements = _credited(world, period)
     assert credited["mary"] > 0
     gained = sum(units for name, units in statements.items() if name.startswith("mary")) / credited["mary"]
     assert abs(gained - 1) <= Decimal("0.02")
@@ -97,12 +96,12 @@ def test_the_owner_of_k_copies_earns_what_one_earns_and_nobody_is_crowded_out(
 
 
 def test_a_thief_earns_nothing_and_is_told_why(honest, tmp_path: Path, e2e_env: dict[str, str]):
-    answers, credited = honest
+    (answers, credited), period = honest, this_period()
     with open_world(tmp_path / "data", e2e_env) as world:
         _copy_by_ingest(world, "word edits", ["thief"], 4)
         listed = cli(world.data_dir, "documents", "list", "--contributor", "thief", env=world.env)["documents"]
         assert _shown(_answers(world)) == _shown(answers)
-        statements = _credited(world)
+        statements = _credited(world, period)
     assert [each["copies"] for each in listed] == [[{"original": _COPIED, "passages": 1}]] * 3
     assert statements.pop("thief") == 0
     for name, units in statements.items():
@@ -133,6 +132,7 @@ def test_a_contributor_sees_over_http_which_of_a_documents_passages_are_copies(
 
 def test_of_the_same_text_in_one_file_the_first_is_the_original(tmp_path: Path, e2e_env: dict[str, str]):
     """Documents are registered one after the other, and whoever adds copies of another's gains nothing."""
+    period = this_period()
     text = "The weir at Sandholm was built in 1662 by monks. It drives a mill that grinds spelt."
     with open_world(tmp_path / "data", e2e_env) as world:
         lines = [{"id": f"{name}/weir", "title": "W", "text": text, "contributor": name} for name in ("zoe", "adam")]
@@ -141,7 +141,7 @@ def test_of_the_same_text_in_one_file_the_first_is_the_original(tmp_path: Path, 
         cli(world.data_dir, "ingest", str(path), "--create-contributors", env=world.env)
         customer = world.customer()
         answer = customer.ask("When was the weir at Sandholm built?", top_k=1)
-        statements = _credited(world)
+        statements = _credited(world, period)
     assert [each["document_id"] for each in answer["sources"]] == ["zoe/weir"]
     assert statements["zoe"] > 0
     assert not statements.get("adam")

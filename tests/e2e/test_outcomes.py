@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ import pytest
 from metering import periods
 from tests.e2e.corpus import CONTRIBUTORS
 from tests.e2e.world import Account, World, open_world, problem
-from tests.servers import cli, run
+from tests.servers import cli, run, this_period
 
-PERIOD = datetime.now(UTC).strftime("%Y-%m")
 MARYS = "When was the Vellmar lighthouse built?"
 BOS = "How much honey does a hive on Osk Island give?"
 UNIT = Decimal("0.000000001")
@@ -31,6 +29,7 @@ class Told:
     world: World
     payer: Account
     silent: Account
+    period: str
     receipts: dict[str, str]
     replies: list[httpx.Response]
     before: dict[str, Any]
@@ -50,26 +49,27 @@ def report(account: Account, receipt: str, body: dict[str, Any]) -> httpx.Respon
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> Iterator[Told]:
+    period = this_period()
     with open_world(tmp_path_factory.mktemp("told") / "data", e2e_env) as world:
         payer, silent = world.customer(), world.customer()
         receipts = {"mary": payer.ask(MARYS)["id"], "bo": payer.ask(BOS)["id"], "other": silent.ask(MARYS)["id"]}
         admin = world.operator()
         before = world.client().get("/v1/checkpoint").json()
-        plain = credited(admin.get(f"/v1/admin/periods/{PERIOD}/preview").json())
+        plain = credited(admin.get(f"/v1/admin/periods/{period}/preview").json())
         # At once after an answer: before its record can be in the log.
         fresh = payer.ask(BOS)["id"]
         replies = [report(payer, fresh, {"rating": 0})]
-        plain = credited(admin.get(f"/v1/admin/periods/{PERIOD}/preview").json())
+        plain = credited(admin.get(f"/v1/admin/periods/{period}/preview").json())
         replies += [
             report(payer, receipts["mary"], {"rating": -1}),
             report(payer, receipts["mary"], {"rating": 1}),
             report(payer, receipts["mary"], {"rating": 1}),
             report(payer, receipts["bo"], {"value": "0", "rating": 0.5}),
         ]
-        closed = admin.post(f"/v1/admin/periods/{PERIOD}/close", json={"early": True})
+        closed = admin.post(f"/v1/admin/periods/{period}/close", json={"early": True})
         assert closed.status_code == 200, closed.text
-        found = Told(world, payer, silent, receipts, replies, before, plain)
-        found.bundles = {name: world.contributor(name).get(f"/v1/statements/{PERIOD}").json() for name in CONTRIBUTORS}
+        found = Told(world, payer, silent, period, receipts, replies, before, plain)
+        found.bundles = {name: world.contributor(name).get(f"/v1/statements/{period}").json() for name in CONTRIBUTORS}
         yield found
 
 
@@ -148,7 +148,7 @@ def test_what_is_no_outcome_is_refused_and_changes_nothing(told: Told, body: Any
 def test_a_receipt_proves_that_it_is_in_the_run(told: Told, tmp_path: Path):
     receipt = told.payer.client.get(f"/v1/receipts/{told.receipts['bo']}").json()
     assert receipt["outcome"] == {"value": {"amount": "0.000000", "currency": "USD"}, "rating": 0.5}
-    assert receipt["inclusion"]["run"]["period"] == PERIOD
+    assert receipt["inclusion"]["run"]["period"] == told.period
     file = tmp_path / "receipt.json"
     file.write_text(json.dumps(receipt))
     key = receipt["inclusion"]["log"]["public_key"]
@@ -214,7 +214,7 @@ def test_a_credit_is_explained_to_the_operator(told: Told, tmp_path: Path):
         assert abs(Decimal(each["exact"]) - each["units"]) < 1
     assert found["outcome"]["weight"] == pytest.approx(2 / 3)
     assert 0.5 <= found["outcome"]["factor"] < 1
-    assert found["period"] == PERIOD
+    assert found["period"] == told.period
     text = run(told.world.data_dir, *arguments[:3], env=told.world.env).stdout
     for step in found["steps"]:
         assert step["title"] in text
@@ -229,4 +229,4 @@ def test_a_credit_is_explained_to_the_operator(told: Told, tmp_path: Path):
 def test_a_query_nothing_was_said_of_is_explained_too(told: Told):
     rated = cli(told.world.data_dir, "period", "explain", told.receipts["other"], env=told.world.env)
     assert rated["outcome"] is None
-    assert periods.parse(rated["period"]) == PERIOD
+    assert periods.parse(rated["period"]) == told.period

@@ -10,7 +10,6 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import pytest
 from metering import periods
 from tests.e2e.corpus import CONTRIBUTORS
 from tests.e2e.world import Account, World, open_world, problem
-from tests.servers import cli, run, wait_for
+from tests.servers import cli, run, this_period, wait_for
 
 _QUESTIONS = (
     "When was the Vellmar lighthouse built?",
@@ -32,8 +31,6 @@ _QUESTIONS = (
     "Who restored the clock tower of Vellmar?",
     "How much is a return ticket of the ferry?",
 )
-_PERIOD = datetime.now(UTC).strftime("%Y-%m")
-_NEXT = periods.following(_PERIOD)
 _RUN_FILES = (
     "manifest.json",
     "hours.json",
@@ -58,6 +55,7 @@ class Month:
     closed: dict[str, Any]
     later: list[dict[str, Any]]
     """Answers to queries after the close."""
+    period: str
     bundles: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Statements by contributor, as they were just after the close."""
 
@@ -67,9 +65,9 @@ def _amount(value: dict[str, str]) -> Decimal:
     return Decimal(value["amount"])
 
 
-def _earnings(world: World, records: int) -> dict[str, dict[str, Any]]:
+def _earnings(world: World, period: str, records: int) -> dict[str, dict[str, Any]]:
     """What every contributor sees of the open period, once so many records are in the log."""
-    preview = f"/v1/admin/periods/{_PERIOD}/preview"
+    preview = f"/v1/admin/periods/{period}/preview"
     wait_for(lambda: world.operator().get(preview).json()["records"] == records)
     return {name: world.contributor(name).get("/v1/earnings").json() for name in CONTRIBUTORS}
 
@@ -101,7 +99,7 @@ def _ask_all(world: World) -> tuple[list[Account], list[dict[str, Any]]]:
 @pytest.fixture(scope="module")
 def month(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> Iterator[Month]:
     """Queries, a stop, two copies, a restart, the close, and queries after it."""
-    folder = tmp_path_factory.mktemp("month")
+    folder, period = tmp_path_factory.mktemp("month"), this_period()
     with open_world(folder / "data", e2e_env) as world:
         (payer, _), receipts = _ask_all(world)
         world.server.stop()
@@ -110,19 +108,19 @@ def month(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> 
         copies = [Path(shutil.copytree(world.data_dir, folder / name, ignore=ignored)) for name in ("one", "two")]
         world.server.start()
         payer.client = world.client(payer.key)
-        earnings = _earnings(world, len(receipts))
+        earnings = _earnings(world, period, len(receipts))
         admin = world.operator()
-        preview = admin.get(f"/v1/admin/periods/{_PERIOD}/preview").json()
-        reply = admin.post(f"/v1/admin/periods/{_PERIOD}/close", json={"early": True})
+        preview = admin.get(f"/v1/admin/periods/{period}/preview").json()
+        reply = admin.post(f"/v1/admin/periods/{period}/close", json={"early": True})
         assert reply.status_code == 200, reply.text
-        found = Month(world, copies, receipts, earnings, preview, reply.json(), [])
-        found.bundles = {name: _statement(world, name) for name in CONTRIBUTORS}
+        found = Month(world, copies, receipts, earnings, preview, reply.json(), [], period)
+        found.bundles = {name: _statement(found, name) for name in CONTRIBUTORS}
         found.later = [payer.ask(question) for question in _QUESTIONS[:3]]
         yield found
 
 
-def _statement(world: World, contributor: str, accept: str = "application/json") -> Any:
-    reply = world.contributor(contributor).get(f"/v1/statements/{_PERIOD}", headers={"accept": accept})
+def _statement(month: Month, contributor: str, accept: str = "application/json") -> Any:
+    reply = month.world.contributor(contributor).get(f"/v1/statements/{month.period}", headers={"accept": accept})
     assert reply.status_code == 200, reply.text
     assert reply.headers["content-type"].startswith(accept)
     return reply.json() if accept == "application/json" else reply.text
@@ -158,7 +156,7 @@ def test_earnings_of_the_open_period_were_what_the_statement_says(month: Month):
     credited = {each["contributor"]: each["credited"] for each in month.closed["statements"]}
 
     for name, earned in month.earnings.items():
-        assert earned["period"] == _PERIOD
+        assert earned["period"] == month.period
         assert earned["estimated"] == credited[name]
         lines: dict[str, Decimal] = defaultdict(Decimal)
         for line in month.bundles[name]["statement"]["documents"]:
@@ -172,7 +170,7 @@ def test_every_contributor_has_a_statement_that_adds_up_and_verifies(month: Mont
     assert set(credited) == set(CONTRIBUTORS)
     for name, bundle in month.bundles.items():
         statement = bundle["statement"]
-        assert (statement["contributor"], statement["period"]) == (name, _PERIOD)
+        assert (statement["contributor"], statement["period"]) == (name, month.period)
         assert _amount(statement["credited"]) == credited[name]
         assert sum(_amount(line["credited"]) for line in statement["documents"]) == credited[name]
     file = tmp_path / "statement.json"
@@ -208,10 +206,10 @@ def test_a_statement_counts_how_often_each_document_was_retrieved_and_cited(mont
 
 
 def test_a_statement_comes_as_csv_with_the_same_sums(month: Month):
-    rows = list(csv.DictReader(io.StringIO(_statement(month.world, "mary", "text/csv"))))
+    rows = list(csv.DictReader(io.StringIO(_statement(month, "mary", "text/csv"))))
     statement = month.bundles["mary"]["statement"]
 
-    assert {row["period"] for row in rows} == {_PERIOD}
+    assert {row["period"] for row in rows} == {month.period}
     assert [(row["document"], row["role"], row["credited"]) for row in rows[:-1]] == [
         (line["document"], line["role"], line["credited"]["amount"]) for line in statement["documents"]
     ]
@@ -220,11 +218,11 @@ def test_a_statement_comes_as_csv_with_the_same_sums(month: Month):
 
 
 def test_a_statement_comes_as_a_page_that_stands_alone(month: Month):
-    page = _statement(month.world, "mary", "text/html")
+    page = _statement(month, "mary", "text/html")
     statement = month.bundles["mary"]["statement"]
 
     assert page.lstrip().lower().startswith("<!doctype html>")
-    assert all(text in page for text in ("mary", _PERIOD, statement["credited"]["amount"], "mary/light"))
+    assert all(text in page for text in ("mary", month.period, statement["credited"]["amount"], "mary/light"))
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "<script src" not in page
 
@@ -232,11 +230,11 @@ def test_a_statement_comes_as_a_page_that_stands_alone(month: Month):
 def test_statements_are_listed(month: Month):
     listed = month.world.contributor("bo").get("/v1/statements").json()["data"]
 
-    assert _PERIOD in [each["period"] for each in listed]
+    assert month.period in [each["period"] for each in listed]
 
 
 def test_a_closed_period_is_not_closed_again(month: Month):
-    reply = month.world.operator().post(f"/v1/admin/periods/{_PERIOD}/close", json={"early": True})
+    reply = month.world.operator().post(f"/v1/admin/periods/{month.period}/close", json={"early": True})
 
     assert reply.status_code == 409
     problem(reply)
@@ -247,15 +245,15 @@ def test_what_comes_after_the_close_belongs_to_the_next_period(month: Month):
     wait_for(lambda: month.world.contributor("mary").get("/v1/earnings").json()["documents"])
     earned = month.world.contributor("mary").get("/v1/earnings").json()
 
-    assert earned["period"] == _NEXT
+    assert earned["period"] == periods.following(month.period)
     assert Decimal(0) < _amount(earned["estimated"]) < charges
     for name, bundle in month.bundles.items():
-        assert _statement(month.world, name) == bundle, "the closed one stays as it was"
+        assert _statement(month, name) == bundle, "the closed one stays as it was"
 
 
 def test_the_open_period_can_be_previewed_when_its_month_has_not_begun(month: Month):
     """After an early close the open period is the next month, and what it holds is the operator's to see."""
-    reply = month.world.operator().get(f"/v1/admin/periods/{_NEXT}/preview")
+    reply = month.world.operator().get(f"/v1/admin/periods/{periods.following(month.period)}/preview")
 
     assert reply.status_code == 200, reply.text
     assert reply.json()["records"] == len(month.later)
@@ -282,9 +280,9 @@ def test_accounts_and_receipts_are_what_they_were_before_the_restart(month: Mont
 def test_copies_that_are_closed_separately_are_equal_to_the_byte(month: Month):
     """One by the command line, one by the command line again, one by HTTP after a restart: one result."""
     for copy in month.copies:
-        closed = cli(copy, "period", "close", _PERIOD, "--early", env=month.world.env)
+        closed = cli(copy, "period", "close", month.period, "--early", env=month.world.env)
         assert closed == month.closed
-    folders = [folder / "runs" / _PERIOD for folder in (month.world.data_dir, *month.copies)]
+    folders = [folder / "runs" / month.period for folder in (month.world.data_dir, *month.copies)]
 
     assert (folders[0] / "credits.parquet").stat().st_size > 0
     for name in _RUN_FILES:

@@ -7,14 +7,25 @@ import os
 import signal
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
 import pytest
 
+from retrieval.ingest import BATCH_DOCUMENTS
 from tests.faults.accident import Accident, redis_of
 from tests.faults.conftest import QUESTIONS
 from tests.faults.customers import answered, asking, assert_books_hold, finish
-from tests.servers import cli, run, wait_for
+from tests.servers import cli, run, this_period, wait_for
+
+
+def kill(data_dir, environment, accident, *arguments):
+    """Run a command as a process that is killed at a point."""
+    happened = data_dir.with_name("happened")
+    happened.unlink(missing_ok=True)
+    accident = replace(accident, marker=str(happened)).to_json()
+    program = [sys.executable, "-m", "tests.faults.accident", accident, "--data-dir", str(data_dir), *arguments]
+    killed = subprocess.run(program, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, check=False)
+    assert (killed.returncode, happened.exists()) == (-signal.SIGKILL, True)
 
 
 def test_the_server_killed_under_load_loses_and_doubles_nothing(server, data_dir, environment, key):
@@ -89,44 +100,31 @@ def test_a_flushed_redis_is_refused(data_dir, environment, key, server):
     ],
 )
 def test_a_first_command_that_is_killed_leaves_a_directory_that_the_next_can_use(tmp_path, environment, target, when):
-    data_dir, marker = tmp_path / "data", tmp_path / "happened"
+    data_dir = tmp_path / "data"
     first = ["customer", "add", "Acme", "--id", "acme", "--credit", "1"]
-    accident = Accident(target, when, "kill", marker=str(marker)).to_json()
-    command = [sys.executable, "-m", "tests.faults.accident", accident, "--data-dir", str(data_dir), *first]
-    killed = subprocess.run(command, env={**os.environ, **environment}, check=False)
-    assert (killed.returncode, marker.exists()) == (-signal.SIGKILL, True)
+    kill(data_dir, environment, Accident(target, when, "kill"), *first)
     if run(data_dir, *first, env=environment).returncode:  # the first had added it
         assert cli(data_dir, "customer", "show", "acme", env=environment)["id"] == "acme"
     assert cli(data_dir, "audit", env=environment)["balanced"]
 
 
-@pytest.mark.parametrize("pause", [0.9, 1.6, 2.4])
-def test_an_ingest_that_is_killed_is_finished_by_the_next(tmp_path, environment, pause):
-    corpus = tmp_path / "many.jsonl"
+@pytest.mark.parametrize(("when", "nth"), [("before", 1), ("after", 1), ("before", 4)])
+def test_an_ingest_that_is_killed_is_finished_by_the_next(tmp_path, environment, when, nth):
+    """It stores batches of 64 documents, each in a transaction."""
+    corpus, many = tmp_path / "many.jsonl", 4 * BATCH_DOCUMENTS
     with corpus.open("w") as file:
-        for i in range(400):
+        for i in range(many):
             text = f"Document number {i} is about the town of Place{i}. It was founded in {1000 + i} by Founder{i}."
             file.write(json.dumps({"id": f"d{i}", "title": f"Place{i}", "text": text, "contributor": "c"}) + "\n")
     data_dir = tmp_path / "data"
-    command = [
-        sys.executable,
-        "-m",
-        "serving.cli",
-        "--data-dir",
-        str(data_dir),
-        "ingest",
-        str(corpus),
-        "--create-contributors",
-    ]
-    process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL)
-    time.sleep(pause)
-    process.kill()
-    process.wait()
-    again = cli(data_dir, "ingest", str(corpus), "--create-contributors", env=environment)
-    assert again["documents"] + again["unchanged"] == 400
+    ingest = ["ingest", str(corpus), "--create-contributors"]
+    kill(data_dir, environment, Accident("retrieval.catalogue:Catalogue.put", when, "kill", nth=nth), *ingest)
+    again = cli(data_dir, *ingest, env=environment)
+    assert again["unchanged"] == BATCH_DOCUMENTS * (nth - (when == "before"))
+    assert again["documents"] + again["unchanged"] == many
     assert again["rejected"] == []
     third = cli(data_dir, "ingest", str(corpus), env=environment)
-    assert (third["documents"], third["unchanged"]) == (0, 400)
+    assert (third["documents"], third["unchanged"]) == (0, many)
     assert cli(data_dir, "audit", env=environment)["balanced"]
 
 
@@ -135,13 +133,8 @@ def test_a_close_that_is_killed_is_finished_by_the_next(server, data_dir, enviro
         for i in range(40):
             assert client.post("/v1/query", json={"question": QUESTIONS[i % 4]}).status_code == 200
     server.stop()
-    period = time.strftime("%Y-%m", time.gmtime())
-    command = [sys.executable, "-m", "serving.cli", "--data-dir", str(data_dir), "period", "close", period, "--early"]
-    for pause in (1.0, 1.3, 1.6):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(pause)
-        process.kill()
-        process.wait()
-    last = run(data_dir, "period", "close", period, "--early", env=environment)
-    assert last.returncode == 0 or "already closed" in last.stderr
+    close = ["period", "close", this_period(), "--early"]
+    for target, when in (("_attribute", "before"), ("_attribute", "after"), ("_write", "before"), ("_write", "after")):
+        kill(data_dir, environment, Accident(f"serving.closing.closing:{target}", when, "kill"), *close)
+    assert cli(data_dir, *close, env=environment)["records"] == 40
     assert cli(data_dir, "audit", env=environment)["balanced"]

@@ -7,7 +7,6 @@ import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from tests.e2e.commands import refused
 from tests.e2e.world import Account, World
 from tests.faults.shop import PATH, PLAIN, QUESTION, STREAM, Shop, events, open_shop, settled, text_of
 from tests.scorer import Scorer
-from tests.servers import Server, cli, process, run, wait_for
+from tests.servers import Server, cli, process, run, this_period, wait_for
 from tests.upstream import MODEL, PIECES
 
-PERIOD = datetime.now(UTC).strftime("%Y-%m")
 SAID = "mary/light"
 """The document that says what the answer says."""
 
@@ -159,7 +157,7 @@ class TestFailingScorers:
 
 
 def test_a_period_of_every_function_and_of_none_closes_and_everything_holds(shop: Shop, scorer: Scorer, tmp_path: Path):
-    world, account = shop.world, shop.world.customer()
+    world, account, period = shop.world, shop.world.customer(), this_period()
     for function in ("counterfactual/1", "support/1", "log_likelihood/1"):
         adopt(world, value_function=function)
         wait_for(lambda: account.client.post("/v1/query", json={"question": QUESTION}).status_code == 200)
@@ -168,14 +166,14 @@ def test_a_period_of_every_function_and_of_none_closes_and_everything_holds(shop
     assert account.client.post(PATH, json=STREAM).status_code == 200
     adopt(world, value_function="counterfactual/1", generated_value_function="support/1")
     account.usage(4)
-    closed = cli(world.data_dir, "period", "close", PERIOD, "--early", env=world.env)
+    closed = cli(world.data_dir, "period", "close", period, "--early", env=world.env)
 
     assert set(closed["value_functions"]) == {"counterfactual/1", "support/1", "log_likelihood/1", "unvalued"}
     assert sum(closed["value_functions"].values()) == closed["records"]
     audit = cli(world.data_dir, "audit", env=world.env)
     assert audit["balanced"], audit
     file = tmp_path / "mary.json"
-    cli(world.data_dir, "statement", "--contributor", "mary", "--period", PERIOD, "-o", str(file), env=world.env)
+    cli(world.data_dir, "statement", "--contributor", "mary", "--period", period, "-o", str(file), env=world.env)
     assert cli(world.data_dir, "verify", str(file), env=world.env)["valid"]
     assert json.loads(file.read_text())["run"]["value_functions"] == closed["value_functions"]
 
