@@ -1,5 +1,8 @@
 """The dense index: an immutable FAISS snapshot, a delta, and a mask; a new view is a new object.
 
+Which rows are found, and in which order, is decided by :mod:`retrieval.similarity`, the same on every processor. What
+reads all vectors only proposes rows: it adds in float32, in an order of its own.
+
 Nothing that is being searched is ever changed. FAISS is loaded when the first snapshot is made, which must be after
 any fork.
 """
@@ -13,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from retrieval.embedding import Vector, Vectors
+from retrieval.similarity import Floats, cosines, stepped
 
 Rows = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 _DELTA_MIN: Final = 1_024
@@ -42,7 +45,8 @@ class DenseIndex:
 
     def extended(self, vectors: Vectors) -> DenseIndex:
         """An index with further rows. The delta is merged into a new snapshot when it has grown by a quarter."""
-        delta = vectors if self.delta is None else np.concatenate([self.delta, vectors])
+        exact = stepped(vectors)
+        delta = exact if self.delta is None else np.concatenate([self.delta, exact])
         if len(delta) < max(_DELTA_MIN, self._snapshot_rows // 4):
             return DenseIndex(self.dimension, self.snapshot, delta)
         faiss = _faiss()
@@ -52,37 +56,54 @@ class DenseIndex:
         merged.add(np.ascontiguousarray(delta))
         return DenseIndex(self.dimension, merged, None)
 
-    def search(self, query: Vector, limit: int, allowed: Mask) -> tuple[Rows, Scores]:
-        """The best ``limit`` allowed rows and their cosines, best first; ``allowed`` has shape ``[len(self)]``."""
+    def search(self, query: Vector, limit: int, allowed: Mask) -> tuple[Rows, Floats]:
+        """The best ``limit`` allowed rows and their cosines, best first, ties by row.
+
+        Args:
+            query: of length 1.
+            limit: at least 1.
+            allowed: shape ``[len(self)]``.
+        """
+        # A sum of n products in float32 errs by n * 2**-24 (Higham 2002, section 3.1); twice that has the steps in it.
+        error = 2 * self.dimension * 2.0**-24
+        count = limit + limit // 4 + 1
+        while True:
+            rows, proposed = self._proposed(query, count, allowed)
+            scores = self.scores(query, rows)
+            order = np.lexsort((rows, -scores))[:limit]
+            if len(rows) < count or float(proposed.min()) + error < scores[order[-1]]:
+                return rows[order], scores[order]
+            count *= 2  # what was left out may be as good as what is kept
+
+    def scores(self, query: Vector, rows: Rows) -> Floats:
+        """The cosines of given rows, in their order."""
         split = self._snapshot_rows
-        rows, scores = [], []
+        old = rows < split
+        vectors = np.empty((len(rows), self.dimension), np.float32)
+        if old.any():
+            vectors[old] = self.snapshot.reconstruct_batch(rows[old])
+        if self.delta is not None and not old.all():
+            vectors[~old] = self.delta[rows[~old] - split]
+        return cosines(vectors, query)
+
+    def _proposed(self, query: Vector, count: int, allowed: Mask) -> tuple[Rows, npt.NDArray[np.float32]]:
+        """About the best ``count`` allowed rows and about their cosines: all that may be better than the worst."""
+        split = self._snapshot_rows
+        rows, scores = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
         if self.snapshot is not None and allowed[:split].any():
             faiss = _faiss()
             bits = np.packbits(allowed[:split], bitorder="little")
             selector = faiss.IDSelectorBitmap(bits)
-            found, numbers = self.snapshot.search(query[None], limit, params=faiss.SearchParameters(sel=selector))
+            found, numbers = self.snapshot.search(query[None], count, params=faiss.SearchParameters(sel=selector))
             rows.append(numbers[0][numbers[0] >= 0])
             scores.append(found[0][numbers[0] >= 0])
         if self.delta is not None:
             inside = np.flatnonzero(allowed[split:])
             rows.append(inside + split)
             scores.append(self.delta[inside] @ query)
-        if not rows:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
         every, values = np.concatenate(rows), np.concatenate(scores)
-        order = np.lexsort((every, -values))[:limit]
-        return every[order], values[order]
-
-    def scores(self, query: Vector, rows: Rows) -> Scores:
-        """The cosines of given rows, in their order."""
-        split = self._snapshot_rows
-        result = np.empty(len(rows), np.float32)
-        old = rows < split
-        if old.any():
-            result[old] = self.snapshot.reconstruct_batch(rows[old]) @ query
-        if self.delta is not None and not old.all():
-            result[~old] = self.delta[rows[~old] - split] @ query
-        return result
+        best = np.argsort(-values, kind="stable")[:count]
+        return every[best], values[best]
 
 
 def _faiss() -> Any:

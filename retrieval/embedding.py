@@ -1,11 +1,13 @@
 """Embedding: text to vectors of length 1.
 
 A text is always embedded by itself, never in a batch with others, so its vector depends on nothing but the text
-(with 8-bit arithmetic a batch mate would change it); parallelism comes from threads.
+(with 8-bit arithmetic a batch mate would change it); parallelism comes from threads. What the model says of tokens
+does depend on the processor, in the last digits; what is made of it here does not.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -18,6 +20,7 @@ import onnxruntime
 from tokenizers import Encoding, Tokenizer
 
 from retrieval.chunking import Span
+from retrieval.similarity import STEP, stepped
 
 Vector = npt.NDArray[np.float32]
 """Shape ``[dimension]``, length 1."""
@@ -119,7 +122,7 @@ class MiniLMEmbedder:
     def embed_query(self, text: str) -> Vector:
         """See :meth:`Embedder.embed_query`."""
         _, tokens = self._run(text)
-        return _unit(tokens.mean(axis=0))
+        return _direction(tokens)
 
     def embed_passage(self, text: str, sentences: Sequence[Span]) -> PassageVectors:
         """See :meth:`Embedder.embed_passage`.
@@ -128,12 +131,12 @@ class MiniLMEmbedder:
         Günther et al. 2024): it knows what its pronouns stand for, and costs nothing extra.
         """
         encoding, tokens = self._run(text)
-        passage = _unit(tokens.mean(axis=0))
+        passage = _direction(tokens)
         offsets = np.asarray(encoding.offsets[: len(tokens)])
         vectors = np.empty((len(sentences), self.dimension), np.float32)
         for i, (start, end) in enumerate(sentences):
             inside = (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
-            vectors[i] = _unit(tokens[inside].mean(axis=0)) if inside.any() else passage
+            vectors[i] = _direction(tokens[inside]) if inside.any() else passage
         return PassageVectors(passage, vectors)
 
     def count_tokens(self, text: str) -> int:
@@ -147,6 +150,11 @@ class MiniLMEmbedder:
         return encoding, tokens[0]
 
 
-def _unit(vector: npt.NDArray[np.float32]) -> Vector:
-    length = float(np.linalg.norm(vector))
-    return (vector / length if length else vector).astype(np.float32)
+def _direction(tokens: npt.NDArray[np.float32]) -> Vector:
+    """The mean of some tokens' embeddings, shape ``[tokens, dimension]``, as a vector of length 1, ``stepped``.
+
+    Added up are whole steps, so that the order makes no difference; :func:`math.fsum` has none either.
+    """
+    whole = np.rint(tokens.astype(np.float64) / STEP).astype(np.int64).sum(axis=0).astype(np.float64)
+    length = math.sqrt(math.fsum((whole * whole).tolist()))
+    return stepped((whole / length if length else whole).astype(np.float32))

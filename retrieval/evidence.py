@@ -23,7 +23,7 @@ from retrieval.analysis import interrogative_stems, stems, term_ids
 from retrieval.embedding import Vector
 from retrieval.near_duplicates import RUN, runs
 from retrieval.passage_table import PreparedPassage
-from retrieval.similarity import Floats, cosines, stepped
+from retrieval.similarity import Floats, cosines
 
 _K1: Final = 1.2
 _B: Final = 0.75
@@ -68,7 +68,7 @@ def weigh(question: Question, passages: Sequence[PreparedPassage]) -> list[Evide
     coverage = (weights * (counts > 0)).sum(axis=0) / (int(weights.sum()) or 1)
     damping = _K1 * (1 - _B + _B * lengths / _MEAN_WORDS)
     lexical = _units(question.idf[:, None] * (counts * (_K1 + 1) / (counts + damping))).sum(axis=0) / _ONE
-    similarity = cosines(np.concatenate([passage.sentence_vectors for passage in passages]), stepped(question.vector))
+    similarity = cosines(np.concatenate([passage.sentence_vectors for passage in passages]), question.vector)
     edges = np.cumsum([len(passage.sentence_terms) for passage in passages])[:-1]
     return [
         Evidence(*parts)

@@ -1,5 +1,8 @@
 """The lexical index: BM25 over term ids, on tantivy, with terms of use as a filter inside the search.
 
+Tantivy adds up a passage's score in float32, term by term in the order of the query, which is that of the ids here: it
+depends neither on the passages beside it, nor on how the index came about, nor on the processor.
+
 Tantivy's segments are immutable and a searcher is a view of one moment, so a search never sees half a change.
 """
 
@@ -7,16 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from decimal import Context, Decimal
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import tantivy
 
-from retrieval.dense_index import Rows, Scores
+from retrieval.dense_index import Rows
+
+Scores = npt.NDArray[np.float32]
 
 _ANY: Final = "*"
 _HEAP_BYTES: Final = 64_000_000
+_EXACT: Final = Context(prec=20)
+"""Rounds every logarithm to the nearest decimal; what libraries of floats give depends on the processor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +49,7 @@ class LexicalView:
     def search(self, terms: Iterable[int], limit: int, purpose: str, price: int) -> tuple[Rows, Scores]:
         """The best ``limit`` rows that may be used for ``purpose`` at ``price``, best first, with their BM25."""
         schema, query = self._schema, tantivy.Query
-        wanted = [(tantivy.Occur.Should, query.term_query(schema, "terms", str(term))) for term in terms]
+        wanted = [(tantivy.Occur.Should, query.term_query(schema, "terms", str(term))) for term in sorted(terms)]
         if not wanted or not self._searcher.num_docs:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         allowed = [
@@ -59,13 +68,17 @@ class LexicalView:
     def idf(self, terms: Sequence[int]) -> npt.NDArray[np.float64]:
         """Inverse document frequency of each term, as BM25 has it: ``ln(1 + (N - n + 0.5) / (n + 0.5))``."""
         total = self._searcher.num_docs
-        found = np.asarray([self._count(term) for term in terms], np.float64)
-        return np.log1p((total - found + 0.5) / (found + 0.5))
+        return np.asarray([_idf(total, self._count(term)) for term in terms], np.float64)
 
     def _count(self, term: int) -> int:
         """In how many passages a term is; the index's own statistics count removed ones until a merge."""
         query = tantivy.Query.term_query(self._schema, "terms", str(term))
         return int(self._searcher.search(query, 1).count)  # type: ignore[attr-defined] # its stubs leave it out
+
+
+@lru_cache(4_096)
+def _idf(total: int, having: int) -> float:
+    return float(_EXACT.ln(_EXACT.divide(Decimal(2 * total + 2), Decimal(2 * having + 1))))
 
 
 class LexicalIndex:

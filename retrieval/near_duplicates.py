@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from retrieval.analysis import stems, term_ids
 from retrieval.chunking import Span, sentences
+from retrieval.similarity import cosine
 
 RUN: Final = 3
 """Stems in a shingle."""
@@ -102,7 +103,7 @@ def repeats(later: Wording, earlier: Wording) -> bool:
     part = contained(later.runs, earlier.runs)
     if part < ALIKE or (len(later.runs) < SHORT and not np.array_equal(later.runs, earlier.runs)):
         return False
-    if part < CONTAINED and float(later.vector() @ earlier.vector()) < ALIKE_COSINE:
+    if part < CONTAINED and cosine(later.vector(), earlier.vector()) < ALIKE_COSINE:
         return False
     words = words_of([later.text, earlier.text])
     return not other_facts(words, np.asarray([0]), np.asarray([1])).item()

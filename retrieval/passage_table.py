@@ -19,6 +19,7 @@ import numpy.typing as npt
 import sqlalchemy as sa
 
 from retrieval.near_duplicates import Runs, Vector, Wording, Words, contained, repeats, runs, sketch, words_of
+from retrieval.similarity import cosine
 
 METADATA = sa.MetaData()
 
@@ -269,7 +270,7 @@ def _original(passage: StoredPassage, earlier: Iterable[StoredPassage]) -> int |
 
 
 def _nearest(parts: Sequence[StoredPassage], vector: Vector) -> Vector:
-    return max((each.vector for each in parts), key=lambda own: float(own @ vector))
+    return max((each.vector for each in parts), key=lambda own: cosine(own, vector))
 
 
 def _passage(row: Any) -> StoredPassage:

@@ -1,4 +1,4 @@
-"""Similarity: the cosine of vectors of length 1, computed without a rounding, so that it depends on nothing beside it.
+"""Similarity: the cosine of vectors of length 1, the same whatever is computed beside it, and on every processor.
 
 A sum of floats depends on its order, and linear algebra libraries choose the order by the processor, by the number of
 threads and by what else is computed in the same call. Here no sum is rounded, so it has no order: components are
@@ -28,7 +28,17 @@ def stepped(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def cosines(vectors: Vectors, vector: npt.NDArray[np.float32]) -> Floats:
-    """The cosine of each of some vectors, shape ``[n, dimension]``, and one other; all of length 1 and ``stepped``."""
-    exact = np.einsum("ij,j->i", vectors.astype(np.float64), vector.astype(np.float64))
+    """The cosines of some vectors and one other, multiples of ``STEP``.
+
+    Args:
+        vectors: shape ``[n, dimension]``, ``stepped``, of length 1.
+        vector: shape ``[dimension]``, of length 1.
+    """
+    exact = np.einsum("ij,j->i", vectors.astype(np.float64), stepped(vector).astype(np.float64))
     rounded: Floats = np.rint(exact / STEP) * STEP
     return rounded
+
+
+def cosine(first: npt.NDArray[np.float32], second: npt.NDArray[np.float32]) -> float:
+    """The cosine of two vectors of length 1, a multiple of ``STEP``."""
+    return float(cosines(stepped(first)[None], second)[0])
