@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from attribution.shapley import owen_values, unions_of
 from attribution.values import Table
-from metering.records import PPM, VALUE_ONE, UsageRecord
+from metering.records import PPM, UsageRecord
 
 DRAW: Final = "ablation/1"
 TAU_LOW: Final = 0.0
@@ -34,7 +34,7 @@ LISTED_MAX: Final = 100
 _HASH_BITS: Final = 64
 _DECIMALS: Final = 4
 
-Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
@@ -117,61 +117,61 @@ def drawn(record: UsageRecord, sample_ppm: int) -> bool:
     return int.from_bytes(digest[: _HASH_BITS // 8], "big") * PPM < sample_ppm << _HASH_BITS
 
 
-def agreement(record: UsageRecord, paid: Sequence[float], table: Table, value_function: str, model: str) -> Agreement:
+def agreement(record: UsageRecord, paid: Sequence[int], table: Table, value_function: str, model: str) -> Agreement:
     """Compare what was paid for a record with a dearer game over its first documents.
 
     Args:
         record: the query.
-        paid: the share of each of its documents, in the order of its uses.
+        paid: the share of each of its documents, in the order of its uses, in any unit.
         table: the dearer function's value of every coalition of the first ``n``, shape ``[2 ** n]``.
         value_function: the dearer function, by name and version.
         model: its language model, if it has one.
     """
     players = len(table).bit_length() - 1
-    shares = np.asarray(paid[:players], np.float64)
+    shares = paid[:players]
     owners = [use.contributor for use in record.uses]
-    numerators, denominator = owen_values(table[None], unions_of(owners[:players]))
+    numerators, _ = owen_values(table[None], unions_of(owners[:players]))
     names = {*owners, *(split.contributor for use in record.uses for split in use.splits)}
     return Agreement(
         record=record.leaf().hex(),
         contributors=tuple(sorted(names)),
         value_function=value_function,
         model=model,
-        kendall_tau=kendall_tau(shares, numerators[0] / (denominator * VALUE_ONE)),
+        kendall_tau=kendall_tau(shares, numerators[0].tolist()),
         lds=linear_datamodeling_score(shares, table),
         masks=len(table),
     )
 
 
-def kendall_tau(first: npt.ArrayLike, second: npt.ArrayLike) -> float | None:
+def kendall_tau(first: Sequence[int], second: Sequence[int]) -> float | None:
     """Kendall's tau-b of two lists of the same length; 0 where only one of them is constant, None where both are."""
-    rows = [np.sign(np.subtract.outer(each, each)) for each in (np.asarray(first), np.asarray(second))]
-    return _cosine(*(each[np.triu_indices(len(each), 1)].astype(np.float64) for each in rows))
+    rows = [np.sign(np.subtract.outer(each, each)) for each in map(_ints, (first, second))]
+    return _cosine(*(each[np.triu_indices(len(each), 1)] for each in rows))
 
 
-def linear_datamodeling_score(shares: npt.ArrayLike, table: Table) -> float | None:
+def linear_datamodeling_score(shares: Sequence[int], table: Table) -> float | None:
     """Spearman's correlation, over every coalition, of its value and the sum of its members' shares."""
-    each = np.asarray(shares, np.float64)
-    member = np.arange(len(table))[:, None] >> np.arange(len(each)) & 1
-    # The sums of equal shares are equal: what floating point adds to them is rounded away.
-    predicted = np.round(member @ each, 12)
-    ranks = [_ranks(predicted), _ranks(table.astype(np.float64))]
-    return _cosine(*(rank - rank.mean() for rank in ranks))
+    member = np.arange(len(table))[:, None] >> np.arange(len(shares)) & 1
+    return _cosine(_ranks(member @ _ints(shares)), _ranks(table))
 
 
-def _ranks(values: Floats) -> Floats:
-    """Ranks from 1, ties sharing their mean."""
+def _ints(values: Sequence[int]) -> Ints:
+    return np.asarray(values, np.int64)
+
+
+def _ranks(values: Ints) -> Ints:
+    """Twice the ranks, ties sharing their mean, less what makes them sum to 0."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    ranks: Floats = (last - (counts - 1) / 2)[place]
+    ranks: Ints = (2 * last - counts - len(values))[place]
     return ranks
 
 
-def _cosine(first: Floats, second: Floats) -> float | None:
-    lengths = [float(first @ first), float(second @ second)]
+def _cosine(first: Ints, second: Ints) -> float | None:
+    lengths = [int(each @ each) for each in (first, second)]
     if not all(lengths):
         return 0.0 if any(lengths) else None
-    return float(first @ second) / sqrt(lengths[0] * lengths[1])
+    return int(first @ second) / sqrt(lengths[0] * lengths[1])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -18,11 +18,12 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from attribution.arithmetic import Floats
+
 RULE: Final = "systematic/1"
 OFFSET_BITS: Final = 64
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
 
 
 _PREFIX: Final = RULE.encode() + b"\x00"

@@ -19,12 +19,13 @@ from msgspec import structs
 
 from attribution import support as supporting
 from attribution.apportionment import apportion
+from attribution.arithmetic import Floats
 from attribution.cases import Case, CaseError, CasePassage, Result, Share
 from attribution.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN, Estimate
 from attribution.games import Game, LargeGame, TableGame
 from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Sampled, Scorer, Unscorable, log_likelihood
 from attribution.players import Group, Relation, groups, paid
-from attribution.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHAPLEY, Floats, Semivalue
+from attribution.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHAPLEY, Semivalue
 from attribution.shapley import unions_of
 from attribution.support import SUPPORT, Passage, Span, support
 from attribution.values import TABLE_PLAYERS_MAX

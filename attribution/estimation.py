@@ -23,13 +23,16 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from attribution.semivalues import Floats
+from attribution.arithmetic import Floats, total
 from attribution.shapley import Unions
 
 Coalitions = npt.NDArray[np.bool_]
 """Shape ``[coalitions, players]``."""
 
 _FOLDS: Final = 5
+_FIT: Final = 1e-14
+"""So much of what a fit does not explain may be left: it is sampled like the rest."""
+_QUANTILE_DECIMALS: Final = 12
 PAIRS_MIN: Final = 4 * _FOLDS
 BUDGET_MIN: Final = 2 * PAIRS_MIN + 2
 """Coalitions that an estimate takes at least, of which two are the empty and the full one."""
@@ -83,17 +86,16 @@ def estimate(
     own, other = 1 / (sizes * probability), 1 / ((players - sizes) * probability)
     # Both of a pair have the same coefficient with opposite signs, so their mean is half of it times their difference.
     coefficients = np.where(inside, own[:, None], -other[:, None]) / 2
-    signs = np.where(inside, 1.0, -1.0)
+    signs = np.where(inside, 1, -1)
     samples = np.empty((pairs, players))
     for fold in range(_FOLDS):
         held = np.arange(pairs) % _FOLDS == fold
-        linear = np.linalg.lstsq(signs[~held], differences[~held], rcond=None)[0]
-        rest = differences[held] - signs[held] @ linear
+        linear = _fitted(signs[~held], differences[~held])
+        rest = differences[held] - total((signs[held] * linear).T)
         # Of a linear game the values are its weights; of the rest, what its full coalition is worth is shared equally.
-        samples[held] = linear + (whole - linear.sum()) / players + coefficients[held] * rest[:, None]
-    values = samples.mean(axis=0)
-    values += (whole - values.sum()) / players
-    margin = _margin(samples, confidence)
+        samples[held] = linear + (whole - total(linear)) / players + coefficients[held] * rest[:, None]
+    values, margin = _mean(samples, confidence)
+    values += (whole - total(values)) / players
     return Estimate(values, values - margin, values + margin, confidence, budget, seed, 2 * pairs + 2)
 
 
@@ -133,21 +135,48 @@ def estimate_owen(
     added = np.diff(np.concatenate([none, forth, every], axis=1))
     added_back = -np.diff(np.concatenate([every, back, none], axis=1))
     samples = np.take_along_axis((added + added_back) / 2, ranks, axis=1)
-    values, margin = samples.mean(axis=0), _margin(samples, confidence)
+    values, margin = _mean(samples, confidence)
     return Estimate(values, values - margin, values + margin, confidence, budget, seed, 2 * pairs * (players - 1) + 2)
 
 
-def _margin(samples: Floats, confidence: float) -> Floats:
-    """Half the width of the interval of each column's mean."""
-    margin: Floats = NormalDist().inv_cdf(0.5 + confidence / 2) * samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
-    return margin
+def _mean(samples: Floats, confidence: float) -> tuple[Floats, Floats]:
+    """The mean of each column, and half the width of its interval."""
+    count = len(samples)
+    mean = total(samples) / count
+    deviation = np.sqrt(total((samples - mean) ** 2) / (count - 1))
+    quantile = round(NormalDist().inv_cdf(0.5 + confidence / 2), _QUANTILE_DECIMALS)
+    return mean, quantile * deviation / np.sqrt(count)
+
+
+def _fitted(signs: npt.NDArray[np.int64], differences: Floats) -> Floats:
+    """The weights of the linear game nearest to the differences of pairs, shape ``[players]``: least squares.
+
+    The normal equations are solved by conjugate gradients (Hestenes and Stiefel 1952), which from 0 find the shortest
+    solution where there are many, in as many steps as there are players. A library of linear algebra would add up in
+    an order of its own.
+    """
+    normal = signs.T @ signs
+    weights = np.zeros(signs.shape[1])
+    rest = total(signs * differences[:, None])
+    direction, size = rest, float(total(rest * rest))
+    enough = size * _FIT**2
+    for _ in range(2 * len(weights)):
+        if size <= enough:
+            break
+        image = total((normal * direction).T)
+        step = size / total(direction * image)
+        weights = weights + step * direction
+        rest = rest - step * image
+        before, size = size, float(total(rest * rest))
+        direction = rest + size / before * direction
+    return weights
 
 
 def _coalitions(players: int, count: int, random: np.random.Generator) -> tuple[Coalitions, Floats]:
     """Random coalitions, neither empty nor full, and the probability of each one's size."""
     sizes = np.arange(1, players)
     weights = np.sqrt(1 / sizes + 1 / (players - sizes))
-    weights /= weights.sum()
+    weights /= total(weights)
     drawn = random.choice(sizes, count, p=weights)
     ranks = random.random((count, players)).argsort(axis=1).argsort(axis=1)
     return ranks < drawn[:, None], weights[drawn - 1]

@@ -12,9 +12,10 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from attribution.arithmetic import Floats
 from attribution.estimation import Coalitions, Estimate, estimate, estimate_owen
 from attribution.max_games import MaxGame
-from attribution.semivalues import SHAPLEY, Floats, Semivalue, from_tables
+from attribution.semivalues import SHAPLEY, Semivalue, from_tables
 from attribution.shapley import Unions, owen_values
 from attribution.values import Table
 

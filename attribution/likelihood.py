@@ -23,6 +23,7 @@ from typing import Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from attribution.arithmetic import Floats, exponential, total
 from attribution.estimation import Coalitions
 from attribution.values import TABLE_PLAYERS_MAX, Table
 from metering.records import VALUE_ONE
@@ -33,7 +34,6 @@ _HEAD: Final = "Answer the question from the documents.\n\n"
 _DOCUMENT: Final = "Document: {}\n\n"
 _QUESTION: Final = "Question: {}\nAnswer: "
 
-Floats = npt.NDArray[np.float64]
 Span = tuple[int, int]
 
 Tokenize = Callable[[str], tuple[Sequence[int], Sequence[Span]]]
@@ -115,7 +115,8 @@ class Likelihood:
     @property
     def values(self) -> Table:
         """The game: probability per token, in integers of which ``VALUE_ONE`` is 1, shape ``[coalitions]``."""
-        table: Table = np.floor(np.exp(np.minimum(self.nats, 0.0) / self.tokens) * VALUE_ONE).astype(np.int64)
+        worths = exponential(np.minimum(self.nats, 0.0) / self.tokens)
+        table: Table = np.floor(worths * VALUE_ONE).astype(np.int64)
         return table
 
     @property
@@ -177,7 +178,7 @@ class Sampled:
 def _checked(scores: Floats, coalitions: int, prompt: Prompt, scorer: Scorer) -> Likelihood:
     if scores.shape != (coalitions, prompt.scored) or not np.isfinite(scores).all():
         raise Unscorable(f"{scorer.name} gives no probability for some tokens of the answer")
-    return Likelihood(scores.sum(axis=1), prompt.scored)
+    return Likelihood(total(scores.T), prompt.scored)
 
 
 def prepare(

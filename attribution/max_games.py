@@ -23,7 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from attribution.semivalues import SHAPLEY, Floats, Semivalue
+from attribution.arithmetic import Floats, total
+from attribution.semivalues import SHAPLEY, Semivalue
 from attribution.shapley import Unions
 from attribution.values import TABLE_PLAYERS_MAX, Table
 
@@ -55,13 +56,11 @@ class MaxGame:
 
     def solve(self, semivalue: Semivalue = SHAPLEY) -> Floats:
         """A semivalue of the game, shape ``[players]``; for the Shapley value they sum to what all add."""
-        values: Floats = airport(self.heights.astype(np.float64), semivalue).sum(axis=0)
-        return values
+        return total(airport(self.heights.astype(np.float64), semivalue))
 
     def owen(self, unions: Unions) -> Floats:
         """The Owen value of the game with its players in unions, shape ``[players]``."""
-        values: Floats = owen(self.heights.astype(np.float64), unions).sum(axis=0)
-        return values
+        return total(owen(self.heights.astype(np.float64), unions))
 
     def table(self) -> Table:
         """The coalition values, shape ``[2 ** players]``: the form in which usage records keep a game.
@@ -95,7 +94,7 @@ def airport(heights: Floats, semivalue: Semivalue = SHAPLEY) -> Floats:
     steps = np.diff(ascending, axis=-1, prepend=0.0)
     steps *= np.array([semivalue.first(hits) for hits in range(players, 0, -1)])
     values = np.empty_like(heights)
-    np.put_along_axis(values, order, np.cumsum(steps, axis=-1), axis=-1)
+    np.put_along_axis(values, order, np.add.accumulate(steps, axis=-1), axis=-1)
     return values
 
 
@@ -118,6 +117,6 @@ def owen(heights: Floats, unions: Unions) -> Floats:
     for group in members:
         own = heights[..., group, None]
         reached = np.clip(own, lower[..., None, :], best[..., None, :]) - lower[..., None, :]
-        shared = (reached / np.arange(len(members), 0, -1)).sum(axis=-1)
+        shared = total(np.moveaxis(reached / np.arange(len(members), 0, -1), -1, 0))
         values[..., group] = airport(shared)
     return values

@@ -18,9 +18,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from attribution.arithmetic import Floats
 from attribution.values import TABLE_PLAYERS_MAX
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +27,10 @@ class Semivalue:
     """One rule, in the two forms that solvers need."""
 
     name: str
-    marginal: Callable[[int, int], float]
-    """``p(size, players)``: the weight of a marginal contribution to a coalition of ``size`` of the others."""
+    marginal: Callable[[int, int], int]
+    """``p(size, players)`` times ``whole``: the weight of a marginal contribution to ``size`` of the others."""
+    whole: Callable[[int], int]
+    """What makes the weights of a game of so many players whole numbers."""
     first: Callable[[int], float]
     """``q(hits)``: the weight of the coalitions without any of ``hits`` players, of which the player is one.
 
@@ -40,46 +41,47 @@ class Semivalue:
 
 SHAPLEY: Final = Semivalue(
     "shapley",
-    lambda size, players: factorial(size) * factorial(players - size - 1) / factorial(players),
+    lambda size, players: factorial(size) * factorial(players - size - 1),
+    factorial,
     lambda hits: 1.0 / hits,
 )
-BANZHAF: Final = Semivalue("banzhaf", lambda _, players: 0.5 ** (players - 1), lambda hits: 0.5 ** (hits - 1))
+BANZHAF: Final = Semivalue("banzhaf", lambda *_: 1, lambda players: 2 ** (players - 1), lambda hits: 0.5 ** (hits - 1))
 LEAVE_ONE_OUT: Final = Semivalue(
-    "leave-one-out", lambda size, players: float(size == players - 1), lambda hits: float(hits == 1)
+    "leave-one-out", lambda size, players: int(size == players - 1), lambda _: 1, lambda hits: float(hits == 1)
 )
 SEMIVALUES: Final = {each.name: each for each in (SHAPLEY, BANZHAF, LEAVE_ONE_OUT)}
 
 
-def from_tables(tables: npt.ArrayLike, semivalue: Semivalue = SHAPLEY) -> Floats:
+def from_tables(tables: npt.NDArray[np.int64], semivalue: Semivalue = SHAPLEY) -> Floats:
     """A semivalue of many games, each given by its coalition values.
 
     Args:
-        tables: shape ``[games, 2 ** n]``, ``n <= 12``; bit ``i`` of an index stands for player ``i``.
+        tables: shape ``[games, 2 ** n]``, ``n <= 12``, below 2**31 in magnitude; bit ``i`` of an index stands for
+            player ``i``.
         semivalue: the rule.
 
     Returns:
-        Shape ``[games, n]``. :func:`attribution.shapley.owen_values` is the exact form in integers, for money.
+        Shape ``[games, n]``, rounded once. :func:`attribution.shapley.owen_values` is not rounded at all, for money.
 
     Raises:
         ValueError: the tables are not of ``2 ** n`` values, or ``n`` is too large.
     """
-    values = np.asarray(tables, np.float64)
-    players = values.shape[-1].bit_length() - 1
-    if values.ndim != 2 or values.shape[1] != 2**players:  # noqa: PLR2004 # games and coalitions
-        raise ValueError(f"tables of shape {values.shape} are not of 2 ** n values")
+    players = tables.shape[-1].bit_length() - 1
+    if tables.ndim != 2 or tables.shape[1] != 2**players:  # noqa: PLR2004 # games and coalitions
+        raise ValueError(f"tables of shape {tables.shape} are not of 2 ** n values")
     if players > TABLE_PLAYERS_MAX:
         raise ValueError(f"{players} players; an exact table holds {TABLE_PLAYERS_MAX}")
-    solved: Floats = values @ _matrix(semivalue, players)
+    solved: Floats = (tables @ _matrix(semivalue, players)) / semivalue.whole(players)
     return solved
 
 
 @lru_cache(maxsize=64)
-def _matrix(semivalue: Semivalue, players: int) -> Floats:
-    """What maps a table to values, shape ``[2 ** players, players]``."""
+def _matrix(semivalue: Semivalue, players: int) -> npt.NDArray[np.int64]:
+    """What maps a table to values times ``whole``, shape ``[2 ** players, players]``."""
     coalitions = np.arange(2**players)
     sizes = np.bitwise_count(coalitions).astype(np.int64)
-    weights = np.array([semivalue.marginal(size, players) for size in range(players)] + [0.0])
-    matrix = np.empty((2**players, players))
+    weights = np.array([semivalue.marginal(size, players) for size in range(players)] + [0])
+    matrix = np.empty((2**players, players), np.int64)
     for player in range(players):
         inside = (coalitions >> player & 1).astype(np.bool_)
         matrix[:, player] = np.where(inside, weights[sizes - 1], -weights[sizes])

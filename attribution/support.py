@@ -14,14 +14,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from math import log
+from math import fsum, sqrt
 from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from attribution.arithmetic import Floats, exponential, logarithm
 from attribution.max_games import MaxGame
-from attribution.semivalues import Floats
 from metering.records import VALUE_ONE
 
 SUPPORT: Final = "support/1"
@@ -47,8 +47,11 @@ _SOFTNESS: Final = 0.05
 _SAYS_NOTHING: Final = frozenset({"yes", "no", "true", "false"})
 _PARENTHESES: Final = re.compile(r"\(.*?\)")
 
+VECTOR_ONE: Final = 1 << 24
+"""The length of an embedding. They are in integers, so that the order in which products are added up is none."""
+
 Span = tuple[int, int]
-Vectors = npt.NDArray[np.float32]
+Vectors = npt.NDArray[np.int64]
 
 
 class Reader(Protocol):
@@ -67,7 +70,10 @@ class Reader(Protocol):
         ...
 
     def vectors(self, text: str, spans: Sequence[Span]) -> Vectors:
-        """An embedding of length 1 for each span of a text, in the context of the text; ``[spans, dimension]``."""
+        """An embedding for each span of a text, in the context of the text; ``[spans, dimension]``.
+
+        They are of length ``VECTOR_ONE``, as near as integers can be.
+        """
         ...
 
 
@@ -83,7 +89,8 @@ class Passage:
 class _Point:
     """A key point: a sentence of the answer, in the light of the question."""
 
-    vector: npt.NDArray[np.float32]
+    vector: Vectors
+    """Of any length; ``[dimension]``."""
     stems: frozenset[str]
     """What the sentence says; empty where the question alone is the key point."""
 
@@ -149,11 +156,9 @@ def _contrast(evidence: Floats) -> MaxGame:
     whole = VALUE_ONE // len(evidence)
 
     def worth(having: Floats) -> npt.NDArray[np.int64]:
-        behind = np.exp((best - having - _MARGIN) / _SOFTNESS)
-        units: npt.NDArray[np.int64] = np.floor(whole * (1 + np.exp(-_MARGIN / _SOFTNESS)) / (1 + behind)).astype(
-            np.int64
-        )
-        return units
+        behind = exponential((best - having - _MARGIN) / _SOFTNESS)
+        units = np.floor(whole * (1 + exponential(-_MARGIN / _SOFTNESS)) / (1 + behind))
+        return units.astype(np.int64)
 
     return MaxGame(worth(evidence), worth(np.full_like(best, _BACKGROUND))[:, 0])
 
@@ -177,17 +182,17 @@ def _points(question: str, answer: str, reader: Reader) -> list[_Point]:
     asked, *vectors = reader.vectors(text, [(0, len(question)), *(span for span, _ in said)])
     if not said:
         return [_Point(asked, frozenset())]
-    return [_Point(_unit(asked + vector), stems) for vector, (_, stems) in zip(vectors, said, strict=True)]
+    return [_Point(asked + vector, stems) for vector, (_, stems) in zip(vectors, said, strict=True)]
 
 
 def _weighted(words: Iterable[str], frequency: Counter[str], passages: int) -> dict[str, float]:
     """Inverse document frequency within the case, as in BM25."""
-    return {word: log(1 + (passages - frequency[word] + 0.5) / (frequency[word] + 0.5)) for word in words}
+    return {word: logarithm(2 * passages + 2, 2 * frequency[word] + 1) for word in words}
 
 
 def _vectors(read: _Read, wanted: dict[str, float], chars: int, reader: Reader) -> Vectors:
     """Embeds the sentences that share most with what is wanted, about ``chars`` of them and at least one."""
-    shared = [sum(weight for word, weight in wanted.items() if word in stems) for stems in map(set, read.stems)]
+    shared = [fsum(weight for word, weight in wanted.items() if word in stems) for stems in map(set, read.stems)]
     chosen: list[int] = []
     for i in sorted(range(len(shared)), key=lambda i: -shared[i]):
         length = len(read.sentences[i])
@@ -203,9 +208,9 @@ def _vectors(read: _Read, wanted: dict[str, float], chars: int, reader: Reader) 
 
 def _common_evidence(question: Sequence[str], asked: dict[str, float], read: Sequence[_Read]) -> tuple[Floats, float]:
     """What each passage has for the question, whatever the answer, and the most that it can have."""
-    whole = sum(asked.values()) or 1.0
+    whole = fsum(asked.values()) or 1.0
     evidence = np.array(
-        [_COVERAGE * sum(weight for word, weight in asked.items() if word in each.words) / whole for each in read]
+        [_COVERAGE * fsum(weight for word, weight in asked.items() if word in each.words) / whole for each in read]
     )
     if not any(each.title for each in read):
         return evidence, _COVERAGE
@@ -216,7 +221,8 @@ def _common_evidence(question: Sequence[str], asked: dict[str, float], read: Seq
 
 def _point_evidence(point: _Point, read: Sequence[_Read], vectors: Sequence[Vectors]) -> tuple[Floats, float]:
     """What each passage has for a key point, and the most that it can have."""
-    evidence = _SIMILARITY * np.array([max(0.0, float((rows @ point.vector).max(initial=0.0))) for rows in vectors])
+    nearest = np.array([int((rows @ point.vector).max(initial=0)) for rows in vectors])
+    evidence = _SIMILARITY * nearest / (VECTOR_ONE * sqrt(point.vector @ point.vector) or 1.0)
     most = _SIMILARITY
     if point.stems:
         most += _ANSWERS
@@ -251,8 +257,3 @@ def _named(words: Sequence[str], titles: Sequence[tuple[str, ...]]) -> set[int]:
 
 def _spaced(words: Sequence[str]) -> str:
     return "".join(f" {word} " for word in words)
-
-
-def _unit(vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    length = float(np.linalg.norm(vector))
-    return vector / length if length else vector

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from attribution.agreement import Ablation, Agreement, agreement
 from attribution.likelihood import Unscorable
-from attribution.run import shares
+from attribution.run import owen_shares
 from metering import ledger, periods
 from metering.records import UsageRecord
 from metering.usage_log import records
@@ -89,7 +89,7 @@ def run(books: Books, period: str, function: ValueFunction, progress: Progress |
             destroyed += 1
         else:
             try:
-                found = agreement(record, shares(record)[0], function.table(case), function.name, function.model)
+                found = agreement(record, owen_shares(record)[0], function.table(case), function.name, function.model)
             except Unscorable as error:
                 unscorable.append(f"{record.id}: {error}")
             else:

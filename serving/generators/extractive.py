@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import fsum
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from attribution.arithmetic import exponential
 from retrieval.chunking import SENTENCE_CHARS_MAX
 from retrieval.retriever import Retrieval, RetrievedDocument
 from serving.generators.case import DOCUMENTS_READ, Case
@@ -201,6 +203,6 @@ class _Expectation:
 
 
 def _softmax(scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    raised = np.exp(scores - scores.max())
-    probabilities: npt.NDArray[np.float64] = raised / raised.sum()
+    raised = exponential(scores - scores.max())
+    probabilities: npt.NDArray[np.float64] = raised / fsum(raised.tolist())
     return probabilities

@@ -21,7 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
-from attribution.likelihood import Floats, LikelihoodError, Prompt, Span, Unscorable
+from attribution.arithmetic import Floats
+from attribution.likelihood import LikelihoodError, Prompt, Span, Unscorable
 from retrieval.model_files import ModelMissing, Place, locate
 from serving.valuing.tokenizer import ModelTokenizer
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from attribution.players import Relation
-from attribution.support import Span, Vectors
+from attribution.support import VECTOR_ONE, Span, Vectors
 from retrieval.analysis import stems, subject_stems
 from retrieval.chunking import sentences
 from retrieval.embedding import Embedder
@@ -32,7 +34,8 @@ class CaseReader:
 
     def vectors(self, text: str, spans: Sequence[Span]) -> Vectors:
         """See :meth:`attribution.support.Reader.vectors`."""
-        return self._embedder.embed_passage(text, spans).sentences
+        vectors = self._embedder.embed_passage(text, spans).sentences.astype(np.float64)
+        return np.rint(vectors * VECTOR_ONE).astype(np.int64)
 
     def relation(self, texts: Sequence[str]) -> Relation:
         """See :meth:`attribution.attribute.Reader.relation`: as passages are compared when they are registered."""

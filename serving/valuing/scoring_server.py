@@ -15,7 +15,8 @@ from typing import Any, Final
 import httpx
 import numpy as np
 
-from attribution.likelihood import Floats, LikelihoodError, Prompt, Span
+from attribution.arithmetic import Floats
+from attribution.likelihood import LikelihoodError, Prompt, Span
 from serving.valuing.tokenizer import ModelTokenizer
 
 _TIMEOUT_SECONDS: Final = 600.0

@@ -26,12 +26,12 @@ def by_marginals(table, semivalue):
     values = []
     for player in range(players):
         others = [other for other in range(players) if other != player]
-        total = 0.0
+        total = 0
         for size in range(players):
             for chosen in itertools.combinations(others, size):
                 coalition = sum(1 << other for other in chosen)
                 total += semivalue.marginal(size, players) * (table[coalition | 1 << player] - table[coalition])
-        values.append(total)
+        values.append(float(Fraction(total, semivalue.whole(players))))
     return values
 
 
@@ -71,7 +71,7 @@ def test_the_closed_form_and_the_table_give_what_the_definition_gives(name, game
     semivalue = SEMIVALUES[name]
     expected = by_marginals(game.table().tolist(), semivalue)
     assert close(game.solve(semivalue), expected)
-    assert close(from_tables(game.table()[None], semivalue)[0], expected)
+    assert from_tables(game.table()[None], semivalue)[0].tolist() == expected
 
 
 @pytest.mark.parametrize("name", SEMIVALUES)
@@ -85,13 +85,13 @@ def test_every_solver_agrees_up_to_twelve_players(name, count):
     if SEMIVALUES[name] is SHAPLEY:
         numerators, denominator = owen_values(table[None], tuple(range(count)))
         exact = [float(Fraction(each, denominator)) for each in numerators[0].tolist()]
-        assert close(expected, exact)
+        assert expected.tolist() == exact
 
 
 @given(st.lists(st.integers(-VALUE_ONE, VALUE_ONE), min_size=32, max_size=32), st.sampled_from(list(SEMIVALUES)))
 def test_tables_of_any_game_are_solved_by_the_definition(table, name):
     expected = by_marginals(table, SEMIVALUES[name])
-    assert close(from_tables(np.array([table]), SEMIVALUES[name])[0], expected)
+    assert from_tables(np.array([table]), SEMIVALUES[name])[0].tolist() == expected
 
 
 @given(max_games(8), st.data())
@@ -169,4 +169,4 @@ def test_a_thousand_players_take_no_table():
 @pytest.mark.parametrize(("shape", "message"), [((1, 2**13), "13 players"), ((1, 6), "not of"), ((8,), "not of")])
 def test_tables_that_do_not_fit_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
-        from_tables(np.zeros(shape))
+        from_tables(np.zeros(shape, np.int64))

@@ -17,7 +17,7 @@ from attribution.agreement import (
     kendall_tau,
     linear_datamodeling_score,
 )
-from attribution.run import shares
+from attribution.run import owen_shares
 from attribution.values import counterfactual
 from metering.records import PPM, VALUE_ONE, Split
 from tests.records import a_record, a_use
@@ -33,7 +33,7 @@ def an_agreement(record: str, lds: float | None, *contributors: str) -> Agreemen
     )
 
 
-def plain_tau(first: list[float], second: list[float]) -> float:
+def plain_tau(first: list[int], second: list[int]) -> float:
     """Tau-b as Kendall defines it."""
     signs = [
         (np.sign(first[i] - first[j]), np.sign(second[i] - second[j])) for i, j in combinations(range(len(first)), 2)
@@ -58,7 +58,7 @@ def test_what_tells_nothing_apart_has_no_order():
 def test_tau_is_kendalls_with_ties():
     dice = random.Random(1)
     for _ in range(200):
-        first, second = ([float(dice.randrange(4)) for _ in range(6)] for _ in range(2))
+        first, second = ([dice.randrange(4) for _ in range(6)] for _ in range(2))
         if len(set(first)) > 1 and len(set(second)) > 1:
             assert kendall_tau(first, second) == pytest.approx(plain_tau(first, second), abs=1e-12)
 
@@ -67,7 +67,7 @@ def test_tau_and_the_score_are_scipys():
     stats = pytest.importorskip("scipy.stats")
     dice = random.Random(2)
     for _ in range(200):
-        paid = [dice.randrange(5) / 8 for _ in range(5)]
+        paid = [dice.randrange(5) for _ in range(5)]
         table = np.asarray([0, *(dice.randrange(6) for _ in range(31))], np.int64)
         other = [dice.randrange(4) for _ in paid]
         if len(set(paid)) > 1 and len(set(other)) > 1 and len(set(table.tolist())) > 1:
@@ -87,7 +87,7 @@ def test_a_game_agrees_with_itself():
     table = counterfactual([[0.5, 0.1], [0.2], [0.05]], 2)
     uses = tuple(a_use(name, name) for name in "abc")
     record = a_record(uses=uses, values=tuple(table.tolist()))
-    found = agreement(record, shares(record)[0], table, "rerun/1", "")
+    found = agreement(record, owen_shares(record)[0], table, "rerun/1", "")
     assert found.kendall_tau == pytest.approx(1)
     assert found.lds is not None
     assert found.lds > 0.9
@@ -100,20 +100,20 @@ def test_the_dearer_game_is_solved_with_the_players_of_the_record():
     uses = (a_use("a1", "ada"), a_use("a2", "ada"), a_use("b", "ben", splits=(Split("tom", "author", PPM),)))
     table = np.asarray([0, *[VALUE_ONE] * 7], np.int64)
     record = a_record(uses=uses, values=tuple(table.tolist()))
-    found = agreement(record, [0.25, 0.25, 0.5], table, "rerun/1", "")
+    found = agreement(record, [1, 1, 2], table, "rerun/1", "")
     assert found.kendall_tau == pytest.approx(1)
     assert found.contributors == ("ada", "ben", "tom")
 
 
 def test_documents_that_were_not_read_do_not_count():
     record = a_record()
-    found = agreement(record, [0.5, 0.25, 0.0], np.asarray([0, 4, 1, 5], np.int64), "rerun/1", "")
+    found = agreement(record, [2, 1, 0], np.asarray([0, 4, 1, 5], np.int64), "rerun/1", "")
     assert found.kendall_tau == pytest.approx(1)
 
 
 def test_disagreement_is_flagged():
     record = a_record()
-    assert agreement(record, [0.1, 0.5], np.asarray([0, 5, 1, 6], np.int64), "rerun/1", "").low
+    assert agreement(record, [1, 5], np.asarray([0, 5, 1, 6], np.int64), "rerun/1", "").low
 
 
 def test_the_draw_takes_its_part_and_only_of_what_earned():
