@@ -28,9 +28,9 @@ from retrieval.catalogue import Catalogue
 from retrieval.embedding import PACKAGED, Embedder, EmbedderError, MiniLMEmbedder
 from retrieval.retriever import Retriever
 from serving.answering.embeddings import Embeddings
+from serving.answering.paid_calls import PaidCalls
 from serving.answering.pipeline import Answering
 from serving.answering.samples import Samples
-from serving.answering.till import Till
 from serving.books import Books, Metering
 from serving.closing.earnings import Earnings
 from serving.generators.extractive import Extractive
@@ -246,7 +246,7 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
         open_metering(books) as metering,
         httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, limits=_UPSTREAM_LIMITS) as client,
     ):
-        till = Till(
+        paid_calls = PaidCalls(
             meter=metering.meter,
             spool=metering.spool,
             rulebook=books.rulebook,
@@ -260,7 +260,7 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
         # One for each query that may wait; they are started as they are needed.
         waiters = ThreadPoolExecutor(books.settings.concurrent_queries, thread_name_prefix="wait")
         answering = Answering(
-            till=till,
+            paid_calls=paid_calls,
             retriever=retriever,
             embedder=embedder,
             generators=_generators(books.settings, client),
@@ -271,9 +271,9 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             settings=books.settings,
         )
         try:
-            yield _service(books, metering, retriever, till, answering, valuing, embedder, workers)
+            yield _service(books, metering, retriever, paid_calls, answering, valuing, embedder, workers)
         finally:
-            await till.settle()
+            await paid_calls.finish()
             workers.shutdown()
             waiters.shutdown()
 
@@ -282,7 +282,7 @@ def _service(
     books: Books,
     metering: Metering,
     retriever: Retriever,
-    till: Till,
+    paid_calls: PaidCalls,
     answering: Answering,
     valuing: Valuing,
     embedder: Embedder,
@@ -293,11 +293,11 @@ def _service(
         metering=metering,
         embedder=embedder,
         retriever=retriever,
-        till=till,
+        paid_calls=paid_calls,
         valuing=valuing,
         answering=answering,
         embeddings=Embeddings(
-            till=till,
+            paid_calls=paid_calls,
             embedder=embedder,
             model=books.settings.embedding_model,
             workers=workers,

@@ -84,7 +84,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
             await server.serve(sockets=[listener])
         finally:
             await _cut_off(server.server_state.tasks)
-            await service.till.settle()
+            await service.paid_calls.finish()
             over.set()
             _, late = await asyncio.wait({draining, signalling, destroying}, timeout=_LAST_DRAIN_SECONDS)
             for task in late:

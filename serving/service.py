@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from retrieval.embedding import Embedder
 from retrieval.retriever import Retriever
 from serving.answering.embeddings import Embeddings
+from serving.answering.paid_calls import PaidCalls
 from serving.answering.pipeline import Answering
-from serving.answering.till import Till
 from serving.books import Books, Metering
 from serving.closing.earnings import Earnings
 from serving.valuing.functions import Valuing
@@ -22,7 +22,7 @@ class Service:
     metering: Metering
     embedder: Embedder
     retriever: Retriever
-    till: Till
+    paid_calls: PaidCalls
     valuing: Valuing
     answering: Answering
     embeddings: Embeddings

@@ -17,7 +17,7 @@ import msgspec
 from metering.meter import Quota
 from metering.records import UsageRecord
 from serving.answering.answered import Answered
-from serving.answering.till import Sale, Till
+from serving.answering.paid_calls import PaidCall, PaidCalls
 from serving.generators.generator import AnswerTimeout, Delivered, Generation, GeneratorError, Transcript
 
 CLIENT_LEFT: Final = "client_left"
@@ -35,20 +35,20 @@ class Delivery:
 
     def __init__(
         self,
-        sale: Sale,
+        call: PaidCall,
         generation: Generation,
         transcript: Transcript,
         *,
-        till: Till,
+        paid_calls: PaidCalls,
         conclude: Conclude,
         workers: Executor,
         timeout_s: float,
     ) -> None:
         """The time-out is for the whole answer, and begins now."""
-        self._sale = sale
+        self._call = call
         self._generation = generation
         self._transcript = transcript
-        self._till = till
+        self._paid_calls = paid_calls
         self._conclude = conclude
         self._workers = workers
         self._timeout_s = timeout_s
@@ -60,22 +60,22 @@ class Delivery:
     @property
     def receipt(self) -> str:
         """The id of the receipt."""
-        return self._sale.receipt
+        return self._call.receipt
 
     @property
     def quota(self) -> Quota | None:
         """What the limits of the customer's key leave."""
-        return self._sale.hold.quota
+        return self._call.hold.quota
 
     @property
     def model(self) -> str:
         """The model that answers."""
-        return self._sale.model
+        return self._call.model
 
     @property
     def started_ms(self) -> int:
         """When the query was admitted."""
-        return self._sale.started_ms
+        return self._call.started_ms
 
     def __aiter__(self) -> Self:
         """The delivery itself: there is one taker."""
@@ -101,12 +101,12 @@ class Delivery:
                 await self.leave()
 
     async def whole(self) -> Answered:
-        """Take the answer at once. Half of it is nothing to a customer who asked for all of it: it is void.
+        """Take the whole answer. A non-streaming answer is all or nothing: a failure voids its hold.
 
         Raises:
             GeneratorError: the model breaks off; nothing is charged.
             NotValued: the answer cannot be valued; nothing is charged.
-            MeterError: as :meth:`serving.answering.till.Till.charge`.
+            MeterError: as :meth:`serving.answering.paid_calls.PaidCalls.charge`.
         """
         try:
             async for _ in self:
@@ -122,7 +122,7 @@ class Delivery:
         """Charge for what was taken. ``interrupted`` is the code of the error that broke it off.
 
         Raises:
-            MeterError: as :meth:`serving.answering.till.Till.charge`.
+            MeterError: as :meth:`serving.answering.paid_calls.PaidCalls.charge`.
         """
         return await self._paid(interrupted, sent=True)
 
@@ -154,7 +154,7 @@ class Delivery:
     def _start(self, *, charged: bool, interrupted: str, sent: bool) -> asyncio.Task[Answered | None]:
         if self._ending is None:
             work = self._charge(interrupted, sent=sent) if charged else self._void()
-            self._ending = self._till.start(work)
+            self._ending = self._paid_calls.start(work)
         return self._ending
 
     async def _charge(self, interrupted: str, *, sent: bool) -> Answered:
@@ -164,16 +164,16 @@ class Delivery:
             loop = asyncio.get_running_loop()
             answered, record = await loop.run_in_executor(self._workers, self._concluded, finish, interrupted, sent)
         except BaseException:
-            await self._till.void(self._sale)
+            await self._paid_calls.void(self._call)
             raise
         # A library's retry of half an answer gets a new one.
-        response = b"" if interrupted and self._sale.retried else msgspec.msgpack.encode(answered)
-        await self._till.charge(self._sale, record, response)
+        response = b"" if interrupted and self._call.retried else msgspec.msgpack.encode(answered)
+        await self._paid_calls.charge(self._call, record, response)
         return answered
 
     async def _void(self) -> None:
         await self._close()
-        await self._till.void(self._sale)
+        await self._paid_calls.void(self._call)
 
     async def _close(self) -> None:
         with suppress(GeneratorError):  # it is over for us

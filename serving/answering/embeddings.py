@@ -13,7 +13,7 @@ import msgspec
 from metering.meter import Quota, Replay
 from metering.pricing import UnknownModel, Usage
 from retrieval.embedding import Embedder, Vector
-from serving.answering.till import Till
+from serving.answering.paid_calls import PaidCalls
 from serving.generators.query import Idempotency, QueryError
 from serving.people.identity import Caller
 
@@ -49,9 +49,9 @@ _PAID = msgspec.msgpack.Decoder(Paid)
 class Embeddings:
     """Sells embeddings."""
 
-    def __init__(self, *, till: Till, embedder: Embedder, model: str, workers: Executor) -> None:
+    def __init__(self, *, paid_calls: PaidCalls, embedder: Embedder, model: str, workers: Executor) -> None:
         """``model`` is the name under which the embedder is sold."""
-        self._till = till
+        self._paid_calls = paid_calls
         self._embedder = embedder
         self.model = model
         self._workers = workers
@@ -75,7 +75,8 @@ class Embeddings:
         Raises:
             QueryError: a text is empty or longer than the model reads, or there are too many.
             PriceError: the model is not priced, or does not embed.
-            MaxPriceExceeded, MeterError, AlreadyCharged, Overloaded: as :meth:`serving.answering.till.Till.open`.
+            MaxPriceExceeded, MeterError, AlreadyCharged, Overloaded: as
+                :meth:`serving.answering.paid_calls.PaidCalls.open`.
         """
         if model != self.model:
             raise UnknownModel(f"there is no model {model!r} that embeds")
@@ -84,21 +85,21 @@ class Embeddings:
         loop = asyncio.get_running_loop()
         tokens = await loop.run_in_executor(self._workers, self._tokens, texts)
         usage = Usage(tokens, 0, 0)
-        sale = await self._till.open(
+        call = await self._paid_calls.open(
             caller, model=model, purpose=PURPOSE, most=usage, max_price=max_price, idempotency=idempotency
         )
-        if isinstance(sale, Replay):
-            return Embedded(await self._vectors(texts), _PAID.decode(sale.response), sale.quota)
+        if isinstance(call, Replay):
+            return Embedded(await self._vectors(texts), _PAID.decode(call.response), call.quota)
         try:
             vectors = await self._vectors(texts)
-            record = sale.record(usage, value_function=NO_GAME, values=(0,), uses=())
+            record = call.record(usage, value_function=NO_GAME, values=(0,), uses=())
             paid = Paid(record.id, record.charge, tokens, record.free)
             response = msgspec.msgpack.encode(paid) if idempotency.key else b""
         except BaseException:
-            await self._till.void(sale)
+            await self._paid_calls.void(call)
             raise
-        await self._till.charge(sale, record, response)
-        return Embedded(vectors, paid, sale.hold.quota)
+        await self._paid_calls.charge(call, record, response)
+        return Embedded(vectors, paid, call.hold.quota)
 
     async def _vectors(self, texts: Sequence[str]) -> tuple[Vector, ...]:
         """Each text is a job of its own, so that a long list does not hold up others."""

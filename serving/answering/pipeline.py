@@ -22,8 +22,8 @@ from retrieval.embedding import Embedder
 from retrieval.retriever import Retrieval, Retriever
 from serving.answering.answered import Answered, Citation, Source
 from serving.answering.delivery import Delivery
+from serving.answering.paid_calls import PaidCall, PaidCalls
 from serving.answering.samples import Samples
-from serving.answering.till import Sale, Till
 from serving.generators.generator import Delivered, Generation, Generator, Transcript
 from serving.generators.query import Query, QuestionTooLong
 from serving.people.identity import Caller
@@ -39,7 +39,7 @@ class Answering:
     def __init__(
         self,
         *,
-        till: Till,
+        paid_calls: PaidCalls,
         retriever: Retriever,
         embedder: Embedder,
         generators: Mapping[str, Generator],
@@ -53,7 +53,7 @@ class Answering:
 
         ``workers`` compute; ``waiters`` are for answers that wait for a model which says what they are worth.
         """
-        self._till = till
+        self._paid_calls = paid_calls
         self._retriever = retriever
         self._embedder = embedder
         self._generators = generators
@@ -94,7 +94,7 @@ class Answering:
         self._check_length(query)
         tokens = self._embedder.count_tokens(generator.reads(query))
         most = Usage(tokens, generator.tokens_max(query), query.top_k)
-        sale = await self._till.open(
+        call = await self._paid_calls.open(
             caller,
             model=query.model,
             purpose=query.purpose,
@@ -102,23 +102,23 @@ class Answering:
             max_price=query.max_price,
             idempotency=query.idempotency,
         )
-        if isinstance(sale, Replay):
-            return msgspec.structs.replace(_ANSWERED.decode(sale.response), quota=sale.quota)
-        values_by = sale.policy.values_by(generated=generator.generated)
+        if isinstance(call, Replay):
+            return msgspec.structs.replace(_ANSWERED.decode(call.response), quota=call.quota)
+        values_by = call.policy.values_by(generated=generator.generated)
         workers = self._waiters if waits(values_by) else self._workers
         try:
             loop = asyncio.get_running_loop()
-            making = loop.run_in_executor(workers, self._make, generator, query, sale, most, values_by)
+            making = loop.run_in_executor(workers, self._make, generator, query, call, most, values_by)
             retrieval, made = await making
             if not isinstance(made, tuple):
-                return self._deliver(sale, retrieval, made, most, values_by, workers)
+                return self._deliver(call, retrieval, made, most, values_by, workers)
             answered, record = made
             response = msgspec.msgpack.encode(answered) if query.idempotency.key else b""
         except BaseException:
-            await self._till.void(sale)
+            await self._paid_calls.void(call)
             raise
-        await self._till.charge(sale, record, response)
-        return msgspec.structs.replace(answered, quota=sale.hold.quota)
+        await self._paid_calls.charge(call, record, response)
+        return msgspec.structs.replace(answered, quota=call.hold.quota)
 
     def _check_length(self, query: Query) -> None:
         characters, limit = len(query.question), self._settings.question_chars
@@ -131,7 +131,7 @@ class Answering:
 
     def _deliver(
         self,
-        sale: Sale,
+        call: PaidCall,
         retrieval: Retrieval,
         generation: Generation,
         most: Usage,
@@ -139,20 +139,20 @@ class Answering:
         workers: Executor,
     ) -> Delivery:
         def conclude(delivered: Delivered, interrupted: str, sent: bool) -> tuple[Answered, UsageRecord]:  # noqa: FBT001 # see Conclude
-            return self._conclude(sale, retrieval, delivered, most, values_by, interrupted=interrupted, sent=sent)
+            return self._conclude(call, retrieval, delivered, most, values_by, interrupted=interrupted, sent=sent)
 
         return Delivery(
-            sale,
+            call,
             generation,
             Transcript(self._embedder.count_tokens, most.output_tokens),
-            till=self._till,
+            paid_calls=self._paid_calls,
             conclude=conclude,
             workers=workers,
             timeout_s=min(self._settings.answer_seconds, self._settings.hold_seconds),
         )
 
     def _make(
-        self, generator: Generator, query: Query, sale: Sale, most: Usage, values_by: str
+        self, generator: Generator, query: Query, call: PaidCall, most: Usage, values_by: str
     ) -> tuple[Retrieval, Generation | tuple[Answered, UsageRecord]]:
         """Retrieve, and generate and value what is there at once. Runs in a worker thread."""
         self._valuing.demand(values_by)
@@ -160,16 +160,16 @@ class Answering:
             query.question,
             top_k=query.top_k,
             purpose=query.purpose,
-            price=sale.price.charge(replace(most, output_tokens=0, passages=0)),
+            price=call.price.charge(replace(most, output_tokens=0, passages=0)),
         )
         made = generator.begin(query, retrieval)
         if not isinstance(made, Delivered):
             return retrieval, made
-        return retrieval, self._conclude(sale, retrieval, made, most, values_by)
+        return retrieval, self._conclude(call, retrieval, made, most, values_by)
 
     def _conclude(
         self,
-        sale: Sale,
+        call: PaidCall,
         retrieval: Retrieval,
         delivered: Delivered,
         most: Usage,
@@ -181,7 +181,7 @@ class Answering:
         """What the customer is shown, and what is logged. Runs in a worker thread."""
         value_function, values = self._valuing.value(values_by, delivered.case, sent=sent)
         tokens = min(self._embedder.count_tokens(delivered.text), most.output_tokens)
-        record = sale.record(
+        record = call.record(
             Usage(most.input_tokens, tokens, len(retrieval.documents)),
             value_function=value_function,
             values=values.tolist(),

@@ -30,7 +30,7 @@ from metering.periods import PeriodError
 from metering.pricing import PriceError, UnknownModel
 from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
-from serving.answering.till import AlreadyCharged, Overloaded
+from serving.answering.paid_calls import AlreadyCharged, Overloaded
 from serving.api.quotas import quota_headers
 from serving.closing.closing import ClosingError
 from serving.closing.run_log import LogSizeError

@@ -49,7 +49,7 @@ async def metrics(request: Request, service: TheService) -> Response:
     spooled = await asyncio.to_thread(service.metering.spool.state)
     found.spool_waiting.set(len(spooled.waiting))
     found.spool_unsettled.set(len(spooled.damaged) + len(spooled.refused))
-    found.queries_running.set(service.till.running)
+    found.queries_running.set(service.paid_calls.running)
     found.unvalued.set(service.valuing.unvalued)
     return Response(generate_latest(found.registry), media_type=CONTENT_TYPE_LATEST)
 

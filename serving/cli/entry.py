@@ -28,8 +28,8 @@ from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__
+from serving.answering.paid_calls import Overloaded
 from serving.answering.samples import SampleError
-from serving.answering.till import Overloaded
 from serving.assembly import AssemblyError
 from serving.cli import (
     ablation,

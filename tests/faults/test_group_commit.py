@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from metering.redis_server import RedisServer
-from serving.answering.till import GROUP_COMMIT_FROM
+from serving.answering.paid_calls import GROUP_COMMIT_FROM
 from serving.assembly import open_books, open_service
 from serving.generators.query import Query
 from serving.rules.rulebook import EXTRACTIVE
@@ -41,7 +41,7 @@ def ask(service, key):
 
 
 async def test_many_are_sent_in_groups(service, ask, data_dir, monkeypatch):
-    monkeypatch.setattr("serving.answering.till.GROUP_COMMIT_S", 3)
+    monkeypatch.setattr("serving.answering.paid_calls.GROUP_COMMIT_S", 3)
     meter = service.metering.meter
     await ask(0)  # Redis has the scripts
     before = await meter.balance(ask.account)
@@ -67,6 +67,6 @@ async def test_many_are_sent_in_groups(service, ask, data_dir, monkeypatch):
 
 
 async def test_who_is_alone_waits_for_nobody(ask, monkeypatch):
-    monkeypatch.setattr("serving.answering.till.GROUP_COMMIT_S", 3_600)
+    monkeypatch.setattr("serving.answering.paid_calls.GROUP_COMMIT_S", 3_600)
     found = await asyncio.gather(*(ask(number) for number in range(GROUP_COMMIT_FROM - 1)))
     assert len({each.id for each in found}) == GROUP_COMMIT_FROM - 1

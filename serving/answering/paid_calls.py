@@ -1,8 +1,8 @@
-"""The till: where every paid call is opened and closed.
+"""Paid calls: each is opened with a hold, and closed with exactly one charge or void.
 
-A sale holds the most that the call may cost, and ends with exactly one of charge and void. Both run to their end
-whatever becomes of the task that asked for them. A charge that Redis cannot take goes into the spool, so what a
-customer is told to have paid is charged, now or later. A void that Redis cannot take is left to the hold's expiry.
+The hold is for the most that the call may cost. Charge and void run to their end whatever becomes of the task that
+asked for them. A charge that Redis cannot take goes into the spool, so what a customer is told to have paid is charged,
+now or later. A void that Redis cannot take is left to the hold's expiry.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class AlreadyCharged(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Sale:
+class PaidCall:
     """A paid call that was admitted, at the prices and under the policy of that moment."""
 
     hold: Hold
@@ -105,8 +105,8 @@ class Sale:
         )
 
 
-class Till:
-    """Opens sales and closes them."""
+class PaidCalls:
+    """Opens paid calls and closes them."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class Till:
         settings: Settings,
         limits: Limits,
     ) -> None:
-        """The parts are owned by the caller; :meth:`settle` before they are closed.
+        """The parts are owned by the caller; :meth:`finish` before they are closed.
 
         ``limits`` are those of a key that has none of its own.
         """
@@ -150,7 +150,7 @@ class Till:
         most: Usage,
         max_price: int | None = None,
         idempotency: Idempotency = Idempotency(),  # noqa: B008 # immutable
-    ) -> Sale | Replay:
+    ) -> PaidCall | Replay:
         """Hold the price of ``most`` usage, or give the response to the same call before, opened and uncharged.
 
         Raises:
@@ -189,20 +189,20 @@ class Till:
         if isinstance(hold, Replay):
             self._running -= 1
             return replace(hold, response=self._vault.open(hold.response, caller.id))
-        return Sale(hold, model, purpose, price, prices.version, self._rulebook.policy, started_ms)
+        return PaidCall(hold, model, purpose, price, prices.version, self._rulebook.policy, started_ms)
 
-    async def charge(self, sale: Sale, record: UsageRecord, response: bytes) -> None:
-        """Charge a sale. ``response`` is what the same call gets again; nothing keeps nothing.
+    async def charge(self, call: PaidCall, record: UsageRecord, response: bytes) -> None:
+        """Charge a call. ``response`` is what the same call gets again; an empty one is not kept.
 
         Raises:
             MeterUnavailable: neither the meter nor the spool can take it: nothing is promised.
             HoldExpired: the hold lapsed and was used since; nothing was charged.
         """
-        await asyncio.shield(self.start(self._charge(sale, record, response)))
+        await asyncio.shield(self.start(self._charge(call, record, response)))
 
-    async def void(self, sale: Sale) -> None:
+    async def void(self, call: PaidCall) -> None:
         """Charge nothing and release the hold."""
-        await asyncio.shield(self.start(self._void(sale)))
+        await asyncio.shield(self.start(self._void(call)))
 
     def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run something about money to its end, whatever becomes of the caller."""
@@ -211,7 +211,7 @@ class Till:
         task.add_done_callback(self._tasks.discard)
         return task
 
-    async def settle(self) -> None:
+    async def finish(self) -> None:
         """Wait until everything that was started has ended."""
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -254,15 +254,15 @@ class Till:
             asyncio.get_running_loop().call_later(GROUP_COMMIT_S, self._group_sent.set)
         await self._group_sent.wait()
 
-    async def _charge(self, sale: Sale, record: UsageRecord, response: bytes) -> None:
+    async def _charge(self, call: PaidCall, record: UsageRecord, response: bytes) -> None:
         try:
             kept = self._vault.seal(response, record.account) if response else b""
             await self._join_group()
             try:
-                await self._meter.capture(sale.hold, record, kept)
+                await self._meter.capture(call.hold, record, kept)
             except MeterUnavailable as error:
                 try:
-                    await asyncio.to_thread(self._spool.put, sale.hold, record, kept)
+                    await asyncio.to_thread(self._spool.put, call.hold, record, kept)
                 except OSError as full:
                     _log.error("neither meter nor spool takes a charge", receipt=record.id, reason=str(full))
                     raise error from full
@@ -270,9 +270,9 @@ class Till:
         finally:
             self._running -= 1
 
-    async def _void(self, sale: Sale) -> None:
+    async def _void(self, call: PaidCall) -> None:
         try:
-            await self._release(sale.hold)
+            await self._release(call.hold)
         finally:
             self._running -= 1
 
