@@ -5,7 +5,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := torch==2.13.0
 
-.PHONY: install torch demo serve check test bench format clean
+# `make test T=tests/unit` tests what lies there; `make test T='meter and not cluster'` what has that in its name.
+T := tests
+PART = $(if $(filter tests tests/%,$(firstword $(T))),$(T),tests -k "$(T)")
+
+.PHONY: install torch demo serve lint check test explore bench format clean
 
 install: $(VENV)/.installed
 
@@ -49,18 +53,25 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-check: $(VENV)/.dev
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/pytest tests/unit tests/properties tests/house -n 2 -q
+
+check: lint
+	$(BIN)/pytest tests/unit tests/properties tests/house -n 2 --dist worksteal -q
 
 test: $(VENV)/.dev $(VENV)/.torch
-	$(BIN)/pytest tests -n 2 --dist worksteal -q --hypothesis-profile=full
+	@echo "Testing $(T) in two processes; at the end, what was slowest and how to repeat what failed."
+	$(BIN)/pytest $(PART) -n 2 --dist worksteal -q --durations=15 --hypothesis-profile=full
+
+# New examples each time; those that failed are kept in .hypothesis/ and tried first the next time.
+explore: $(VENV)/.dev $(VENV)/.torch
+	$(BIN)/pytest $(if $(filter tests,$(T)),tests/properties,$(PART)) -n 2 --dist worksteal -q --durations=15 --timeout=7200 --hypothesis-profile=explore
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 from redis import Redis
 
 from metering.redis_server import RedisServer
@@ -20,15 +21,26 @@ from serving.settings import Settings
 from serving.store.database import open_database
 from tests.databases import Postgres, new_data_dir, new_sqlite, postgres
 from tests.redis_servers import RedisClusterProcesses, RedisProcess, cluster, external, flush
+from tests.repeating import pytest_terminal_summary
 
-# `make check` looks quickly. `make test` takes the full profile: 1,000 examples, and more where money is at stake. Both
-# take the same examples each time, so that what passed here passes elsewhere. `--hypothesis-profile=explore` takes new
-# ones: what it finds becomes an @example and is mended.
+ROOT = Path(__file__).parents[1]
+
+# A change is tested with few examples, and more where money is at stake: the same ones each time, so that what passed
+# here passes elsewhere. `make explore` takes many new ones each time and keeps those that failed, to begin with them
+# when it is run again; what it finds becomes an @example and is mended.
 _OPTIONS: Any = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("check", max_examples=30, derandomize=True, **_OPTIONS)
-settings.register_profile("full", max_examples=1_000, derandomize=True, **_OPTIONS)
-settings.register_profile("explore", max_examples=1_000, **_OPTIONS)
+settings.register_profile("full", max_examples=100, derandomize=True, **_OPTIONS)
+settings.register_profile(
+    "explore",
+    max_examples=1_000,
+    database=DirectoryBasedExampleDatabase(ROOT / ".hypothesis" / "examples"),
+    print_blob=True,
+    **_OPTIONS,
+)
 settings.load_profile("check")
+
+__all__ = ["pytest_terminal_summary"]  # pytest finds its hooks in this module
 
 
 @pytest.fixture(scope="session")
