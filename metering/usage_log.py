@@ -3,16 +3,20 @@
 A segment holds consecutive records of one shard's stream and is named by the first and last stream id it holds.
 It is written to a temporary name, synced and renamed, so a segment either exists whole or not at all; writing the
 same records again gives the same name and the same bytes.
+
+A segment's format is the newest of its records', which may be of several: a stream holds what two versions wrote. In
+memory all segments have the same columns.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
@@ -20,40 +24,44 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from metering import formats
 from metering.durable import sync_folder, write_durably
 from metering.merkle import leaf_hash
 from metering.periods import HOUR_MS
-from metering.records import RecordError, UsageRecord, decode_record
+from metering.records import FORMAT, RecordError, UsageRecord, decode_record, fields_of
 
-_SPLIT: Final = pa.struct([("contributor", pa.string()), ("role", pa.string()), ("ppm", pa.int64())])
-_USE: Final = pa.struct(
-    [
-        ("document", pa.string()),
-        ("version", pa.string()),
-        ("contributor", pa.string()),
-        ("splits", pa.list_(_SPLIT)),
-        ("score", pa.int64()),
-        ("cited", pa.bool_()),
-        ("registered_ms", pa.int64()),
-    ]
-)
-_STRINGS: Final = {"id", "account", "key", "model", "purpose", "value_function", "idempotency"}
-_LISTS: Final[dict[str, pa.DataType]] = {"values": pa.list_(pa.int64()), "uses": pa.list_(_USE)}
+_FORMAT: Final = b"patronage.format"
+"""Says in a file's metadata which format its records have at most. A file without it has format 1."""
+_PLAIN: Final[dict[Any, pa.DataType]] = {str: pa.string(), int: pa.int64(), bool: pa.bool_()}
 
-RECORD_SCHEMA: Final = pa.schema(
-    [
-        (name, _LISTS.get(name) or (pa.string() if name in _STRINGS else pa.int64()))
-        for name in UsageRecord.__struct_fields__
-    ]
-)
-"""A record's columns, in the order of :class:`metering.records.UsageRecord`."""
+
+def _type_of(hint: Any) -> pa.DataType:
+    """The column type of a field: of a text, number or truth value, of a tuple, of a struct, or of one or None."""
+    match typing.get_origin(hint):
+        case None if hint in _PLAIN:
+            return _PLAIN[hint]
+        case None:
+            return pa.struct(_fields_of(hint))
+        case kind if kind is tuple:
+            return pa.list_(_type_of(typing.get_args(hint)[0]))
+        case _:
+            return _type_of(typing.get_args(hint)[0])
+
+
+def _fields_of(struct: type[msgspec.Struct]) -> list[tuple[str, pa.DataType]]:
+    return [(name, _type_of(hint)) for name, hint in typing.get_type_hints(struct).items()]
+
+
+RECORD_SCHEMA: Final = pa.schema(_fields_of(UsageRecord))
+"""A record's columns, in the order of :class:`metering.records.UsageRecord`; null is what its format does not have."""
 
 DAMAGED: Final = ".damaged"
 NOTHING: Final = "0-0"
 """The mark of a shard of which nothing is registered: before every stream id."""
 
-_LEAF: Final = pa.field("leaf", pa.binary(32))
+LEAF: Final = pa.field("leaf", pa.binary(32))
 _STREAM_ID: Final = pa.field("stream_id", pa.string())
+_SCHEMA: Final = pa.schema([*RECORD_SCHEMA, _STREAM_ID, LEAF])
 
 
 class SegmentError(Exception):
@@ -110,7 +118,7 @@ class UsageLog:
             OSError: the disk refuses; no file of the segment's name is left behind half-written.
         """
         buffer = io.BytesIO()
-        pq.write_table(table, buffer, compression="zstd")
+        pq.write_table(_as_stored(table), buffer, compression="zstd")
         data = buffer.getvalue()
         segment = Segment.of(shard, table, data)
         write_durably(self.path(segment.name), data)
@@ -119,8 +127,13 @@ class UsageLog:
     def read(self, name: str, sha256: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The segment's columns, or those of them named: ``RECORD_SCHEMA``, ``stream_id`` and ``leaf``.
 
+        Args:
+            name: of the segment.
+            sha256: as it was registered.
+            columns: as :func:`column` names them.
+
         Raises:
-            SegmentError: it is missing, or is not byte for byte what was registered.
+            SegmentError: it is missing, is not byte for byte what was registered, or a newer version wrote it.
         """
         try:
             data = self.path(name).read_bytes()
@@ -128,7 +141,10 @@ class UsageLog:
             raise SegmentError(f"segment {name} cannot be read: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest() != sha256:
             raise SegmentError(f"segment {name} was altered: its SHA-256 is not the registered one")
-        return pq.ParquetFile(pa.BufferReader(data)).read(columns and list(columns), use_threads=False)
+        try:
+            return _loaded(data, columns)
+        except formats.UnknownFormat as error:
+            raise SegmentError(f"segment {name}: {error}") from error
 
     def find(self, name: str, sha256: str, row: int) -> UsageRecord:
         """One record of a segment.
@@ -178,7 +194,7 @@ def parse(entries: Sequence[tuple[str, bytes]]) -> pa.Table:
     if table is None:
         raise RecordError("a usage record has a number that a segment cannot hold")
     table = table.append_column(_STREAM_ID, pa.array([stream_id for stream_id, _ in entries], pa.string()))
-    return table.append_column(_LEAF, pa.array([leaf_hash(record) for record in data], pa.binary(32)))
+    return table.append_column(LEAF, pa.array([leaf_hash(record) for record in data], pa.binary(32)))
 
 
 def _columns(data: Sequence[bytes]) -> pa.Table | None:
@@ -191,9 +207,22 @@ def _columns(data: Sequence[bytes]) -> pa.Table | None:
         ).combine_chunks()
     except pa.ArrowInvalid:
         return None
-    if table.num_rows != len(data) or not all(_complete(column.chunk(0)) for column in table.columns):
-        return None
-    return table
+    return table if table.num_rows == len(data) and _whole_records(table) else None
+
+
+def _whole_records(table: pa.Table) -> bool:
+    """Whether each record has what its format has, and nothing else."""
+    written = table["format"]
+    oldest, newest = pc.min_max(written).as_py().values()
+    if written.null_count or oldest < 1 or newest > FORMAT:
+        return False
+    for number in range(oldest, newest + 1):
+        rows = table if oldest == newest else table.filter(pc.equal(written, number)).combine_chunks()
+        for name, values in zip(rows.column_names, rows.columns, strict=True):
+            array = values.combine_chunks()
+            if not (_complete(array) if name in fields_of(number) else array.null_count == len(array)):
+                return False
+    return True
 
 
 def _complete(array: pa.Array) -> bool:
@@ -205,15 +234,56 @@ def _complete(array: pa.Array) -> bool:
     return not pa.types.is_struct(array.type) or all(_complete(field) for field in array.flatten())
 
 
+def _as_stored(table: pa.Table) -> pa.Table:
+    """The columns that the table's format has, and its number where formats without one cannot be meant."""
+    number = pc.max(table["format"]).as_py()
+    stored = table.select([*fields_of(number), _STREAM_ID.name, LEAF.name])
+    return stored if number == 1 else stored.replace_schema_metadata({_FORMAT: str(number)})
+
+
+def _loaded(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The columns of a file, as :meth:`UsageLog.read` gives them.
+
+    Raises:
+        UnknownFormat: a newer version wrote it.
+    """
+    file = pq.ParquetFile(pa.BufferReader(data))
+    number = (file.schema_arrow.metadata or {}).get(_FORMAT, b"1").decode()
+    formats.check("it", int(number) if number.isdecimal() else number, FORMAT)
+    names = list(dict.fromkeys(each.partition(".")[0] for each in columns or _SCHEMA.names))
+    table = file.read(list(columns) if columns else None, use_threads=False).replace_schema_metadata(None)
+    for name in names:
+        if name not in table.column_names:
+            table = table.append_column(name, pa.nulls(len(table), _SCHEMA.field(name).type))
+    return table.select(names)
+
+
+def column(path: str) -> str:
+    """The name that Parquet gives a part of a record, such as ``uses.splits.ppm``.
+
+    Raises:
+        KeyError: records have no such part.
+    """
+    first, *rest = path.split(".")
+    kind, name = RECORD_SCHEMA.field(first).type, first
+    for part in rest:
+        if pa.types.is_list(kind):
+            kind, name = kind.value_type, f"{name}.list.element"
+        kind, name = kind.field(part).type, f"{name}.{part}"
+    return name
+
+
 def _whole(path: Path, shard: int) -> tuple[Segment, pa.Table] | None:
     """The segment in a file that is not registered, if every record in it has its leaf hash."""
     try:
         data = path.read_bytes()
-        table = pq.read_table(io.BytesIO(data), use_threads=False)
+        table = _loaded(data)
         segment = Segment.of(shard, table, data)
         good = [record.leaf() for record in records(table)] == table["leaf"].to_pylist()
     except (OSError, pa.ArrowException, msgspec.ValidationError, LookupError):
         return None
+    except formats.UnknownFormat as error:
+        raise SegmentError(f"segment {path}: {error}") from error
     return (segment, table) if good and segment.name.endswith(f"/{path.stem}") else None
 
 

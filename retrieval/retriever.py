@@ -86,6 +86,8 @@ class Retrieval:
 
     question: Question
     documents: tuple[RetrievedDocument, ...]
+    epoch: int = 0
+    """The catalogue's clock that it was found at; 0 where nothing was looked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,7 @@ class Retriever:
                 )
                 for number, indexes in ranked
             ),
+            view.clock,
         )
 
     def _looked_at(

@@ -9,7 +9,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from retrieval.chunking import Span
-from retrieval.embedding import TOKENS_MAX, EmbedderError, PassageVectors, Vector
+from retrieval.embedding import TOKENS_MAX, EmbedderError, PassageVectors, Vector, vocabulary
 from retrieval.model_files import ModelMissing, Place, locate
 
 
@@ -37,6 +37,7 @@ class SentenceTransformersEmbedder:
         self.tokens_max = int(self._model.max_seq_length or TOKENS_MAX) - int(
             self._model.tokenizer.num_special_tokens_to_add()
         )
+        self.tokenizer = vocabulary(self._model.tokenizer.get_vocab())
         self._lock = threading.Lock()
 
     def embed_query(self, text: str) -> Vector:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -19,6 +20,7 @@ from attribution.values import COUNTERFACTUAL
 from metering import redis_connection
 from metering.drain import Drain
 from metering.money import Currency
+from metering.records import Provenance
 from metering.redis_connection import Client, Server
 from metering.redis_meter import RedisMeter
 from metering.redis_server import RedisServer
@@ -27,6 +29,7 @@ from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import PACKAGED, Embedder, EmbedderError, MiniLMEmbedder
 from retrieval.retriever import Retriever
+from serving import __version__
 from serving.answering.embeddings import Embeddings
 from serving.answering.paid_calls import PaidCalls
 from serving.answering.pipeline import Answering
@@ -266,6 +269,7 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             generators=_generators(books.settings, client),
             valuing=valuing,
             samples=books.samples,
+            provenance=provenance_of(books, embedder),
             workers=workers,
             waiters=waiters,
             settings=books.settings,
@@ -300,9 +304,25 @@ def _service(
             paid_calls=paid_calls,
             embedder=embedder,
             model=books.settings.embedding_model,
+            provenance=provenance_of(books, embedder),
             workers=workers,
         ),
         earnings=Earnings(books.engine, books.log),
+    )
+
+
+def provenance_of(books: Books, embedder: Embedder) -> Provenance:
+    """What every record says of the process that made it."""
+    return Provenance(
+        answered=True,
+        epoch=0,
+        snapshot="",
+        embedder=embedder.name,
+        engine=__version__,
+        counted_by=embedder.name,
+        tokenizer=embedder.tokenizer,
+        machine=books.vault.pseudonym(platform.node()),
+        tags=(),
     )
 
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from metering.durable import write_durably
 from metering.periods import HOUR_MS
-from metering.records import PPM, VALUE_ONE
+from metering.records import PPM, VALUE_ONE, fields_of
 from metering.usage_log import RECORD_SCHEMA, Segment, UsageLog
 
 DOCUMENTS, CONTRIBUTORS, ACCOUNTS, PLAYERS = 20_000, 500, 200, 5
@@ -54,8 +54,8 @@ def _write(log: UsageLog, dice: np.random.Generator, start: int, count: int, ste
         "values": _lists(pa.array(_tables(dice, count).ravel()), 1 << PLAYERS),
         "uses": _lists(_uses(dice, count * PLAYERS), PLAYERS),
     }
-    arrays = [pa.array(columns[field.name], field.type) for field in RECORD_SCHEMA]
-    table = pa.table(arrays, RECORD_SCHEMA)
+    schema = pa.schema([RECORD_SCHEMA.field(name) for name in fields_of(1)])
+    table = pa.table([pa.array(columns[field.name], field.type) for field in schema], schema)
     leaves = [hashlib.sha256(each.encode()).digest() for each in ids]
     table = table.append_column("leaf", pa.array(leaves, pa.binary(32)))
     buffer = io.BytesIO()

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from metering.records import PPM, VALUE_ONE, Split, UsageRecord, Use
+from metering.records import FORMAT, PPM, VALUE_ONE, Provenance, Split, UsageRecord, Use
 from metering.usage_log import RECORD_SCHEMA
 
 MOMENT_MS = 1_768_478_400_000
@@ -27,8 +27,27 @@ def a_use(document: str, contributor: str, *, splits: tuple[Split, ...] | None =
     )
 
 
+def a_provenance(**given: Any) -> Provenance:
+    """How an answer came about."""
+    defaults = {
+        "answered": True,
+        "epoch": 7,
+        "snapshot": "",
+        "embedder": "all-MiniLM-L6-v2/int8-1",
+        "engine": "0.1.0",
+        "counted_by": "all-MiniLM-L6-v2/int8-1",
+        "tokenizer": "sha256:0123456789abcdef",
+        "machine": "0123456789ab",
+        "tags": (),
+    }
+    return Provenance(**{**defaults, **given})
+
+
 def a_record(**given: Any) -> UsageRecord:
-    """A record of a query with two documents of two contributors; ``charge`` is divided if its parts are not given."""
+    """A record of a query with two documents of two contributors.
+
+    ``charge`` is divided if its parts are not given. It is of the newest format, or of the one that is given.
+    """
     charge = given.setdefault("charge", 2_000_000)
     given.setdefault("cost", charge // 10)
     given.setdefault("royalty", (charge - given["cost"]) // 2)
@@ -37,6 +56,7 @@ def a_record(**given: Any) -> UsageRecord:
     given.setdefault("account", "acme")
     given.setdefault("uses", (a_use("doc-a", "ada", cited=True), a_use("doc-b", "ben")))
     given.setdefault("values", (0, VALUE_ONE // 2, VALUE_ONE // 4, VALUE_ONE * 3 // 4))
+    given.setdefault("provenance", a_provenance() if given.get("format", FORMAT) > 1 else None)
     defaults: dict[str, Any] = {
         "key": "key-1",
         "model": "patronage-extractive",

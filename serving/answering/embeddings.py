@@ -12,6 +12,7 @@ import msgspec
 
 from metering.meter import Quota, Replay
 from metering.pricing import UnknownModel, Usage
+from metering.records import Provenance
 from retrieval.embedding import Embedder, Vector
 from serving.answering.paid_calls import PaidCalls
 from serving.generators.query import Idempotency, QueryError
@@ -49,11 +50,14 @@ _PAID = msgspec.msgpack.Decoder(Paid)
 class Embeddings:
     """Sells embeddings."""
 
-    def __init__(self, *, paid_calls: PaidCalls, embedder: Embedder, model: str, workers: Executor) -> None:
-        """``model`` is the name under which the embedder is sold."""
+    def __init__(
+        self, *, paid_calls: PaidCalls, embedder: Embedder, model: str, provenance: Provenance, workers: Executor
+    ) -> None:
+        """``model`` is the name under which the embedder is sold; ``provenance`` is that of every record."""
         self._paid_calls = paid_calls
         self._embedder = embedder
         self.model = model
+        self._provenance = provenance
         self._workers = workers
 
     @property
@@ -92,7 +96,7 @@ class Embeddings:
             return Embedded(await self._vectors(texts), _PAID.decode(call.response), call.quota)
         try:
             vectors = await self._vectors(texts)
-            record = call.record(usage, value_function=NO_GAME, values=(0,), uses=())
+            record = call.record(usage, value_function=NO_GAME, values=(0,), uses=(), provenance=self._provenance)
             paid = Paid(record.id, record.charge, tokens, record.free)
             response = msgspec.msgpack.encode(paid) if idempotency.key else b""
         except BaseException:

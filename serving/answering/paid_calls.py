@@ -22,7 +22,7 @@ from metering import ledger
 from metering.meter import Hold, IdempotencyRunning, Limits, Meter, MeterUnavailable, Replay, Request
 from metering.money import Currency
 from metering.pricing import ModelPrice, Usage
-from metering.records import UsageRecord, Use, fingerprint
+from metering.records import Provenance, UsageRecord, Use, fingerprint
 from metering.spool import Spool
 from serving.generators.query import Idempotency, MaxPriceExceeded
 from serving.people.identity import Caller
@@ -74,7 +74,15 @@ class PaidCall:
         """Whether a client's library, and not the client, asks for idempotency."""
         return self.hold.request.retries is not None
 
-    def record(self, usage: Usage, *, value_function: str, values: Sequence[int], uses: Sequence[Use]) -> UsageRecord:
+    def record(
+        self,
+        usage: Usage,
+        *,
+        value_function: str,
+        values: Sequence[int],
+        uses: Sequence[Use],
+        provenance: Provenance,
+    ) -> UsageRecord:
         """The usage record of what was delivered."""
         request = self.hold.request
         charge, cost = self.price.charge(usage), self.price.cost(usage)
@@ -102,6 +110,7 @@ class PaidCall:
             uses=tuple(uses),
             # What a library asks for is forgotten with its retries; what the client asks for is kept for ever.
             idempotency=fingerprint(request.idempotency_key) if request.idempotency_key and not self.retried else "",
+            provenance=provenance,
         )
 
 

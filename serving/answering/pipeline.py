@@ -17,7 +17,7 @@ import msgspec
 from attribution.run import shares
 from metering.meter import Replay
 from metering.pricing import UnknownModel, Usage
-from metering.records import SCORE_ONE, Split, UsageRecord, Use
+from metering.records import SCORE_ONE, Provenance, Split, UsageRecord, Use
 from retrieval.embedding import Embedder
 from retrieval.retriever import Retrieval, Retriever
 from serving.answering.answered import Answered, Citation, Source
@@ -45,11 +45,14 @@ class Answering:
         generators: Mapping[str, Generator],
         valuing: Valuing,
         samples: Samples,
+        provenance: Provenance,
         workers: Executor,
         waiters: Executor,
         settings: Settings,
     ) -> None:
         """The parts are owned by the caller; ``generators`` are by the name of the model that is sold.
+
+        ``provenance`` is what all answers of this process have in common.
 
         ``workers`` compute; ``waiters`` are for answers that wait for a model which says what they are worth.
         """
@@ -59,6 +62,7 @@ class Answering:
         self._generators = generators
         self._valuing = valuing
         self._samples = samples
+        self._provenance = provenance
         self._workers = workers
         self._waiters = waiters
         self._settings = settings
@@ -186,6 +190,9 @@ class Answering:
             value_function=value_function,
             values=values.tolist(),
             uses=_uses(retrieval, {citation.source for citation in delivered.citations}),
+            provenance=msgspec.structs.replace(
+                self._provenance, answered=bool(delivered.case.answer.strip()), epoch=retrieval.epoch
+            ),
         )
         self._samples.keep(record, delivered.case, sent=sent)
         return _answered(record, retrieval, delivered, interrupted), record

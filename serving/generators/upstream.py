@@ -177,7 +177,7 @@ def _given(retrieval: Retrieval, numbered: Numbered) -> Retrieval:
         replace(document, passages=tuple(passage for place, passage in numbered if place == source))
         for source, document in enumerate(retrieval.documents)
     ]
-    return Retrieval(retrieval.question, tuple(documents))
+    return replace(retrieval, documents=tuple(documents))
 
 
 def _unmarked(text: str, citations: tuple[Citation, ...]) -> str:

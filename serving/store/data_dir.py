@@ -16,7 +16,9 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from attribution.transparency import Signer
 from metering.durable import write_durably
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""What is in a directory of format 2 may be of format 2: a version that knows only format 1 must not touch it."""
+_MARK: Final = f"{FORMAT}\n".encode()
 
 
 class DataDirError(RuntimeError):
@@ -132,7 +134,7 @@ class DataDir:
         marker = self.path / "FORMAT"
         if not marker.exists():
             write_durably(self.path / "ID", f"{uuid.uuid4().hex}\n".encode())
-            write_durably(marker, f"{FORMAT}\n".encode())
+            write_durably(marker, _MARK)
             return
         written = marker.read_text().strip()
         if not written.isdecimal() or int(written) > FORMAT:
@@ -140,6 +142,8 @@ class DataDir:
                 f"data directory {self.path} has format {written[:20] or 'unknown'}, this version knows {FORMAT}: "
                 "upgrade Patronage"
             )
+        if int(written) < FORMAT:
+            write_durably(marker, _MARK)
 
     @contextmanager
     def _exclusive(self, name: str) -> Iterator[None]:

@@ -1,7 +1,9 @@
-"""Encryption at rest of what customers asked and were answered."""
+"""Encryption at rest of what customers asked and were answered, and names that tell nothing."""
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 from typing import Final
 
@@ -9,6 +11,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 _NONCE_BYTES: Final = 12
+_PSEUDONYM_HEX: Final = 12
 
 
 class VaultError(RuntimeError):
@@ -20,7 +23,12 @@ class Vault:
 
     def __init__(self, key: bytes) -> None:
         """``key`` has 32 bytes."""
+        self._key = key
         self._cipher = AESGCM(key)
+
+    def pseudonym(self, name: str) -> str:
+        """Stands for a name: always the same, and nobody without the key can tell or try which."""
+        return hmac.new(self._key, name.encode(), hashlib.sha256).hexdigest()[:_PSEUDONYM_HEX]
 
     def seal(self, plain: bytes, owner: str) -> bytes:
         """The ciphertext, readable only for ``owner``."""

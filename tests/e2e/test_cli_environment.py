@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.store.data_dir import FORMAT
 from tests.e2e.commands import refused, run_all
 from tests.servers import Server, cli, process, run
 
@@ -45,6 +46,14 @@ def test_a_data_directory_of_a_newer_version_is_refused(data: Path, written: str
 
     assert "upgrade" in line
     assert (data / "FORMAT").read_text() == written
+
+
+def test_a_data_directory_of_an_older_version_is_taken_over(data: Path):
+    """The older version is refused from then on: it would read new records as its own."""
+    (data / "FORMAT").write_text("1\n")
+    run(data, "documents", "list")
+
+    assert (data / "FORMAT").read_text() == f"{FORMAT}\n"
 
 
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(data: Path):

@@ -328,6 +328,7 @@ class RenamedEmbedder:
     def __init__(self, embedder: MiniLMEmbedder) -> None:
         self.name = "other/model"
         self.dimension = embedder.dimension
+        self.tokenizer = embedder.tokenizer
         self._embedder = embedder
 
     def embed_query(self, text: str) -> Vector:
