@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from fractions import Fraction
+from itertools import pairwise
+from math import floor
 
 import numpy as np
 import pytest
@@ -30,10 +32,31 @@ def test_every_cell_gets_its_exact_share_rounded_up_or_down_and_nothing_is_left(
         assert weight or cell == 0
 
 
+@pytest.mark.parametrize(
+    ("total", "shares", "seed", "cells"),
+    [
+        (10, [1, 1, 1], b"", [3, 3, 4]),
+        (10, [1, 1, 1], b"receipt", [4, 3, 3]),
+        (1, [1, 17, 1, 81], b"01a2008788fb90c335c2273ba755", [0, 0, 0, 1]),
+        (2**53, [2**60, 1, 2**59, 0], b"x", [6004799503160661, 0, 3002399751580331, 0]),
+        (1_209_250, [999_999, 1], b"a", [1_209_249, 1]),
+        (7, [3, -1, 2], b"b", [5, -2, 4]),
+    ],
+)
+def test_a_seed_gives_the_same_split_for_ever(total, shares, seed, cells):
+    """What was once credited is recomputed by every later version."""
+    assert apportion(total, shares, seed) == cells
+
+
 @given(totals, weights, seeds)
-def test_the_same_seed_gives_the_same_split(total, shares, seed):
+def test_the_split_is_that_of_the_rule(total, shares, seed):
+    """A cell gets the points that fall on its stretch: those below its end less those below its beginning."""
     assume(sum(shares))
-    assert apportion(total, shares, seed) == apportion(total, shares, seed)
+    digest = hashlib.sha256(b"systematic/1\0" + seed).digest()
+    start = Fraction(int.from_bytes(digest[:8], "big"), 2**64)
+    ends = [start + Fraction(total * sum(shares[: place + 1]), sum(shares)) for place in range(len(shares))]
+    points = [0, *map(floor, ends)]
+    assert apportion(total, shares, seed) == [after - before for before, after in pairwise(points)]
 
 
 @given(totals, weights, seeds, st.integers(1, 10**6))

@@ -72,8 +72,3 @@ def test_passages_hold_every_sentence_once_and_keep_to_their_size(text: str):
         assert part.sentences
         assert (part.start, part.end) == (part.sentences[0][0], part.sentences[-1][1])
         assert part.end - part.start <= PASSAGE_CHARS_MAX or len(part.sentences) == 1
-
-
-@given(TEXTS)
-def test_cutting_is_deterministic(text: str):
-    assert passages(text) == passages(text)

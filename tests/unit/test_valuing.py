@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from math import floor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from attribution.likelihood import LikelihoodError, Unscorable
 from attribution.policy import Policy
 from attribution.support import Passage, support
-from attribution.values import TABLE_PLAYERS_MAX, counterfactual
+from attribution.values import TABLE_PLAYERS_MAX
 from metering.records import VALUE_ONE
 from retrieval.catalogue import Catalogue
 from retrieval.documents import Document
@@ -123,7 +124,14 @@ def test_the_counterfactual_is_that_of_the_answer_that_was_given(case: Case):
     found = extractive.answer(case.retrieval)
     made = extractive.Extractive().begin(Query(QUESTION, "patronage-extractive"), case.retrieval)
     table = Counterfactual().table(made.case)
-    np.testing.assert_array_equal(table, counterfactual(found.worths, found.slots))
+
+    def best(coalition: int) -> int:
+        """The sum of the sentences that the answer would have, of these documents alone."""
+        own = np.concatenate([worths for i, worths in enumerate(found.worths) if coalition >> i & 1] or [[]])
+        return sum(sorted((floor(worth * VALUE_ONE) for worth in own), reverse=True)[: found.slots])
+
+    assert table.tolist() == [best(coalition) for coalition in range(2 ** len(found.worths))]
+    assert table[-1] > table[0] == 0
     np.testing.assert_array_equal(Counterfactual().table(Case.decode(made.case.encode())), table)
 
 
@@ -171,8 +179,9 @@ class TestFailures:
 
     def test_a_case_that_one_model_cannot_score_does_not_stop_the_next(self, case: Case):
         found = Valuing({"log_likelihood/1": lambda: Broken(Unscorable("too long"))})
-        found.value("log_likelihood/1", case, sent=True)
-        found.demand("log_likelihood/1")
+        name, table = found.value("log_likelihood/1", case, sent=True)
+        assert (name, table.tolist(), found.unvalued) == ("unvalued", [0], 1)
+        found.demand("log_likelihood/1")  # raises while a model that failed has its rest
 
 
 class TestPolicies:

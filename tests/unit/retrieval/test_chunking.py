@@ -138,3 +138,14 @@ def test_a_long_text_is_cut_in_time_proportional_to_its_length(text: str):
     began = time.process_time()
     assert passages(text)[-1].end > len(text) - 2
     assert time.process_time() - began < 5
+
+
+def test_a_text_is_cut_in_the_same_places_for_ever():
+    """Records name passages by their place in the text."""
+    parts = [" ".join(f"Sentence {i} of part {n} says this." for i in range(n * 9)) for n in (1, 2, 5)]
+    found = passages("\n\n".join(parts))
+    assert [(each.start, each.end, len(each.sentences)) for each in found] == [
+        (0, 806, 25),
+        (807, 1589, 24),
+        (1590, 2348, 23),
+    ]

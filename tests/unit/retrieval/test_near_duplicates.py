@@ -152,8 +152,12 @@ def test_the_relation_of_many_texts_is_that_of_each_pair(wording, embedder: Mini
     assert len(embedded) == len(set(embedded)) <= 2 + len(made)
 
 
-def test_a_relation_of_no_texts():
-    relation([], lambda _: np.zeros(1))
+def test_a_relation_of_no_texts_embeds_nothing_and_has_no_pairs():
+    embedded: list[str] = []
+    found = relation([], lambda text: embedded.append(text) or np.zeros(1))
+    with pytest.raises(IndexError):
+        found(0, 0)
+    assert embedded == []
 
 
 STOCK = ["the", "Mill", "old", "Osk", "7", "19", "Bourne", "stands"]
