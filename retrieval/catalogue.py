@@ -210,7 +210,7 @@ class Catalogue:
                 change = sa.update(documents).where(documents.c.number == document.number)
                 connection.execute(change.values(withdrawn_ms=now, changed=tick))
                 orphaned += passage_table.remove(connection, document.number)
-            _mark(connection, passage_table.settle(connection, orphaned), tick)
+            _mark(connection, passage_table.mark_copies(connection, orphaned), tick)
         return withdrawn
 
     def replace_passages(
@@ -336,7 +336,7 @@ def _replace(
     since = passage_table.first_registered(dated, prepared, own)
     orphaned = passage_table.remove(connection, number)
     changed = passage_table.store(connection, number, version, prepared, since, embedder)
-    _mark(connection, changed | passage_table.settle(connection, orphaned), tick)
+    _mark(connection, changed | passage_table.mark_copies(connection, orphaned), tick)
 
 
 def _mark(connection: sa.Connection, numbers: Iterable[int], tick: int) -> None:

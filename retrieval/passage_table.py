@@ -123,7 +123,7 @@ def store(
     registered: Sequence[int],
     embedder: str,
 ) -> set[int]:
-    """Add passages of a document, registered at those times (ms); gives the documents that :func:`settle` does."""
+    """Add passages of a document, registered at those times (ms), and return what :func:`mark_copies` does."""
     rows = [
         {
             "document": document,
@@ -147,11 +147,11 @@ def store(
     parts = [{"hash": part, "passage": each.id} for each in new for part in sketch(each.wording.runs)]
     if parts:
         connection.execute(sa.insert(sketches), parts)
-    return settle(connection, [each.id for each in new])
+    return mark_copies(connection, [each.id for each in new])
 
 
 def remove(connection: sa.Connection, document: int) -> list[int]:
-    """Remove the passages of a document; gives the passages that were copies of them, to :func:`settle`."""
+    """Remove the passages of a document; their copies, whose ids are returned, are for :func:`mark_copies` to see."""
     gone = sa.select(passages_table.c.id).where(passages_table.c.document == document)
     orphaned = sa.select(passages_table.c.id).where(passages_table.c.original.in_(gone))
     found = list(connection.execute(orphaned).scalars())
@@ -160,7 +160,7 @@ def remove(connection: sa.Connection, document: int) -> list[int]:
     return found
 
 
-def settle(connection: sa.Connection, passages: Iterable[int]) -> set[int]:
+def mark_copies(connection: sa.Connection, passages: Iterable[int]) -> set[int]:
     """Decide anew which of these passages are copies, and of all whose state depends on theirs.
 
     It goes through them in the order of registration, and a passage's state depends on earlier ones only, so each

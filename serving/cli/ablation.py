@@ -9,7 +9,7 @@ import typer
 
 from metering import periods
 from serving.assembly import open_ablation_function, open_books
-from serving.cli.money import settle
+from serving.cli.money import drain_captured
 from serving.closing import ablation
 from serving.terminal import summaries
 from serving.terminal.console import current
@@ -30,7 +30,7 @@ def run(period: Annotated[str, typer.Option(help="Of which period, YYYY-MM; befo
     with open_books(settings) as books:
         periods.parse(period)
         function = open_ablation_function(settings)
-        asyncio.run(settle(books))
+        asyncio.run(drain_captured(books))
         with out.progress("recomputing") as bar:
             task = bar.add_task("recomputing", total=None, note="")
             done = ablation.run(

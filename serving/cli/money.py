@@ -51,7 +51,7 @@ def close(
     settings, out = current()
     with open_books(settings) as books:
         periods.parse(period)
-        asyncio.run(settle(books))
+        asyncio.run(drain_captured(books))
         with out.progress("attributing") as bar:
             task = bar.add_task("attributing", total=None, note="")
             found = closing.close(
@@ -69,7 +69,7 @@ def preview(period: str) -> None:
     settings, out = current()
     with open_books(settings) as books:
         periods.parse(period)
-        asyncio.run(settle(books))
+        asyncio.run(drain_captured(books))
         with out.progress("attributing") as bar:
             task = bar.add_task("attributing", total=None, note="")
             found = closing.preview(books, period, lambda done, total: bar.update(task, completed=done, total=total))
@@ -84,7 +84,7 @@ def explain(
     """Why the documents of one query earned what they did, from the charge to the last unit."""
     settings, out = current()
     with open_books(settings) as books:
-        asyncio.run(settle(books))
+        asyncio.run(drain_captured(books))
         try:
             found = explaining.explain(books, record)
         except explaining.UnknownRecord as error:
@@ -147,7 +147,7 @@ def statement(
         typer.echo(text, nl=False)
 
 
-async def settle(books: Books) -> None:
+async def drain_captured(books: Books) -> None:
     """Move everything that was captured into the log and the ledger."""
     async with open_metering(books) as metering:
         await metering.drain.settle()

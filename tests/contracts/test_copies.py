@@ -187,7 +187,7 @@ def test_what_is_a_copy_depends_on_what_is_there_and_not_on_how_it_came(
         connection.execute(sa.update(passages_table).values(original=None))
         everything = list(connection.execute(sa.select(passages_table.c.id)).scalars())
         generator.shuffle(everything)
-        passage_table.settle(connection, everything)
+        passage_table.mark_copies(connection, everything)
     assert copies(catalogue) == before
     assert before, "a run without copies shows nothing"
 

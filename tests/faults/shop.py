@@ -62,7 +62,7 @@ def text_of(found: list[dict[str, Any]]) -> str:
     return "".join(c["delta"].get("content") or "" for each in found for c in each.get("choices", ()))
 
 
-def settled(account: Account) -> Decimal:
+def spent_by(account: Account) -> Decimal:
     """What was spent of 1.00 USD, once nothing is held any more."""
     wait_for(lambda: account.money()[1] == 0)
     return Decimal(1) - account.balance

@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from tests.faults.shop import DOCUMENTS, PATH, PLAIN, QUESTION, STREAM, events, settled, text_of
+from tests.faults.shop import DOCUMENTS, PATH, PLAIN, QUESTION, STREAM, events, spent_by, text_of
 from tests.servers import PATIENCE_SECONDS, cli, wait_for
 from tests.upstream import MODEL, PIECES, Script, stream_bytes
 
@@ -33,7 +33,7 @@ def test_a_whole_stream_is_paid_at_the_price_of_the_book(shop, account):
     assert found[-1]["choices"][0]["finish_reason"] == "stop"
     assert reply.headers["x-patronage-receipt"] == receipt["id"]
     assert "x-patronage-charge" not in reply.headers, "it is not known before the end"
-    assert settled(account) == Decimal(receipt["charge"]["amount"]) == shop.price("".join(PIECES))
+    assert spent_by(account) == Decimal(receipt["charge"]["amount"]) == shop.price("".join(PIECES))
     assert account.client.get(f"/v1/receipts/{receipt['id']}").json()["charge"] == receipt["charge"]
 
 
@@ -41,7 +41,7 @@ def test_a_whole_plain_answer_is_paid_at_the_same_price(shop, account):
     reply = account.client.post(PATH, json=PLAIN)
 
     assert reply.json()["choices"][0]["message"]["content"] == "".join(PIECES)
-    assert settled(account) == Decimal(reply.headers["x-patronage-charge"]) == shop.price("".join(PIECES))
+    assert spent_by(account) == Decimal(reply.headers["x-patronage-charge"]) == shop.price("".join(PIECES))
 
 
 def test_what_the_model_said_pays_the_document_that_says_it(shop, account):
@@ -81,11 +81,11 @@ def test_a_stream_whose_sample_is_not_kept_is_paid_and_a_plain_answer_is_not_giv
     """Half of it was with the customer before anybody could know."""
     stream = account.client.post(PATH, json=STREAM)
     assert text_of(events(stream.content)) == "".join(PIECES)
-    assert settled(account) == shop.price("".join(PIECES))
+    assert spent_by(account) == shop.price("".join(PIECES))
 
     plain = account.client.post(PATH, json=PLAIN)
     assert plain.status_code == 500
-    assert settled(account) == shop.price("".join(PIECES))
+    assert spent_by(account) == shop.price("".join(PIECES))
     assert "a sampled query was not kept" in shop.world.server.log.read_text()
 
 
@@ -114,7 +114,7 @@ def test_an_error_before_the_first_token_costs_nothing(upstream, account, body, 
 
     assert (reply.status_code, reply.json()["error"]["code"]) == (status, code)
     assert "secret" not in reply.text
-    assert settled(account) == 0
+    assert spent_by(account) == 0
     assert account.client.get("/v1/usage").json()["data"] == []
 
 
@@ -124,7 +124,7 @@ def test_an_upstream_that_closes_at_any_byte_is_paid_for_what_came(shop, upstrea
     reply = account.client.post(PATH, json=STREAM)
 
     if reply.status_code == 502:
-        assert settled(account) == 0
+        assert spent_by(account) == 0
         return
     found = events(reply.content)
     text = text_of(found)
@@ -135,7 +135,7 @@ def test_an_upstream_that_closes_at_any_byte_is_paid_for_what_came(shop, upstrea
         assert b"[DONE]" not in reply.content
     else:
         assert text == "".join(PIECES), "only the end mark was missing"
-    assert settled(account) == Decimal(found[-1]["receipt"]["charge"]["amount"]) == shop.price(text)
+    assert spent_by(account) == Decimal(found[-1]["receipt"]["charge"]["amount"]) == shop.price(text)
 
 
 def test_a_plain_answer_that_breaks_off_costs_nothing(upstream, account):
@@ -143,7 +143,7 @@ def test_a_plain_answer_that_breaks_off_costs_nothing(upstream, account):
     reply = account.client.post(PATH, json=PLAIN)
 
     assert (reply.status_code, reply.json()["error"]["code"]) == (502, "model_failed")
-    assert settled(account) == 0
+    assert spent_by(account) == 0
 
 
 def test_an_error_after_the_first_token_raises_in_the_official_client(shop, upstream, account):
@@ -156,7 +156,7 @@ def test_an_error_after_the_first_token_raises_in_the_official_client(shop, upst
 
     assert caught.value.code == "model_failed"
     assert text == "Half"
-    assert settled(account) == shop.price("Half")
+    assert spent_by(account) == shop.price("Half")
 
 
 def test_a_stream_that_takes_too_long_is_paid_for_what_came(shop, upstream, account):
@@ -165,7 +165,7 @@ def test_a_stream_that_takes_too_long_is_paid_for_what_came(shop, upstream, acco
 
     assert found[-1]["error"]["code"] == "answer_timeout"
     assert text_of(found) == "".join(PIECES[:4])
-    assert settled(account) == shop.price("".join(PIECES[:4]))
+    assert spent_by(account) == shop.price("".join(PIECES[:4]))
     assert upstream.left.wait(PATIENCE_SECONDS)
 
 
@@ -179,7 +179,7 @@ def test_a_plain_answer_that_takes_too_long_costs_nothing_and_is_not_retried(sho
 
     assert caught.value.code == "answer_timeout"
     assert len(upstream.requests) == 1
-    assert settled(account) == 0
+    assert spent_by(account) == 0
 
 
 @contextlib.contextmanager
@@ -210,7 +210,7 @@ def test_a_client_that_leaves_at_any_byte_pays_for_what_it_was_sent(shop, upstre
             data = sock.recv(min(size - read, 64))
             assert data
             read += len(data)
-    spent = settled(account)
+    spent = spent_by(account)
 
     assert spent in [shop.price("".join(PIECES[:count])) for count in range(1, 5)]
     assert upstream.left.wait(PATIENCE_SECONDS), "the model goes on for nobody"
@@ -225,7 +225,7 @@ def test_a_client_that_has_everything_the_model_said_and_leaves_pays_for_it(shop
             data += part
             if text_of(events(data)) == "".join(PIECES[:4]):
                 break
-    assert settled(account) == shop.price("".join(PIECES[:4]))
+    assert spent_by(account) == shop.price("".join(PIECES[:4]))
 
 
 def test_a_client_that_leaves_before_the_first_token_pays_nothing(shop, upstream, account):
@@ -234,7 +234,7 @@ def test_a_client_that_leaves_before_the_first_token_pays_nothing(shop, upstream
         assert upstream.stalled.wait(PATIENCE_SECONDS)
 
     assert upstream.left.wait(PATIENCE_SECONDS)
-    assert settled(account) == 0
+    assert spent_by(account) == 0
     assert account.client.get("/v1/usage").json()["data"] == []
 
 
@@ -244,11 +244,11 @@ def test_a_client_that_leaves_a_plain_answer_pays_for_it_and_can_have_it(shop, u
     with asked(shop, account, PLAIN, once):
         assert upstream.stalled.wait(PATIENCE_SECONDS)
     upstream.go.set()
-    assert settled(account) == shop.price("".join(PIECES))
+    assert spent_by(account) == shop.price("".join(PIECES))
     again = account.client.post(PATH, json=PLAIN, headers=once)
 
     assert again.json()["choices"][0]["message"]["content"] == "".join(PIECES)
-    assert settled(account) == shop.price("".join(PIECES))
+    assert spent_by(account) == shop.price("".join(PIECES))
     assert len(upstream.requests) == 1
 
 
@@ -275,20 +275,20 @@ def test_a_task_that_is_cancelled_pays_for_what_came(shop, upstream, account):
             await stream.close()
 
     asyncio.run(ask())
-    assert settled(account) == shop.price("".join(PIECES[:4]))
+    assert spent_by(account) == shop.price("".join(PIECES[:4]))
 
 
 def test_an_interrupted_answer_with_an_idempotency_key_is_replayed_as_it_was(shop, upstream, account):
     once = {"Idempotency-Key": "order-1"}
     upstream.reset(script=Script(close_at=stream_bytes(Script()) // 2))
     first = events(account.client.post(PATH, json=STREAM, headers=once).content)
-    spent = settled(account)
+    spent = spent_by(account)
     again = events(account.client.post(PATH, json=STREAM, headers=once).content)
 
     assert text_of(again) == text_of(first) != ""
     assert again[-1]["error"]["code"] == first[-1]["error"]["code"] == "model_failed"
     assert again[-1]["receipt"] == first[-1]["receipt"]
-    assert settled(account) == spent == shop.price(text_of(first))
+    assert spent_by(account) == spent == shop.price(text_of(first))
     assert len(upstream.requests) == 1
 
 
@@ -311,7 +311,7 @@ def test_a_model_that_sends_more_than_it_may_is_cut_off(shop, upstream, account,
     assert 0 < embedder.count_tokens(text) <= 20
     assert len(text) <= 320
     assert found[-1]["choices"][0]["finish_reason"] == "length"
-    assert settled(account) == shop.price(text) <= shop.price("word " * 20)
+    assert spent_by(account) == shop.price(text) <= shop.price("word " * 20)
 
 
 def test_a_balance_below_the_ceiling_is_refused_before_the_model_is_asked(shop, upstream):

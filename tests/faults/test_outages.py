@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from metering.redis_server import find_redis_server
 from metering.spool import state_of
-from tests.faults.shop import PATH, PLAIN, STREAM, events, open_shop, settled, text_of
+from tests.faults.shop import PATH, PLAIN, STREAM, events, open_shop, spent_by, text_of
 from tests.servers import PATIENCE_SECONDS, cli, run, wait_for
 from tests.upstream import PIECES, Script
 
@@ -138,7 +138,7 @@ def test_redis_gone_before_the_charge_is_charged_when_it_is_back(apart, redis, e
     charged = {row["model"]: Decimal(row["charge"]["amount"]) for row in rows}
     assert sum(row["queries"] for row in rows) == 2
     assert charged["writer-1"] == apart.price(_WHOLE)
-    assert settled(account) == sum(charged.values())
+    assert spent_by(account) == sum(charged.values())
     assert_books_hold(apart, {**env, "PATRONAGE_REDIS_URL": redis.url})
 
 
@@ -153,10 +153,10 @@ def test_a_charge_in_the_spool_survives_the_server_too(apart, redis, env):
     renewed(apart, account)
 
     assert spooled(apart) == 0
-    assert settled(account) == apart.price(_WHOLE)
+    assert spent_by(account) == apart.price(_WHOLE)
     again = account.client.post(PATH, json=STREAM, headers={"Idempotency-Key": "order-1"})
     assert events(again.content)[-1]["receipt"] == events(replies[0].content)[-1]["receipt"]
-    assert settled(account) == apart.price(_WHOLE)
+    assert spent_by(account) == apart.price(_WHOLE)
     assert_books_hold(apart, {**env, "PATRONAGE_REDIS_URL": redis.url})
 
 
@@ -170,7 +170,7 @@ def test_a_charge_that_redis_took_and_could_not_answer_is_not_taken_twice(apart,
     psutil.Process(redis.process.pid).resume()
     wait_for(lambda: spooled(apart) == 0)
 
-    assert settled(account) == apart.price(_WHOLE)
+    assert spent_by(account) == apart.price(_WHOLE)
     assert sum(row["queries"] for row in account.usage()) == 1
     assert_books_hold(apart, {**env, "PATRONAGE_REDIS_URL": redis.url})
 
@@ -218,7 +218,7 @@ def test_a_server_killed_in_the_middle_charges_nothing(shop, env):
     shop.world.server.start()
     renewed(shop, account)
 
-    assert settled(account) == 0, "the hold lapses"
+    assert spent_by(account) == 0, "the hold lapses"
     assert account.client.get("/v1/usage").json()["data"] == []
     assert_books_hold(shop, env)
 
@@ -233,7 +233,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_delivers(shop, env):
     shop.world.server.start()
     renewed(shop, account)
 
-    assert settled(account) == shop.price(_WHOLE)
+    assert spent_by(account) == shop.price(_WHOLE)
     assert_books_hold(shop, env)
 
 
@@ -264,7 +264,7 @@ def test_a_server_that_cannot_wait_is_paid_for_what_it_delivered(tmp_path, env, 
         shop.world.server.start()
         renewed(shop, account)
 
-        assert settled(account) == (shop.price(_SAID) if body is STREAM else 0)
+        assert spent_by(account) == (shop.price(_SAID) if body is STREAM else 0)
         assert_books_hold(shop, env)
 
 

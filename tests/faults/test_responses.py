@@ -8,7 +8,7 @@ import openai
 import pytest
 from openai.types.responses import Response
 
-from tests.faults.shop import QUESTION, settled
+from tests.faults.shop import QUESTION, spent_by
 from tests.upstream import MODEL, PIECES, Script, stream_bytes
 
 _WHOLE = "".join(PIECES)
@@ -35,7 +35,7 @@ def test_a_stream_has_the_events_that_the_client_knows(shop, account, client):
     for event in found:
         type(event).model_validate(event.model_dump())
     assert last.output_text == _WHOLE
-    assert last.model_dump()["receipt"]["charge"]["amount"] == str(settled(account)) == str(shop.price(_WHOLE))
+    assert last.model_dump()["receipt"]["charge"]["amount"] == str(spent_by(account)) == str(shop.price(_WHOLE))
 
 
 def test_the_streaming_helper_of_the_client_works(client):
@@ -61,7 +61,7 @@ def test_an_answer_at_its_limit_is_incomplete_and_paid(shop, upstream, account, 
 
     assert (response.status, response.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     assert response.usage.output_tokens == 7
-    assert settled(account) == shop.price(response.output_text)
+    assert spent_by(account) == shop.price(response.output_text)
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -71,15 +71,15 @@ def test_an_answer_that_breaks_off(shop, upstream, account, client, stream):
         with pytest.raises(openai.InternalServerError) as caught:
             client.responses.create(model=MODEL, input=QUESTION)
         assert caught.value.code == "model_failed"
-        assert settled(account) == 0
+        assert spent_by(account) == 0
         return
     with client.responses.create(model=MODEL, input=QUESTION, stream=True) as events:
         last = list(events)[-1]
     assert last.type == "response.failed"
     assert last.response.error.code == "server_error"
     assert 0 < len(last.response.output_text) < len(_WHOLE)
-    assert settled(account) == shop.price(last.response.output_text)
-    assert last.response.model_dump()["receipt"]["charge"]["amount"] == str(settled(account))
+    assert spent_by(account) == shop.price(last.response.output_text)
+    assert last.response.model_dump()["receipt"]["charge"]["amount"] == str(spent_by(account))
 
 
 def test_the_model_reads_instructions_and_conversation(upstream, client):

@@ -8,7 +8,7 @@ from decimal import Decimal
 import openai
 import pytest
 
-from tests.faults.shop import PATH, PLAIN, STREAM, events, settled, text_of
+from tests.faults.shop import PATH, PLAIN, STREAM, events, spent_by, text_of
 from tests.servers import wait_for
 from tests.upstream import PIECES, Script
 
@@ -54,7 +54,7 @@ def test_an_answer_that_the_client_did_not_wait_for_is_given_to_its_retry(shop, 
     assert len(attempts) > 1
     assert reply.choices[0].message.content == _WHOLE
     assert len(upstream.requests) == 1
-    assert settled(account) == shop.price(_WHOLE)
+    assert spent_by(account) == shop.price(_WHOLE)
 
 
 def test_a_stream_that_had_not_begun_begins_again_with_the_retry(shop, upstream, account, client):
@@ -65,7 +65,7 @@ def test_a_stream_that_had_not_begun_begins_again_with_the_retry(shop, upstream,
     assert text == _WHOLE
     assert len(upstream.requests) == 2
     assert upstream.left.is_set()
-    assert settled(account) == shop.price(_WHOLE)
+    assert spent_by(account) == shop.price(_WHOLE)
 
 
 @pytest.mark.parametrize("status", [500, 429, 503])
@@ -75,7 +75,7 @@ def test_a_model_that_fails_first_is_paid_once(shop, upstream, account, client, 
 
     assert reply.choices[0].message.content == _WHOLE
     assert len(upstream.requests) == 2
-    assert settled(account) == shop.price(_WHOLE)
+    assert spent_by(account) == shop.price(_WHOLE)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_a_model_that_fails_first_is_paid_once(shop, upstream, account, client, 
 )
 def test_a_retry_of_a_finished_answer_is_free_three_times(upstream, account, path, body):
     first = send(account, 0, path, body)
-    paid = settled(account)
+    paid = spent_by(account)
     again = [send(account, number, path, body) for number in (1, 2, 2)]
-    free = settled(account)
+    free = spent_by(account)
     asked = len(upstream.requests)
     fourth = send(account, 2, path, body)
 
@@ -101,7 +101,7 @@ def test_a_retry_of_a_finished_answer_is_free_three_times(upstream, account, pat
     assert paid == free > 0
     assert asked <= 1
     assert fourth.headers["x-patronage-receipt"] != first.headers["x-patronage-receipt"]
-    assert settled(account) == 2 * paid
+    assert spent_by(account) == 2 * paid
 
 
 def test_the_same_question_asked_anew_is_a_new_answer(account):
@@ -110,7 +110,7 @@ def test_the_same_question_asked_anew_is_a_new_answer(account):
 
     assert len({reply.headers["x-patronage-receipt"] for reply in replies}) == 3
     assert retry.content == replies[-1].content
-    assert settled(account) == 3 * Decimal(replies[0].headers["x-patronage-charge"])
+    assert spent_by(account) == 3 * Decimal(replies[0].headers["x-patronage-charge"])
 
 
 def test_the_same_question_asked_twice_at_once_is_answered_and_paid_twice(shop, upstream, account):
@@ -122,7 +122,7 @@ def test_the_same_question_asked_twice_at_once_is_answered_and_paid_twice(shop, 
         receipts = {each.result().headers["x-patronage-receipt"] for each in both}
 
     assert len(receipts) == 2
-    assert settled(account) == 2 * shop.price(_WHOLE)
+    assert spent_by(account) == 2 * shop.price(_WHOLE)
 
 
 def test_half_an_answer_is_no_answer_to_a_retry(shop, upstream, account):
@@ -132,7 +132,7 @@ def test_half_an_answer_is_no_answer_to_a_retry(shop, upstream, account):
     whole = text_of(events(send(account, 1, PATH, STREAM).content))
 
     assert half != whole == _WHOLE
-    assert settled(account) == shop.price(half) + shop.price(whole)
+    assert spent_by(account) == shop.price(half) + shop.price(whole)
 
 
 def test_a_retry_with_another_key_or_body_or_path_is_no_retry(shop, account):
@@ -158,7 +158,7 @@ def test_an_idempotency_key_goes_before_the_count(account):
     replies = [account.client.post("/v1/query", json=_QUERY, headers={**once, _HEADER: "0"}) for _ in range(5)]
 
     assert len({reply.content for reply in replies}) == 1
-    assert settled(account) == Decimal(replies[0].headers["x-patronage-charge"])
+    assert spent_by(account) == Decimal(replies[0].headers["x-patronage-charge"])
 
 
 def test_the_ledger_does_not_keep_what_a_library_asks_for(shop, account):

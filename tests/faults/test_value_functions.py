@@ -17,7 +17,7 @@ from retrieval.embedding import Embedder
 from serving.valuing.functions import REST_SECONDS
 from tests.e2e.commands import refused
 from tests.e2e.world import Account, World
-from tests.faults.shop import PATH, PLAIN, QUESTION, STREAM, Shop, events, open_shop, settled, text_of
+from tests.faults.shop import PATH, PLAIN, QUESTION, STREAM, Shop, events, open_shop, spent_by, text_of
 from tests.scorer import Scorer
 from tests.servers import Server, cli, process, run, this_period, wait_for
 from tests.upstream import MODEL, PIECES
@@ -125,7 +125,7 @@ class TestFailingScorers:
 
         assert text_of(found) == "".join(PIECES)
         receipt = found[-1]["receipt"]
-        assert settled(account) == Decimal(receipt["charge"]["amount"]) == shop.price("".join(PIECES))
+        assert spent_by(account) == Decimal(receipt["charge"]["amount"]) == shop.price("".join(PIECES))
         assert unvalued(shop) == before + 1
         explained = recorded(shop, account, receipt["id"])
         assert explained["value"]["function"] == "unvalued"
@@ -140,17 +140,17 @@ class TestFailingScorers:
 
         assert (reply.status_code, reply.json()["error"]["code"]) == (503, "not_valued")
         assert "127.0.0.1" not in reply.text
-        assert settled(account) == 0
+        assert spent_by(account) == 0
         assert account.client.get("/v1/usage").json()["data"] == []
 
     def test_after_a_failure_no_stream_is_begun_until_the_model_had_its_rest(self, shop: Shop, scorer: Scorer):
         account = shop.world.customer()
         scorer.fails = True
         assert account.client.post(PATH, json=STREAM).status_code == 200
-        spent, asked = settled(account), len(shop.upstream.requests)
+        spent, asked = spent_by(account), len(shop.upstream.requests)
         refused_ = account.client.post(PATH, json=STREAM)
         assert (refused_.status_code, refused_.json()["error"]["code"]) == (503, "not_valued")
-        assert (settled(account), len(shop.upstream.requests)) == (spent, asked)
+        assert (spent_by(account), len(shop.upstream.requests)) == (spent, asked)
         assert account.ask(QUESTION)["model_residual"] < 1, "what another function values is served"
         scorer.fails = False
         wait_for(lambda: account.client.post(PATH, json=STREAM).status_code == 200, REST_SECONDS + 20)

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from retrieval.near_duplicates import sketch
-from retrieval.passage_table import load, passages_table, settle, sketches
+from retrieval.passage_table import load, mark_copies, passages_table, sketches
 
 revision = "0007"
 down_revision = "0006"
@@ -33,4 +33,4 @@ def upgrade() -> None:
         parts = [{"hash": part, "passage": passage.id} for part in sketch(passage.wording.runs)]
         if parts:
             connection.execute(sa.insert(sketches), parts)
-    settle(connection, ids)
+    mark_copies(connection, ids)
