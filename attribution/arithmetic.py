@@ -23,7 +23,7 @@ _LN2_LOW: Final = float.fromhex("0x1.a39ef35793c76p-33")
 _DEGREE: Final = 13
 _RANGE: Final = (-746.0, 710.0)
 """Below it is nothing and above it infinity."""
-_EXACT: Final = Context(prec=20)
+_EXACT: Final = Context(prec=34)
 
 
 def total(terms: Floats) -> Floats:
@@ -49,5 +49,5 @@ def exponential(exponents: npt.ArrayLike) -> Floats:
 
 @lru_cache(4_096)
 def logarithm(numerator: int, denominator: int) -> float:
-    """``ln(numerator / denominator)``, computed to 20 digits in decimals."""
+    """``ln(numerator / denominator)``, computed to 34 digits in decimals."""
     return float(_EXACT.ln(_EXACT.divide(Decimal(numerator), Decimal(denominator))))

@@ -24,7 +24,7 @@ Scores = npt.NDArray[np.float32]
 
 _ANY: Final = "*"
 _HEAP_BYTES: Final = 64_000_000
-_EXACT: Final = Context(prec=20)
+_EXACT: Final = Context(prec=34)
 """Rounds every logarithm to the nearest decimal; what libraries of floats give depends on the processor."""
 
 
