@@ -20,8 +20,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from attribution.shapley import owen_values, unions_of
-from attribution.values import Table
+from attribution.games.shapley import owen_values, unions_of
+from attribution.games.values import Table
 from metering.records import PPM, UsageRecord
 
 DRAW: Final = "ablation/1"

@@ -1,7 +1,7 @@
 """What each passage of a case earned: by the Shapley value, or by a simpler method to compare it with.
 
 Players are contributors with their passages. Near-duplicates count as one passage, by the rule of
-:mod:`attribution.players`: the original is read, and what it earns goes by evidence of registration. So a copy changes
+:mod:`attribution.games.players`: the original is read, and what it earns goes by evidence of registration. So a copy changes
 neither what the original's contributor earns nor what the others do.
 """
 
@@ -21,14 +21,14 @@ from attribution import support as supporting
 from attribution.apportionment import apportion
 from attribution.arithmetic import Floats
 from attribution.cases import Case, CaseError, CasePassage, Result, Share
-from attribution.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN, Estimate
-from attribution.games import Game, LargeGame, TableGame
+from attribution.games.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN, Estimate
+from attribution.games.players import Group, Relation, groups, paid
+from attribution.games.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHAPLEY, Semivalue
+from attribution.games.shapley import unions_of
+from attribution.games.solving import Game, LargeGame, TableGame
+from attribution.games.values import TABLE_PLAYERS_MAX
 from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Sampled, Scorer, Unscorable, log_likelihood
-from attribution.players import Group, Relation, groups, paid
-from attribution.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHAPLEY, Semivalue
-from attribution.shapley import unions_of
 from attribution.support import SUPPORT, Passage, Span, support
-from attribution.values import TABLE_PLAYERS_MAX
 from metering.money import Currency
 from metering.records import VALUE_ONE
 

@@ -24,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from attribution.arithmetic import Floats, exponential, total
-from attribution.estimation import Coalitions
-from attribution.values import TABLE_PLAYERS_MAX, Table
+from attribution.games.estimation import Coalitions
+from attribution.games.values import TABLE_PLAYERS_MAX, Table
 from metering.records import VALUE_ONE
 
 LOG_LIKELIHOOD: Final = "log_likelihood/1"

@@ -10,9 +10,9 @@ from typing import Any, Final
 import msgspec
 
 from attribution.apportionment import RULE
+from attribution.games.values import COUNTERFACTUAL
 from attribution.likelihood import LOG_LIKELIHOOD
 from attribution.support import SUPPORT
-from attribution.values import COUNTERFACTUAL
 from metering.records import PPM
 
 SOLVER: Final = "owen/1"

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from attribution.apportionment import apportion, apportion_all
-from attribution.shapley import Unions, owen_values, unions_of
-from attribution.values import TABLE_PLAYERS_MAX
+from attribution.games.shapley import Unions, owen_values, unions_of
+from attribution.games.values import TABLE_PLAYERS_MAX
 from metering.records import PPM, VALUE_ONE, UsageRecord
 
 Ints = npt.NDArray[np.int64]

@@ -3,7 +3,7 @@
 It reads any answer, whoever wrote it, and takes no language model: what counts is the similarity of embeddings and the
 words that passages share with the question and the answer. Each sentence of the answer is a key point (the question is,
 if the answer says nothing), a coalition has for a key point what its best passage has, and so the game is a max game
-(:mod:`attribution.max_games`). ``docs/concepts.md`` gives the formulas.
+(:mod:`attribution.games.max_games`). ``docs/concepts.md`` gives the formulas.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attribution.arithmetic import Floats, exponential, logarithm
-from attribution.max_games import MaxGame
+from attribution.games.max_games import MaxGame
 from metering.records import VALUE_ONE
 
 SUPPORT: Final = "support/1"

@@ -14,9 +14,9 @@ from typing import Final
 
 import httpx
 
+from attribution.games.values import COUNTERFACTUAL
 from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
 from attribution.support import SUPPORT
-from attribution.values import COUNTERFACTUAL
 from metering import redis_connection
 from metering.drain import Drain
 from metering.money import Currency

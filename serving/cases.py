@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Final
 
 from attribution import attribute as attributing
 from attribution.cases import Case, CaseError, Result, decode_case, encode_result
-from attribution.estimation import BUDGET
+from attribution.games.estimation import BUDGET
 from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
 from attribution.support import SUPPORT
 from metering.money import Currency

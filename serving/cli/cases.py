@@ -14,8 +14,8 @@ import typer
 
 from attribution.attribute import METHODS, VALUE_FUNCTIONS
 from attribution.cases import CaseError, Result, encode_result
-from attribution.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
-from attribution.values import TABLE_PLAYERS_MAX
+from attribution.games.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
+from attribution.games.values import TABLE_PLAYERS_MAX
 from serving.cases import open_attribution, read_lines
 from serving.terminal.console import CommandError, Out, current
 

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from attribution.apportionment import OFFSET_BITS, offset
+from attribution.games.values import UNVALUED
 from attribution.outcomes import WEIGHT_ONE, factor
 from attribution.run import Batch, divide, owen_shares
-from attribution.values import UNVALUED
 from metering import ledger, periods
 from metering.pricing import Usage
 from metering.records import PPM, VALUE_ONE, UsageRecord

@@ -18,10 +18,10 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from attribution.games.values import UNVALUED
 from attribution.policy import Policy
 from attribution.run import RunError
 from attribution.statements import canonical, verify
-from attribution.values import UNVALUED
 from metering import ledger, merkle, periods
 from metering.drain import Drain
 from metering.pricing import PriceBook, Usage, in_force

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attribution.players import Relation
+from attribution.games.players import Relation
 from attribution.support import VECTOR_ONE, Span, Vectors
 from retrieval.analysis import stems, subject_stems
 from retrieval.chunking import sentences

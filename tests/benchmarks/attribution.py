@@ -8,9 +8,9 @@ from math import factorial
 
 import numpy as np
 
-from attribution.estimation import estimate
-from attribution.max_games import airport
-from attribution.shapley import owen_values
+from attribution.games.estimation import estimate
+from attribution.games.max_games import airport
+from attribution.games.shapley import owen_values
 from tests.benchmarks.measure import Result, rates
 
 GAMES, PLAYERS = 20_000, 6

@@ -14,8 +14,8 @@ from unittest.mock import patch
 
 import numpy as np
 
-from attribution.shapley import owen_values, unions_of
-from attribution.values import counterfactual
+from attribution.games.shapley import owen_values, unions_of
+from attribution.games.values import counterfactual
 from metering.records import VALUE_ONE
 from retrieval import passage_table, retriever
 from retrieval.catalogue import Catalogue, prepare

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from attribution.games.shapley import owen_values
 from attribution.likelihood import log_likelihood, prepare
-from attribution.shapley import owen_values
 from tests.benchmarks.measure import Result, rates
 
 CASES, MEMBERS, BATCH_TOKENS = 100, 6, 65_536

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from attribution.players import groups, paid
+from attribution.games.players import groups, paid
 from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
 from serving.demo import corpus

@@ -20,9 +20,9 @@ from typing import Any
 
 import psutil
 
+from attribution.games.values import COUNTERFACTUAL
 from attribution.policy import VALUE_FUNCTIONS
 from attribution.run import shares
-from attribution.values import COUNTERFACTUAL
 from metering.records import VALUE_ONE
 from retrieval.retriever import Retriever
 from serving.assembly import open_books, open_embedder, open_valuing

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from attribution.games.shapley import owen_values
 from attribution.likelihood import Likelihood, LikelihoodError, Prompt, Unscorable, log_likelihood, prepare
-from attribution.shapley import owen_values
 from metering.records import VALUE_ONE
 from serving.valuing.scoring_server import Upstream
 from serving.valuing.tokenizer import ModelTokenizer

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from attribution.games.values import Table
 from attribution.likelihood import Unscorable
-from attribution.values import Table
 from serving.answering import samples
 from serving.answering.samples import DAY_MS, SampleError
 from serving.assembly import open_ablation_function, open_books, open_metering

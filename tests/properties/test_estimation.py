@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attribution.estimation import BUDGET_MIN, PAIRS_MIN, estimate, estimate_owen
-from attribution.max_games import airport, owen
-from attribution.shapley import unions_of
+from attribution.games.estimation import BUDGET_MIN, PAIRS_MIN, estimate, estimate_owen
+from attribution.games.max_games import airport, owen
+from attribution.games.shapley import unions_of
 
 
 def max_game(players, seed):

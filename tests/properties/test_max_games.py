@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attribution.max_games import MaxGame, airport, owen
-from attribution.semivalues import BANZHAF, SEMIVALUES, SHAPLEY, from_tables
-from attribution.shapley import owen_values, unions_of
+from attribution.games.max_games import MaxGame, airport, owen
+from attribution.games.semivalues import BANZHAF, SEMIVALUES, SHAPLEY, from_tables
+from attribution.games.shapley import owen_values, unions_of
 from metering.records import VALUE_ONE
 
 TOLERANCE = 1e-12

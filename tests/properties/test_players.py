@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attribution.players import groups, paid
+from attribution.games.players import groups, paid
 
 
 def told(matrix):

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attribution.shapley import owen_values, unions_of
-from attribution.values import counterfactual
+from attribution.games.shapley import owen_values, unions_of
+from attribution.games.values import counterfactual
 from metering.records import VALUE_ONE
 
 

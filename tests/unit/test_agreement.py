@@ -17,8 +17,8 @@ from attribution.agreement import (
     kendall_tau,
     linear_datamodeling_score,
 )
+from attribution.games.values import counterfactual
 from attribution.run import owen_shares
-from attribution.values import counterfactual
 from metering.records import PPM, VALUE_ONE, Split
 from tests.records import a_record, a_use
 

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from attribution.max_games import MaxGame
+from attribution.games.max_games import MaxGame
 from attribution.support import READ_CHARS, Passage, support
 from metering.records import VALUE_ONE
 from serving.valuing.reader import CaseReader

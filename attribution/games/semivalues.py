@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attribution.arithmetic import Floats
-from attribution.values import TABLE_PLAYERS_MAX
+from attribution.games.values import TABLE_PLAYERS_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def from_tables(tables: npt.NDArray[np.int64], semivalue: Semivalue = SHAPLEY) -
         semivalue: the rule.
 
     Returns:
-        Shape ``[games, n]``, rounded once. :func:`attribution.shapley.owen_values` is not rounded at all, for money.
+        Shape ``[games, n]``, rounded once. :func:`attribution.games.shapley.owen_values` is not rounded at all, for money.
 
     Raises:
         ValueError: the tables are not of ``2 ** n`` values, or ``n`` is too large.

@@ -1,6 +1,6 @@
 """Games of any kind: solved from their table where that is small enough, estimated where it is not.
 
-What is known of max-type games, which need neither, is in :mod:`attribution.max_games`.
+What is known of max-type games, which need neither, is in :mod:`attribution.games.max_games`.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from attribution.arithmetic import Floats
-from attribution.estimation import Coalitions, Estimate, estimate, estimate_owen
-from attribution.max_games import MaxGame
-from attribution.semivalues import SHAPLEY, Semivalue, from_tables
-from attribution.shapley import Unions, owen_values
-from attribution.values import Table
+from attribution.games.estimation import Coalitions, Estimate, estimate, estimate_owen
+from attribution.games.max_games import MaxGame
+from attribution.games.semivalues import SHAPLEY, Semivalue, from_tables
+from attribution.games.shapley import Unions, owen_values
+from attribution.games.values import Table
 
 
 @dataclass(frozen=True, slots=True)

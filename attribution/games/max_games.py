@@ -24,9 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from attribution.arithmetic import Floats, total
-from attribution.semivalues import SHAPLEY, Semivalue
-from attribution.shapley import Unions
-from attribution.values import TABLE_PLAYERS_MAX, Table
+from attribution.games.semivalues import SHAPLEY, Semivalue
+from attribution.games.shapley import Unions
+from attribution.games.values import TABLE_PLAYERS_MAX, Table
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from math import factorial
 import numpy as np
 import numpy.typing as npt
 
-from attribution.values import TABLE_PLAYERS_MAX
+from attribution.games.values import TABLE_PLAYERS_MAX
 
 Unions = tuple[int, ...]
 """For each member of the game, the number of its union; numbers count up from 0 in the order of appearance."""

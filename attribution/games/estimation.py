@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from attribution.arithmetic import Floats, total
-from attribution.shapley import Unions
+from attribution.games.shapley import Unions
 
 Coalitions = npt.NDArray[np.bool_]
 """Shape ``[coalitions, players]``."""

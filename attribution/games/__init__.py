@@ -1,0 +1,1 @@
+"""Games over coalitions: their values, exact and estimated, and what their players get."""
