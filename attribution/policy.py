@@ -11,8 +11,8 @@ import msgspec
 
 from attribution.apportionment import RULE
 from attribution.games.values import COUNTERFACTUAL
-from attribution.likelihood import LOG_LIKELIHOOD
-from attribution.support import SUPPORT
+from attribution.value_functions.likelihood import LOG_LIKELIHOOD
+from attribution.value_functions.support import SUPPORT
 from metering.records import PPM
 
 SOLVER: Final = "owen/1"

@@ -15,8 +15,8 @@ from typing import Final
 import httpx
 
 from attribution.games.values import COUNTERFACTUAL
-from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
-from attribution.support import SUPPORT
+from attribution.value_functions.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
+from attribution.value_functions.support import SUPPORT
 from metering import redis_connection
 from metering.drain import Drain
 from metering.money import Currency

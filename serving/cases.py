@@ -22,8 +22,8 @@ from typing import Any, BinaryIO, Final
 from attribution import attribute as attributing
 from attribution.cases import Case, CaseError, Result, decode_case, encode_result
 from attribution.games.estimation import BUDGET
-from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
-from attribution.support import SUPPORT
+from attribution.value_functions.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
+from attribution.value_functions.support import SUPPORT
 from metering.money import Currency
 from retrieval.embedding import Embedder
 from serving.assembly import open_embedder, open_scorer

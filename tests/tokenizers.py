@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from attribution.likelihood import Tokenize
+from attribution.value_functions.likelihood import Tokenize
 
 _TEXT = ["Question: what?\nAnswer: Paris is it. Answer: Paris. Answer: Zoë. Document: Paris is a city.\n\n"] * 20
 

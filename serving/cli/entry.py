@@ -13,9 +13,9 @@ import typer
 from pydantic import ValidationError
 
 from attribution.cases import CaseError
-from attribution.likelihood import LikelihoodError
 from attribution.policy import PolicyError
 from attribution.run import RunError
+from attribution.value_functions.likelihood import LikelihoodError
 from metering.drain import DrainBusy
 from metering.meter import InsufficientFunds, MeterError, MeterLost
 from metering.money import MoneyError

@@ -14,8 +14,8 @@ import msgspec
 import sqlalchemy as sa
 
 from attribution.agreement import Ablation, Agreement, agreement
-from attribution.likelihood import Unscorable
 from attribution.run import owen_shares
+from attribution.value_functions.likelihood import Unscorable
 from metering import ledger, periods
 from metering.records import UsageRecord
 from metering.usage_log import records

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from transformers.utils import logging
 
 from attribution.arithmetic import Floats
-from attribution.likelihood import LikelihoodError, Prompt, Span, Unscorable
+from attribution.value_functions.likelihood import LikelihoodError, Prompt, Span, Unscorable
 from retrieval.model_files import ModelMissing, Place, locate
 from serving.valuing.tokenizer import ModelTokenizer
 
@@ -112,16 +112,16 @@ class CausalLM:
         self.name = f"transformers/{self._tokenizer.model}"
 
     def tokenize(self, text: str) -> tuple[Sequence[int], Sequence[Span]]:
-        """See :class:`attribution.likelihood.Scorer`."""
+        """See :class:`attribution.value_functions.likelihood.Scorer`."""
         return self._tokenizer.tokenize(text)
 
     @property
     def opening(self) -> Sequence[int]:
-        """See :class:`attribution.likelihood.Scorer`."""
+        """See :class:`attribution.value_functions.likelihood.Scorer`."""
         return self._tokenizer.opening
 
     def score(self, prompt: Prompt, coalitions: Sequence[int] | None = None) -> Floats:
-        """See :meth:`attribution.likelihood.Scorer.score`. A few of many share too little to be read as a tree."""
+        """See :meth:`attribution.value_functions.likelihood.Scorer.score`. A few of many share too little to be read as a tree."""
         if self._tokens_max is not None and len(prompt) > self._tokens_max:
             raise Unscorable(
                 f"the documents, question and answer have {len(prompt)} tokens; {self.name} reads {self._tokens_max}"

@@ -21,9 +21,9 @@ import numpy as np
 import structlog
 
 from attribution.games.values import COUNTERFACTUAL, UNVALUED, Table, counterfactual
-from attribution.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer, Unscorable, log_likelihood
 from attribution.policy import Policy, PolicyError
-from attribution.support import SUPPORT, Passage, Reader, support
+from attribution.value_functions.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer, Unscorable, log_likelihood
+from attribution.value_functions.support import SUPPORT, Passage, Reader, support
 from metering.records import VALUE_ONE
 from retrieval.evidence import Question
 from retrieval.retriever import Retrieval

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from attribution.games.players import Relation
-from attribution.support import VECTOR_ONE, Span, Vectors
+from attribution.value_functions.support import VECTOR_ONE, Span, Vectors
 from retrieval.analysis import stems, subject_stems
 from retrieval.chunking import sentences
 from retrieval.embedding import Embedder
@@ -21,19 +21,19 @@ class CaseReader:
         self._embedder = embedder
 
     def sentences(self, text: str) -> Sequence[Span]:
-        """See :meth:`attribution.support.Reader.sentences`."""
+        """See :meth:`attribution.value_functions.support.Reader.sentences`."""
         return sentences(text)
 
     def stems(self, text: str) -> Sequence[str]:
-        """See :meth:`attribution.support.Reader.stems`."""
+        """See :meth:`attribution.value_functions.support.Reader.stems`."""
         return stems(text)
 
     def subject(self, text: str) -> Sequence[str]:
-        """See :meth:`attribution.support.Reader.subject`."""
+        """See :meth:`attribution.value_functions.support.Reader.subject`."""
         return subject_stems(text)
 
     def vectors(self, text: str, spans: Sequence[Span]) -> Vectors:
-        """See :meth:`attribution.support.Reader.vectors`."""
+        """See :meth:`attribution.value_functions.support.Reader.vectors`."""
         vectors = self._embedder.embed_passage(text, spans).sentences.astype(np.float64)
         return np.rint(vectors * VECTOR_ONE).astype(np.int64)
 

@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 
 from attribution.arithmetic import Floats
-from attribution.likelihood import LikelihoodError, Prompt, Span
+from attribution.value_functions.likelihood import LikelihoodError, Prompt, Span
 from serving.valuing.tokenizer import ModelTokenizer
 
 _TIMEOUT_SECONDS: Final = 600.0
@@ -53,16 +53,16 @@ class Upstream:
         self.name = f"upstream/{self._tokenizer.model}"
 
     def tokenize(self, text: str) -> tuple[Sequence[int], Sequence[Span]]:
-        """See :class:`attribution.likelihood.Scorer`."""
+        """See :class:`attribution.value_functions.likelihood.Scorer`."""
         return self._tokenizer.tokenize(text)
 
     @property
     def opening(self) -> Sequence[int]:
-        """See :class:`attribution.likelihood.Scorer`."""
+        """See :class:`attribution.value_functions.likelihood.Scorer`."""
         return self._tokenizer.opening
 
     def score(self, prompt: Prompt, coalitions: Sequence[int] | None = None) -> Floats:
-        """See :meth:`attribution.likelihood.Scorer.score`."""
+        """See :meth:`attribution.value_functions.likelihood.Scorer.score`."""
         ends = time.monotonic() + self._seconds
         every = range(2 ** len(prompt.documents)) if coalitions is None else coalitions
         prompts = [prompt.coalition(members) for members in every]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from attribution.likelihood import LikelihoodError, Span
+from attribution.value_functions.likelihood import LikelihoodError, Span
 from retrieval.model_files import tokenizer_file
 
 
@@ -31,7 +31,7 @@ class ModelTokenizer:
         self._tokenizer.no_truncation()
 
     def tokenize(self, text: str) -> tuple[list[int], list[Span]]:
-        """See :data:`attribution.likelihood.Tokenize`."""
+        """See :data:`attribution.value_functions.likelihood.Tokenize`."""
         found = self._tokenizer.encode(text, add_special_tokens=False)
         return found.ids, found.offsets
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from attribution.games.shapley import owen_values
-from attribution.likelihood import log_likelihood, prepare
+from attribution.value_functions.likelihood import log_likelihood, prepare
 from tests.benchmarks.measure import Result, rates
 
 CASES, MEMBERS, BATCH_TOKENS = 100, 6, 65_536

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from attribution.games.shapley import owen_values
-from attribution.likelihood import Likelihood, LikelihoodError, Prompt, Unscorable, log_likelihood, prepare
+from attribution.value_functions.likelihood import (
+    Likelihood,
+    LikelihoodError,
+    Prompt,
+    Unscorable,
+    log_likelihood,
+    prepare,
+)
 from metering.records import VALUE_ONE
 from serving.valuing.scoring_server import Upstream
 from serving.valuing.tokenizer import ModelTokenizer

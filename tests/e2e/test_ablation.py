@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from attribution.games.values import Table
-from attribution.likelihood import Unscorable
+from attribution.value_functions.likelihood import Unscorable
 from serving.answering import samples
 from serving.answering.samples import DAY_MS, SampleError
 from serving.assembly import open_ablation_function, open_books, open_metering

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from attribution.likelihood import Prompt, Unscorable, prepare
+from attribution.value_functions.likelihood import Prompt, Unscorable, prepare
 from serving.valuing.tokenizer import ModelTokenizer
 from tests.tokenizers import merging, tokenize, words
 

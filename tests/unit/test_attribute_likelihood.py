@@ -14,7 +14,7 @@ import pytest
 from attribution.attribute import METHODS, attribute
 from attribution.cases import CaseError, decode_case, encode_result
 from attribution.games.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
-from attribution.likelihood import LikelihoodError, Prompt, Unscorable, log_likelihood
+from attribution.value_functions.likelihood import LikelihoodError, Prompt, Unscorable, log_likelihood
 from serving.valuing.reader import CaseReader
 from serving.valuing.scoring_server import Upstream
 from tests.benchmarks import attacks

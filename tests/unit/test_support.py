@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from attribution.games.max_games import MaxGame
-from attribution.support import READ_CHARS, Passage, support
+from attribution.value_functions.support import READ_CHARS, Passage, support
 from metering.records import VALUE_ONE
 from serving.valuing.reader import CaseReader
 

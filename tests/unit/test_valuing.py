@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attribution.likelihood import LikelihoodError, Unscorable
 from attribution.values import TABLE_PLAYERS_MAX
 
 from attribution.games.values import TABLE_PLAYERS_MAX
-from attribution.likelihood import LikelihoodError, Unscorable
 from attribution.policy import Policy
-from attribution.support import Passage, support
+from attribution.value_functions.likelihood import LikelihoodError, Unscorable
+from attribution.value_functions.support import Passage, support
 from metering.records import VALUE_ONE
 from retrieval.catalogue import Catalogue
 from retrieval.documents import Document

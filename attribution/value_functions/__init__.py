@@ -1,0 +1,1 @@
+"""What an answer is worth when only a coalition of its documents is read."""
