@@ -17,7 +17,6 @@ from typing import Final, Protocol
 
 from msgspec import structs
 
-from attribution.value_functions import support as supporting
 from attribution.apportionment import apportion
 from attribution.arithmetic import Floats
 from attribution.cases import Case, CaseError, CasePassage, Result, Share
@@ -27,6 +26,7 @@ from attribution.games.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHA
 from attribution.games.shapley import unions_of
 from attribution.games.solving import Game, LargeGame, TableGame
 from attribution.games.values import TABLE_PLAYERS_MAX
+from attribution.value_functions import support as supporting
 from attribution.value_functions.likelihood import (
     LOG_LIKELIHOOD,
     LikelihoodError,

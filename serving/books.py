@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from attribution.transparency import Signer
+from attribution.runs.transparency import Signer
 from metering import ledger, withdrawals
 from metering.drain import Drain
 from metering.meter import Funding, Limits

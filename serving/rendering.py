@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from attribution.outcomes import Outcome
+from attribution.runs.outcomes import Outcome
 from metering import periods
 from metering.money import Currency
 from metering.records import PPM

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import msgspec
 
-from attribution.run import shares
+from attribution.runs.run import shares
 from metering.meter import Replay
 from metering.pricing import UnknownModel, Usage
 from metering.records import SCORE_ONE, Provenance, Split, UsageRecord, Use

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
-from attribution.outcomes import Outcome, OutcomeError
+from attribution.runs.outcomes import Outcome, OutcomeError
 from metering.money import Currency, MoneyError
 from metering.records import PPM
 from serving import rendering

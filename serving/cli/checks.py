@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from attribution.proofs import verify_growth, verify_receipt
-from attribution.statements import verify as verify_bundle
+from attribution.runs.proofs import verify_growth, verify_receipt
+from attribution.runs.statements import verify as verify_bundle
 from serving.assembly import open_books, open_metering
 from serving.terminal.console import CommandError, Out, current
 from serving.upkeep import doctor as examination

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from attribution.cases import CaseError
 from attribution.policy import PolicyError
-from attribution.run import RunError
+from attribution.runs.run import RunError
 from attribution.value_functions.likelihood import LikelihoodError
 from metering.drain import DrainBusy
 from metering.meter import InsufficientFunds, MeterError, MeterLost

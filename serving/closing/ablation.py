@@ -14,7 +14,7 @@ import msgspec
 import sqlalchemy as sa
 
 from attribution.agreement import Ablation, Agreement, agreement
-from attribution.run import owen_shares
+from attribution.runs.run import owen_shares
 from attribution.value_functions.likelihood import Unscorable
 from metering import ledger, periods
 from metering.records import UsageRecord

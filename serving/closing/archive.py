@@ -22,10 +22,10 @@ from typing import IO, Any, Final, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from attribution.inputs import Hour, input_tree
-from attribution.statements import canonical
-from attribution.tally import CreditKey
-from attribution.transparency import encode_proof
+from attribution.runs.inputs import Hour, input_tree
+from attribution.runs.statements import canonical
+from attribution.runs.tally import CreditKey
+from attribution.runs.transparency import encode_proof
 from metering import merkle
 from metering.periods import hour_name
 from metering.usage_log import SegmentError

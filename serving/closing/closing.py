@@ -17,9 +17,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from attribution.inputs import input_tree
-from attribution.statements import Issue, canonical
-from attribution.tally import CreditKey, Tally
+from attribution.runs.inputs import input_tree
+from attribution.runs.statements import Issue, canonical
+from attribution.runs.tally import CreditKey, Tally
 from metering import ledger, periods
 from metering.drain import close_period, first_open
 from metering.ledger import Transfer

@@ -13,8 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attribution.run import Batch, divide
-from attribution.tally import CreditKey, Line, LineKey, Tally, Totals
+from attribution.runs.run import Batch, divide
+from attribution.runs.tally import CreditKey, Line, LineKey, Tally, Totals
 
 _SUMS: Final = ("charge", "cost", "platform", "royalty")
 _USES: Final = ("document", "contributor", "cited", "splits")
@@ -48,9 +48,9 @@ class Divided:
     records: pa.Table
     """A row each: id, leaf, account, policy_version, value_function, charge, cost, platform, royalty, earned."""
     uses: pa.Table
-    """A row for each document retrieved: record (its row), and a :class:`attribution.tally.Line` of its own."""
+    """A row for each document retrieved: record (its row), and a :class:`attribution.runs.tally.Line` of its own."""
     cells: pa.Table
-    """A row for each split of each use: record (its row), :class:`attribution.tally.CreditKey`, units."""
+    """A row for each split of each use: record (its row), :class:`attribution.runs.tally.CreditKey`, units."""
 
     def part(self, begin: int, end: int) -> Divided:
         """The records from ``begin`` to ``end``."""
@@ -85,12 +85,12 @@ class Divided:
 
     @property
     def lines(self) -> pa.Table:
-        """What each document did, by :class:`attribution.tally.LineKey`."""
+        """What each document did, by :class:`attribution.runs.tally.LineKey`."""
         return summed(self.uses, _LINE_KEY, _LINE)
 
     @property
     def credited(self) -> pa.Table:
-        """What each contributor earned with what, by :class:`attribution.tally.CreditKey`; also nothing."""
+        """What each contributor earned with what, by :class:`attribution.runs.tally.CreditKey`; also nothing."""
         return summed(self.cells, _CREDIT_KEY, ["units"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from attribution.tally import LineKey, Tally
+from attribution.runs.tally import LineKey, Tally
 from metering import ledger, periods
 from metering.drain import first_open
 from metering.money import Currency

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 
 from attribution.apportionment import OFFSET_BITS, offset
 from attribution.games.values import UNVALUED
-from attribution.outcomes import WEIGHT_ONE, factor
-from attribution.run import Batch, divide, owen_shares
+from attribution.runs.outcomes import WEIGHT_ONE, factor
+from attribution.runs.run import Batch, divide, owen_shares
 from metering import ledger, periods
 from metering.pricing import Usage
 from metering.records import PPM, VALUE_ONE, UsageRecord

@@ -31,9 +31,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from attribution.inputs import Hour
-from attribution.run import RunError
-from attribution.tally import Totals
+from attribution.runs.inputs import Hour
+from attribution.runs.run import RunError
+from attribution.runs.tally import Totals
 from metering import merkle
 from metering.periods import HOUR_MS, hour_name
 from metering.usage_log import Segment, SegmentError, UsageLog

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
-from attribution.outcomes import WEIGHT_ONE, Outcome, moved
-from attribution.tally import CreditKey
+from attribution.runs.outcomes import WEIGHT_ONE, Outcome, moved
+from attribution.runs.tally import CreditKey
 from metering import ledger
 from serving.closing.division import Merge, summed
 from serving.closing.hours import Rows

@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from attribution.transparency import Checkpoint, encode_proof
+from attribution.runs.transparency import Checkpoint, encode_proof
 from metering import merkle
 from serving.books import Books
 

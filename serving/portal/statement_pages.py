@@ -7,7 +7,7 @@ import io
 from decimal import Decimal
 from typing import Any
 
-from attribution.transparency import fingerprint
+from attribution.runs.transparency import fingerprint
 from serving.portal.pages import render
 
 _COLUMNS = (

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from attribution.transparency import Signer
+from attribution.runs.transparency import Signer
 from metering.durable import write_durably
 
 FORMAT: Final = 2

@@ -20,8 +20,8 @@ import sqlalchemy as sa
 
 from attribution.games.values import UNVALUED
 from attribution.policy import Policy
-from attribution.run import RunError
-from attribution.statements import canonical, verify
+from attribution.runs.run import RunError
+from attribution.runs.statements import canonical, verify
 from metering import ledger, merkle, periods
 from metering.drain import Drain
 from metering.pricing import PriceBook, Usage, in_force

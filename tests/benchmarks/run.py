@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from attribution.apportionment import apportion
-from attribution.run import owen_shares
+from attribution.runs.run import owen_shares
 from metering.records import PPM, UsageRecord
 from metering.usage_log import UsageLog, records
 from serving.assembly import open_books

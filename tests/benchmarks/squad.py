@@ -22,7 +22,7 @@ import psutil
 
 from attribution.games.values import COUNTERFACTUAL
 from attribution.policy import VALUE_FUNCTIONS
-from attribution.run import shares
+from attribution.runs.run import shares
 from metering.records import VALUE_ONE
 from retrieval.retriever import Retriever
 from serving.assembly import open_books, open_embedder, open_valuing

@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-
 from attribution.proofs import verify_receipt
 from attribution.statements import verify
+
+from attribution.runs.proofs import verify_receipt
+from attribution.runs.statements import verify
 from metering import ledger, periods
 from metering.meter import Hold, Request
 from metering.pricing import Usage

@@ -7,7 +7,7 @@ import threading
 import pytest
 import sqlalchemy as sa
 
-from attribution.outcomes import Outcome
+from attribution.runs.outcomes import Outcome
 from metering import ledger
 from metering.drain import close_period
 from serving.closing import outcomes, run_log

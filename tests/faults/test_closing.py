@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 
-from attribution.outcomes import Outcome
-from attribution.proofs import verify_growth, verify_receipt
-from attribution.statements import verify
+from attribution.runs.outcomes import Outcome
+from attribution.runs.proofs import verify_growth, verify_receipt
+from attribution.runs.statements import verify
 from metering import ledger, periods
 from metering.meter import Funding, Hold, Request
 from metering.pricing import Usage

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import sqlalchemy as sa
 
-from attribution.run import RunError
+from attribution.runs.run import RunError
 from metering import ledger
 from metering.usage_log import SegmentError, UsageLog
 from serving.assembly import open_books

@@ -55,8 +55,8 @@ def test_only_settings_read_the_environment():
     ("package", "forbidden"),
     [
         ("attribution", ("redis", "faiss", "torch", "fastapi", "sqlalchemy", "pyarrow", "onnxruntime")),
-        ("attribution.run", ("redis", "faiss", "torch", "fastapi", "sqlalchemy", "pyarrow", "onnxruntime")),
-        ("attribution.statements", ("redis", "faiss", "torch", "fastapi", "sqlalchemy", "pyarrow", "onnxruntime")),
+        ("attribution.runs.run", ("redis", "faiss", "torch", "fastapi", "sqlalchemy", "pyarrow", "onnxruntime")),
+        ("attribution.runs.statements", ("redis", "faiss", "torch", "fastapi", "sqlalchemy", "pyarrow", "onnxruntime")),
         ("metering.records", ("redis", "sqlalchemy", "pyarrow", "numpy")),
         ("retrieval.retriever", ("faiss", "torch", "redis", "fastapi", "transformers")),
         ("serving.cli.entry", ("faiss", "torch", "openai", "uvicorn", "fastapi", "alembic", "onnx")),

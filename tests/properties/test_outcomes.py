@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attribution.outcomes import WEIGHT_ONE, Outcome, OutcomeError, factor, moved
-from attribution.tally import CreditKey
+from attribution.runs.outcomes import WEIGHT_ONE, Outcome, OutcomeError, factor, moved
+from attribution.runs.tally import CreditKey
 from metering.records import PPM
 
 MONEY = settings(max_examples=3 * settings().max_examples)

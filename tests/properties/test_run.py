@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attribution.apportionment import apportion
-from attribution.run import Batch, divide, owen_shares
-from attribution.tally import floored
+from attribution.runs.run import Batch, divide, owen_shares
+from attribution.runs.tally import floored
 from metering.records import PPM, VALUE_ONE, Split
 from serving.closing.division import Sums, divided
 from tests.records import a_record, a_table, a_use

@@ -18,7 +18,7 @@ from attribution.agreement import (
     linear_datamodeling_score,
 )
 from attribution.games.values import counterfactual
-from attribution.run import owen_shares
+from attribution.runs.run import owen_shares
 from metering.records import PPM, VALUE_ONE, Split
 from tests.records import a_record, a_use
 

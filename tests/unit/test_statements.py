@@ -6,9 +6,9 @@ import copy
 
 import pytest
 
-from attribution.run import Batch, RunError, divide, shares
-from attribution.statements import Issue, verify
-from attribution.transparency import Checkpoint, CheckpointError, Signer, open_note
+from attribution.runs.run import Batch, RunError, divide, shares
+from attribution.runs.statements import Issue, verify
+from attribution.runs.transparency import Checkpoint, CheckpointError, Signer, open_note
 from metering.money import Currency
 from metering.records import PPM, Split
 from serving.closing.division import Sums, divided

@@ -6,9 +6,9 @@ import binascii
 import json
 from typing import Any
 
-from attribution.inputs import Hour
-from attribution.statements import canonical
-from attribution.transparency import CheckpointError, decode_proof, fingerprint, open_note
+from attribution.runs.inputs import Hour
+from attribution.runs.statements import canonical
+from attribution.runs.transparency import CheckpointError, decode_proof, fingerprint, open_note
 from metering import merkle
 
 Checks = list[dict[str, Any]]

@@ -14,10 +14,10 @@ from typing import Any, Final
 
 from attribution.agreement import Ablation
 from attribution.apportionment import RULE
-from attribution.inputs import TREE
-from attribution.outcomes import RULE as OUTCOME_RULE
-from attribution.tally import FLOOR_RULE, LineKey, Tally
-from attribution.transparency import (
+from attribution.runs.inputs import TREE
+from attribution.runs.outcomes import RULE as OUTCOME_RULE
+from attribution.runs.tally import FLOOR_RULE, LineKey, Tally
+from attribution.runs.transparency import (
     Checkpoint,
     CheckpointError,
     Signer,

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from attribution.apportionment import apportion
-from attribution.tally import CreditKey
+from attribution.runs.tally import CreditKey
 from metering.records import PPM
 
 RULE: Final = "own-money/1"
