@@ -19,8 +19,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import TIMEOUT_MAX
 from typing import Any, BinaryIO, Final
 
-from attribution import attribute as attributing
-from attribution.cases import Case, CaseError, Result, decode_case, encode_result
+from attribution.cases import attribute as attributing
+from attribution.cases.case import Case, CaseError, Result, decode_case, encode_result
 from attribution.games.estimation import BUDGET
 from attribution.value_functions.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
 from attribution.value_functions.support import SUPPORT
@@ -49,7 +49,7 @@ class Attribution:
         scorer: Scorer | None = None,
         budget: int = BUDGET,
     ) -> None:
-        """See :func:`attribution.attribute.attribute`."""
+        """See :func:`attribution.cases.attribute.attribute`."""
         self._reader = CaseReader(embedder)
         self._method = method
         self._value_function = value_function
@@ -131,11 +131,11 @@ def attribute(
     Args:
         cases: objects as the lines of ``patronage attribute``: ``{"id", "question", "answer", "passages": [{"id",
             "text", "title"?, "contributor"?, "score"?, "registered_at"?}], "charge"?}``.
-        method: how what all passages earned is divided, one of :data:`attribution.attribute.METHODS`.
+        method: how what all passages earned is divided, one of :data:`attribution.cases.attribute.METHODS`.
         value_function: what a coalition of passages is worth, by name and version, one of
-            :data:`attribution.attribute.VALUE_FUNCTIONS`.
+            :data:`attribution.cases.attribute.VALUE_FUNCTIONS`.
         budget: coalitions that are valued at most where a game must be estimated, see
-            :func:`attribution.attribute.attribute`.
+            :func:`attribution.cases.attribute.attribute`.
         settings: decide the embedding model and where its files lie, and the language model of ``log_likelihood/1``;
             without them, the environment does.
 

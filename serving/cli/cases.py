@@ -12,8 +12,8 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from attribution.attribute import METHODS, VALUE_FUNCTIONS
-from attribution.cases import CaseError, Result, encode_result
+from attribution.cases.attribute import METHODS, VALUE_FUNCTIONS
+from attribution.cases.case import CaseError, Result, encode_result
 from attribution.games.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
 from attribution.games.values import TABLE_PLAYERS_MAX
 from serving.cases import open_attribution, read_lines

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import typer
 from pydantic import ValidationError
 
-from attribution.cases import CaseError
+from attribution.cases.case import CaseError
 from attribution.policy import PolicyError
 from attribution.runs.run import RunError
 from attribution.value_functions.likelihood import LikelihoodError

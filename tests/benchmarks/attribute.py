@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attribution.attribute import METHODS, attribute
-from attribution.cases import Case, CasePassage, Result, decode_case
+from attribution.cases.attribute import METHODS, attribute
+from attribution.cases.case import Case, CasePassage, Result, decode_case
 from retrieval.embedding import Embedder, MiniLMEmbedder
 from retrieval.ingest import Ingest
 from retrieval.readers import read

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from attribution.attribute import attribute
-from attribution.cases import Case, CasePassage
+from attribution.cases.attribute import attribute
+from attribution.cases.case import Case, CasePassage
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -9,8 +9,8 @@ from decimal import Decimal
 
 import pytest
 
-from attribution.attribute import METHODS, attribute
-from attribution.cases import CaseError, decode_case, encode_result
+from attribution.cases.attribute import METHODS, attribute
+from attribution.cases.case import CaseError, decode_case, encode_result
 from serving.valuing.reader import CaseReader
 from tests.benchmarks import attacks
 

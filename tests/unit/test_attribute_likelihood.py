@@ -11,8 +11,8 @@ from math import fsum
 import numpy as np
 import pytest
 
-from attribution.attribute import METHODS, attribute
-from attribution.cases import CaseError, decode_case, encode_result
+from attribution.cases.attribute import METHODS, attribute
+from attribution.cases.case import CaseError, decode_case, encode_result
 from attribution.games.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
 from attribution.value_functions.likelihood import LikelihoodError, Prompt, Unscorable, log_likelihood
 from serving.valuing.reader import CaseReader

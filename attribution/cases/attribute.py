@@ -19,7 +19,7 @@ from msgspec import structs
 
 from attribution.apportionment import apportion
 from attribution.arithmetic import Floats
-from attribution.cases import Case, CaseError, CasePassage, Result, Share
+from attribution.cases.case import Case, CaseError, CasePassage, Result, Share
 from attribution.games.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN, Estimate
 from attribution.games.players import Group, Relation, groups, paid
 from attribution.games.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHAPLEY, Semivalue

@@ -1,0 +1,1 @@
+"""Cases from other systems' logs, and what each of their passages earned."""
