@@ -1,8 +1,8 @@
 """What each passage of a case earned: by the Shapley value, or by a simpler method to compare it with.
 
 Players are contributors with their passages. Near-duplicates count as one passage, by the rule of
-:mod:`attribution.games.players`: the original is read, and what it earns goes by evidence of registration. So a copy changes
-neither what the original's contributor earns nor what the others do.
+:mod:`attribution.games.players`: the original is read, and what it earns goes by evidence of registration. So a copy
+changes neither what the original's contributor earns nor what the others do.
 """
 
 from __future__ import annotations

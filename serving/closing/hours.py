@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Final
 
@@ -330,9 +331,17 @@ def _code() -> str:
     """A hash of the code that decides what a part is: another version's parts are not this one's."""
     sha256 = hashlib.sha256(f"pyarrow {pa.__version__} numpy {np.__version__}\n".encode())
     for package in ("attribution", "metering"):
-        for source in sorted(files(package).iterdir(), key=lambda each: each.name):
-            if source.name.endswith(".py"):
-                sha256.update(source.read_bytes())
+        for source in _sources(files(package)):
+            sha256.update(source.read_bytes())
     for name in ("division.py", "hours.py"):
         sha256.update((files("serving.closing") / name).read_bytes())
     return sha256.hexdigest()
+
+
+def _sources(package: Traversable) -> Iterator[Traversable]:
+    """The modules of a package and of the packages in it, in the order of their names."""
+    for each in sorted(package.iterdir(), key=lambda each: each.name):
+        if each.is_dir():
+            yield from _sources(each)
+        elif each.name.endswith(".py"):
+            yield each

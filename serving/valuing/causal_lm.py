@@ -121,7 +121,7 @@ class CausalLM:
         return self._tokenizer.opening
 
     def score(self, prompt: Prompt, coalitions: Sequence[int] | None = None) -> Floats:
-        """See :meth:`attribution.value_functions.likelihood.Scorer.score`. A few of many share too little to be read as a tree."""
+        """As :class:`attribution.value_functions.likelihood.Scorer` says; few of many are not read as a tree."""
         if self._tokens_max is not None and len(prompt) > self._tokens_max:
             raise Unscorable(
                 f"the documents, question and answer have {len(prompt)} tokens; {self.name} reads {self._tokens_max}"

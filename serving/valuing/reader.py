@@ -38,7 +38,7 @@ class CaseReader:
         return np.rint(vectors * VECTOR_ONE).astype(np.int64)
 
     def relation(self, texts: Sequence[str]) -> Relation:
-        """See :meth:`attribution.cases.attribute.Reader.relation`: as passages are compared when they are registered."""
+        """As :class:`attribution.cases.attribute.Reader` says: passages are compared as when they are registered."""
         return relation(texts, lambda text: self._embedder.embed_passage(text, []).passage)
 
     def repeated(self, texts: Sequence[str]) -> Sequence[Sequence[tuple[Span, int]]]:
