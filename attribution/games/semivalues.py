@@ -61,7 +61,7 @@ def from_tables(tables: npt.NDArray[np.int64], semivalue: Semivalue = SHAPLEY) -
         semivalue: the rule.
 
     Returns:
-        Shape ``[games, n]``, rounded once. :func:`attribution.games.shapley.owen_values` is not rounded at all, for money.
+        Shape ``[games, n]``, rounded once; :func:`attribution.games.shapley.owen_values` gives money, without rounding.
 
     Raises:
         ValueError: the tables are not of ``2 ** n`` values, or ``n`` is too large.
