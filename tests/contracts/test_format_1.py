@@ -16,8 +16,6 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from attribution.proofs import verify_receipt
-from attribution.statements import verify
 
 from attribution.runs.proofs import verify_receipt
 from attribution.runs.statements import verify
