@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attribution.likelihood import LikelihoodError, Unscorable
-from attribution.values import TABLE_PLAYERS_MAX
 
 from attribution.games.values import TABLE_PLAYERS_MAX
 from attribution.policy import Policy
