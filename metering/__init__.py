@@ -1,5 +1,5 @@
 """Metering: who pays, what for, and the proof of it.
 
 Pure modules (no Redis, no SQL): ``money``, ``records``, ``merkle``, ``pricing``, ``meter``.
-Adapters: ``redis_meter`` with its Lua scripts, ``redis_server``, ``usage_log``, ``drain``, ``ledger``.
+Adapters: ``redis`` with its Lua scripts and its server, ``usage_log``, ``drain``, ``ledger``.
 """

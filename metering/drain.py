@@ -27,8 +27,8 @@ from metering import ledger, periods
 from metering.ledger import Transfer
 from metering.meter import MeterLost, MeterUnavailable
 from metering.records import RecordError, decode_record
-from metering.redis_connection import Client, Script, reached
-from metering.redis_meter import (
+from metering.redis.connection import Client, Script, reached
+from metering.redis.meter import (
     REGISTERED_TTL_MS,
     deployment_key,
     done_key,

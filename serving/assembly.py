@@ -17,13 +17,13 @@ import httpx
 from attribution.games.values import COUNTERFACTUAL
 from attribution.value_functions.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
 from attribution.value_functions.support import SUPPORT
-from metering import redis_connection
 from metering.drain import Drain
 from metering.money import Currency
 from metering.records import Provenance
-from metering.redis_connection import Client, Server
-from metering.redis_meter import RedisMeter
-from metering.redis_server import RedisServer
+from metering.redis import connection as redis_connection
+from metering.redis.connection import Client, Server
+from metering.redis.meter import RedisMeter
+from metering.redis.server import RedisServer
 from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue

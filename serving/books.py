@@ -12,8 +12,8 @@ from metering import ledger, withdrawals
 from metering.drain import Drain
 from metering.meter import Funding, Limits
 from metering.money import Currency
-from metering.redis_connection import Server
-from metering.redis_meter import RedisMeter
+from metering.redis.connection import Server
+from metering.redis.meter import RedisMeter
 from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 from redis import Redis
 
-from metering.redis_server import RedisServer
+from metering.redis.server import RedisServer
 from retrieval.embedding import MiniLMEmbedder
 from serving.assembly import open_books
 from serving.books import Books

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-from attribution.agreement import agreement
-from attribution.arithmetic import Floats, exponential, logarithm
 from attribution.attribute import attribute
-from attribution.cases import Case as OutsideCase
-from attribution.cases import CasePassage
 from attribution.estimation import estimate, estimate_owen
 from attribution.likelihood import Prompt, log_likelihood
 from attribution.run import Batch, divide, owen_shares, shares
 from attribution.semivalues import SEMIVALUES, from_tables
 from attribution.values import TABLE_PLAYERS_MAX
+
+from attribution.agreement import agreement
+from attribution.arithmetic import Floats, exponential, logarithm
+from attribution.cases import Case as OutsideCase
+from attribution.cases import CasePassage
 from retrieval.catalogue import Catalogue
 from retrieval.chunking import Span
 from retrieval.dense_index import DenseIndex

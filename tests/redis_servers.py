@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from metering.redis_server import find_redis_server
+from metering.redis.server import find_redis_server
 from tests.servers import PATIENCE_SECONDS
 
 SLOTS = 16_384

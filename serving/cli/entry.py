@@ -21,8 +21,8 @@ from metering.meter import InsufficientFunds, MeterError, MeterLost
 from metering.money import MoneyError
 from metering.periods import PeriodError
 from metering.pricing import PriceError
-from metering.redis_connection import RedisUnfit
-from metering.redis_server import RedisServerError
+from metering.redis.connection import RedisUnfit
+from metering.redis.server import RedisServerError
 from metering.usage_log import SegmentError
 from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError

@@ -26,7 +26,7 @@ from metering import ledger, merkle, periods
 from metering.drain import Drain
 from metering.pricing import PriceBook, Usage, in_force
 from metering.records import PPM, UsageRecord
-from metering.redis_meter import RedisMeter
+from metering.redis.meter import RedisMeter
 from metering.spool import Spool
 from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue

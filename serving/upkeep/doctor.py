@@ -14,10 +14,10 @@ from typing import Any
 import onnxruntime
 import sqlalchemy as sa
 
-from metering import redis_connection
 from metering.meter import MeterUnavailable
-from metering.redis_connection import RedisUnfit, Server, connect, demand
-from metering.redis_server import find_redis_server
+from metering.redis import connection as redis_connection
+from metering.redis.connection import RedisUnfit, Server, connect, demand
+from metering.redis.server import find_redis_server
 from metering.spool import state_of
 from retrieval.embedding import PACKAGED, packaged_model_folder
 from retrieval.model_files import locate

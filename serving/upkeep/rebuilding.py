@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from metering import rebuild as books_in_redis
-from metering.rebuild import State
-from metering.redis_connection import Client
-from metering.redis_meter import deployment_key
+from metering.redis import rebuild as books_in_redis
+from metering.redis.connection import Client
+from metering.redis.meter import deployment_key
+from metering.redis.rebuild import State
 from serving.assembly import metering_on, open_redis
 from serving.books import Books
 from serving.store import deployment

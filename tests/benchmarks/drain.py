@@ -23,9 +23,9 @@ from redis import Redis
 from metering.drain import SEGMENT_RECORDS_MAX, Drain
 from metering.money import Currency
 from metering.records import UsageRecord
-from metering.redis_connection import connect
-from metering.redis_meter import deployment_key, usage_stream
-from metering.redis_server import RedisServer
+from metering.redis.connection import connect
+from metering.redis.meter import deployment_key, usage_stream
+from metering.redis.server import RedisServer
 from metering.usage_log import UsageLog
 from serving.store import deployment
 from serving.store.database import open_database, sqlite_url

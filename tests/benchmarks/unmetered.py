@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from metering.meter import Hold
-from metering.redis_meter import RedisMeter
+from metering.redis.meter import RedisMeter
 from serving.cli.entry import main
 
 

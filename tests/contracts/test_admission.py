@@ -26,8 +26,8 @@ from metering.meter import (
     SpendingCapReached,
 )
 from metering.pricing import ModelPrice, PriceBook
-from metering.redis_connection import connect
-from metering.redis_meter import RedisMeter
+from metering.redis.connection import connect
+from metering.redis.meter import RedisMeter
 from metering.usage_log import parse
 from serving.upkeep.audit import Check, _Free
 from tests.records import MOMENT_MS, a_record

@@ -13,8 +13,8 @@ from metering import ledger, periods
 from metering.drain import Drain, DrainBusy, close_period
 from metering.ledger import LedgerError, Transfer
 from metering.money import Currency
-from metering.redis_connection import connect
-from metering.redis_meter import DONE_TTL_MS, REGISTERED_TTL_MS, deployment_key, done_key, usage_stream
+from metering.redis.connection import connect
+from metering.redis.meter import DONE_TTL_MS, REGISTERED_TTL_MS, deployment_key, done_key, usage_stream
 from metering.usage_log import SegmentError, UsageLog, parse, records
 from serving.store import deployment
 from tests.records import MOMENT_MS, a_record

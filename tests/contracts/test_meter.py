@@ -21,8 +21,8 @@ from metering.meter import (
     Replay,
     Request,
 )
-from metering.redis_connection import RedisUnfit, connect, demand, examine
-from metering.redis_meter import RedisMeter, deployment_key, shard_of, stream_entries, usage_stream
+from metering.redis.connection import RedisUnfit, connect, demand, examine
+from metering.redis.meter import RedisMeter, deployment_key, shard_of, stream_entries, usage_stream
 from tests.records import MOMENT_MS, a_record
 
 SHARDS = 16

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from metering.redis_server import RedisServer
+from metering.redis.server import RedisServer
 from tests.faults.accident import redis_of
 from tests.servers import wait_for
 

@@ -7,8 +7,8 @@ import pytest
 from metering.drain import Drain
 from metering.meter import Funding, Hold, MeterUnavailable, Request
 from metering.money import Currency
-from metering.redis_connection import connect
-from metering.redis_meter import RedisMeter
+from metering.redis.connection import connect
+from metering.redis.meter import RedisMeter
 from metering.spool import MAGIC, Spool, SpoolFull
 from metering.usage_log import UsageLog
 from serving.store import deployment

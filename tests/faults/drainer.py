@@ -15,7 +15,7 @@ from redis.commands.core import StreamCommands
 
 from metering import drain, durable, ledger
 from metering.drain import Drain
-from metering.redis_connection import connect
+from metering.redis.connection import connect
 from metering.usage_log import UsageLog
 
 POINTS: dict[str, tuple[Any, str, bool]] = {

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from metering import ledger
-from metering.redis_meter import drainer_key, stream_entries, usage_stream
+from metering.redis.meter import drainer_key, stream_entries, usage_stream
 from serving.store.database import open_database
 from tests.contracts.test_drain import SHARDS, Rig, numbered
 from tests.databases import new_sqlite

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from redis import Redis
 
-from metering.redis_server import RedisServer
+from metering.redis.server import RedisServer
 from serving.answering.paid_calls import GROUP_COMMIT_FROM
 from serving.assembly import open_books, open_service
 from serving.generators.query import Query

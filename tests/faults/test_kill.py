@@ -95,8 +95,8 @@ def test_a_flushed_redis_is_refused(data_dir, environment, key, server):
         ("serving.store.deployment:begin", "after"),
         ("serving.store.data_dir:DataDir.signer", "before"),
         ("serving.store.data_dir:DataDir.encryption_key", "before"),
-        ("metering.redis_meter:RedisMeter.claim", "before"),
-        ("metering.redis_meter:RedisMeter.claim", "after"),
+        ("metering.redis.meter:RedisMeter.claim", "before"),
+        ("metering.redis.meter:RedisMeter.claim", "after"),
     ],
 )
 def test_a_first_command_that_is_killed_leaves_a_directory_that_the_next_can_use(tmp_path, environment, target, when):

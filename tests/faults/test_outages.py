@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from metering.redis_server import find_redis_server
+from metering.redis.server import find_redis_server
 from metering.spool import state_of
 from tests.faults.shop import PATH, PLAIN, STREAM, events, open_shop, spent_by, text_of
 from tests.servers import PATIENCE_SECONDS, cli, run, wait_for

@@ -22,7 +22,7 @@ PROGRAM = """
 import os, signal, sys
 import sqlalchemy as sa
 from metering import ledger, withdrawals
-from metering.redis_meter import RedisMeter
+from metering.redis.meter import RedisMeter
 from serving.money import payouts
 from serving.cli.entry import run
 

@@ -13,8 +13,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from metering.meter import MeterUnavailable
-from metering.redis_connection import connect, reached
-from metering.redis_pipe import Pipe
+from metering.redis.connection import connect, reached
+from metering.redis.pipe import Pipe
 from tests.redis_servers import external
 from tests.tls_proxy import certificate, tls
 

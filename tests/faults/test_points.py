@@ -14,7 +14,7 @@ from tests.faults.accident import Accident
 from tests.faults.customers import answered, asking, assert_books_hold, finish
 from tests.servers import PATIENCE_SECONDS, Server, wait_for
 
-METER = "metering.redis_meter:RedisMeter"
+METER = "metering.redis.meter:RedisMeter"
 DRAIN = "metering.drain:Drain"
 REDIS = "redis.asyncio.client:Redis"
 COMMIT = "sqlalchemy.engine.base:Connection._commit_impl"

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from metering import ledger
 from metering.meter import Hold, InsufficientFunds, MeterLost, Request
 from metering.pricing import Usage
-from metering.redis_connection import connect
-from metering.redis_meter import deployment_key, fence_key, shard_of, usage_stream
+from metering.redis.connection import connect
+from metering.redis.meter import deployment_key, fence_key, shard_of, usage_stream
 from serving.assembly import open_books, open_metering
 from serving.money.funding import credit, open_account
 from serving.rules.rulebook import EXTRACTIVE
@@ -187,7 +187,7 @@ async def test_a_rebuild_that_dies_serves_nobody_and_is_begun_again(used, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"metering.rebuild.{step}", die)
+        patch.setattr(f"metering.redis.rebuild.{step}", die)
         with pytest.raises(KeyboardInterrupt):
             await rebuilding.rebuild(used)
     with reopened(used) as books:

@@ -13,8 +13,8 @@ from metering import ledger
 from metering.drain import Drain
 from metering.meter import Funding, MeterUnavailable, Request
 from metering.money import Currency
-from metering.redis_connection import RedisUnfit, Script, connect, demand, examine
-from metering.redis_meter import RedisMeter, deployment_key, shard_of, shard_tag, stream_entries, usage_stream
+from metering.redis.connection import RedisUnfit, Script, connect, demand, examine
+from metering.redis.meter import RedisMeter, deployment_key, shard_of, shard_tag, stream_entries, usage_stream
 from metering.usage_log import UsageLog
 from serving.assembly import open_books, open_metering
 from serving.settings import Settings
@@ -130,7 +130,7 @@ async def test_a_killed_server_that_syncs_every_second_has_lost_no_more_than_its
 
 
 async def test_a_server_that_hangs_is_unavailable_and_what_was_in_doubt_is_charged_once(monkeypatch):
-    monkeypatch.setattr("metering.redis_connection._SOCKET_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("metering.redis.connection._SOCKET_TIMEOUT_S", 1.0)
     with external() as server:
         async with rig(server.url, "acme") as found:
             hold = await found.meter.authorize(Request("doubt", "acme", "key", 100))

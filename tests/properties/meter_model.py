@@ -20,7 +20,7 @@ from metering.meter import (
     SpendingCapReached,
     TooManyTokens,
 )
-from metering.redis_meter import RETRY_REPLAYS_MAX
+from metering.redis.meter import RETRY_REPLAYS_MAX
 
 
 @dataclass

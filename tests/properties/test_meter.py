@@ -18,8 +18,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from metering import periods
 from metering.meter import Funding, Hold, HoldExpired, KeySpending, Limits, Replay, Request
 from metering.records import UsageRecord
-from metering.redis_connection import connect
-from metering.redis_meter import RedisMeter, shard_of, usage_stream
+from metering.redis.connection import connect
+from metering.redis.meter import RedisMeter, shard_of, usage_stream
 from tests.properties.meter_model import Model
 from tests.records import MOMENT_MS, a_record
 

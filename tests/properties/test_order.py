@@ -7,11 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from attribution.agreement import kendall_tau, linear_datamodeling_score
-from attribution.arithmetic import exponential, total
 from attribution.likelihood import Likelihood
 from attribution.max_games import airport, owen
 from attribution.run import Batch, divide
@@ -19,6 +14,11 @@ from attribution.semivalues import SEMIVALUES, from_tables
 from attribution.shapley import owen_values
 from attribution.support import Passage, support
 from attribution.values import counterfactual
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attribution.agreement import kendall_tau, linear_datamodeling_score
+from attribution.arithmetic import exponential, total
 from metering.records import VALUE_ONE
 from retrieval.dense_index import DenseIndex
 from retrieval.evidence import Question, weigh

@@ -32,7 +32,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from metering.meter import MeterUnavailable
-from metering.redis_pipe import Pipe, Wire
+from metering.redis.pipe import Pipe, Wire
 
 Acknowledgement = Literal["none", "aof"]
 
@@ -164,11 +164,11 @@ def connect(url: str) -> Client:
 
 
 class Script:
-    """A Lua script of ``metering.lua``, behind the prelude that all of them share."""
+    """A Lua script of ``metering.redis.lua``, behind the prelude that all of them share."""
 
     def __init__(self, client: Client, name: str) -> None:
         """``name`` is the file's, without its suffix."""
-        lua = files("metering.lua")
+        lua = files("metering.redis.lua")
         self._client = client
         self._text = (lua / "_prelude.lua").read_text() + (lua / f"{name}.lua").read_text()
         self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()

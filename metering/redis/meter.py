@@ -30,7 +30,7 @@ from metering.meter import (
     TooManyTokens,
 )
 from metering.records import UsageRecord, fingerprint
-from metering.redis_connection import Acknowledgement, Client, Script, reached
+from metering.redis.connection import Acknowledgement, Client, Script, reached
 
 DONE_TTL_MS: Final = 7 * 24 * 3600 * 1000
 """How long a capture that is not in the ledger yet is recognised when it is sent again."""

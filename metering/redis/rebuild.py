@@ -17,8 +17,8 @@ import sqlalchemy as sa
 
 from metering import ledger
 from metering.meter import MeterLost
-from metering.redis_connection import Client, Script, reached
-from metering.redis_meter import (
+from metering.redis.connection import Client, Script, reached
+from metering.redis.meter import (
     DONE_TTL_MS,
     deployment_key,
     done_key,

@@ -1,4 +1,4 @@
--- Shared by every script of the meter; metering/redis_meter.py puts it in front of each.
+-- Shared by every script of the meter; metering/redis/meter.py puts it in front of each.
 --
 -- Key layout. Everything that one script touches carries the account's shard as hash tag, so the same scripts
 -- run on a Redis Cluster:
