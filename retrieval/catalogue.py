@@ -69,7 +69,7 @@ clock = sa.Table(
 
 _CHUNK: Final = 500
 
-Outcome = Literal["added", "replaced", "updated", "unchanged"]
+Change = Literal["added", "replaced", "updated", "unchanged"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,25 +171,25 @@ class Catalogue:
 
     def put(
         self, batch: Sequence[tuple[Document, Sequence[PreparedPassage] | None]], embedder: str
-    ) -> list[Outcome | DocumentError]:
+    ) -> list[Change | DocumentError]:
         """Add or replace documents in one transaction.
 
         ``None`` for passages says that the caller found the text unchanged; then only title, url, splits and terms
         are compared. The answers stand in the order of the batch; a refused document does not hold up the others.
         """
         now = _now_ms()
-        outcomes: list[Outcome | DocumentError] = []
+        changes: list[Change | DocumentError] = []
         with self._engine.begin() as connection:
             tick = _advance(connection)
             stored = _by_id(connection, [document.id for document, _ in batch])
             for document, prepared in batch:
                 try:
-                    outcome = _put(connection, stored.get(document.id), document, prepared, embedder, tick, now)
+                    change = _put(connection, stored.get(document.id), document, prepared, embedder, tick, now)
                 except DocumentError as error:
-                    outcomes.append(error)
+                    changes.append(error)
                     continue
-                outcomes.append(outcome)
-        return outcomes
+                changes.append(change)
+        return changes
 
     def withdraw(self, ids: Sequence[str], contributor: str | None = None) -> list[str]:
         """Withdraw documents, of one contributor if given; answers the ids that are withdrawn now.
@@ -277,7 +277,7 @@ def _put(
     embedder: str,
     tick: int,
     now: int,
-) -> Outcome:
+) -> Change:
     if stored is not None and stored.contributor != document.contributor:
         raise DocumentConflict(f"document id {document.id} is taken by another contributor")
     if stored is not None and stored.withdrawn_ms is not None:

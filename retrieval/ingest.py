@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from retrieval.catalogue import Catalogue, Outcome, StoredDocument, prepare
+from retrieval.catalogue import Catalogue, Change, StoredDocument, prepare
 from retrieval.documents import Document, DocumentError, check
 from retrieval.embedding import Embedder
 from retrieval.passage_table import PreparedPassage
@@ -68,9 +68,9 @@ class Ingest:
         before = self._catalogue.get([document.id]).get(document.id)
         same = before is not None and before.version == document.version
         parts = None if same else prepare(document, self._embedder)
-        (outcome,) = self._catalogue.put([(document, parts)], self._embedder.name)
-        if isinstance(outcome, DocumentError):
-            raise outcome
+        (change,) = self._catalogue.put([(document, parts)], self._embedder.name)
+        if isinstance(change, DocumentError):
+            raise change
         return self._catalogue.get([document.id])[document.id]
 
     def _checked(self, found: Iterable[Found | Rejection], seen: dict[str, str], report: Report) -> Iterator[Found]:
@@ -111,17 +111,17 @@ class Ingest:
         if batch is None:
             return
         passages = [prepared.result() for _, prepared in batch]
-        outcomes: list[Outcome | DocumentError] = self._catalogue.put(
+        changes: list[Change | DocumentError] = self._catalogue.put(
             [(each.document, parts) for (each, _), parts in zip(batch, passages, strict=True)], self._embedder.name
         )
-        for (each, _), parts, outcome in zip(batch, passages, outcomes, strict=True):
-            if isinstance(outcome, DocumentError):
-                report.rejected.append(Rejection(each.path, each.line, str(outcome)))
-            elif outcome == "unchanged":
+        for (each, _), parts, change in zip(batch, passages, changes, strict=True):
+            if isinstance(change, DocumentError):
+                report.rejected.append(Rejection(each.path, each.line, str(change)))
+            elif change == "unchanged":
                 report.unchanged += 1
             else:
                 report.documents += 1
-                report.replaced += outcome == "replaced"
+                report.replaced += change == "replaced"
                 report.passages += len(parts or ())
         if progress:
             progress(report)

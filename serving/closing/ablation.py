@@ -43,7 +43,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class AblationRun:
     """What a run of the audit did."""
 
     period: str
@@ -56,7 +56,7 @@ class Outcome:
     """Why queries could not be recomputed with this function; they wait for another."""
 
     def to_json(self) -> dict[str, Any]:
-        """The outcome as the command prints it."""
+        """The run as the command prints it."""
         return {
             "period": self.period,
             **self.ablation.summary(),
@@ -67,7 +67,7 @@ class Outcome:
         }
 
 
-def run(books: Books, period: str, function: ValueFunction, progress: Progress | None = None) -> Outcome:
+def run(books: Books, period: str, function: ValueFunction, progress: Progress | None = None) -> AblationRun:
     """Recompute what of a period's sample is not recomputed yet. What was captured must be drained before.
 
     Raises:
@@ -97,7 +97,7 @@ def run(books: Books, period: str, function: ValueFunction, progress: Progress |
                 new += 1
         if progress:
             progress(done, len(waiting))
-    return Outcome(period, ablation_of(books.engine, period), new, destroyed, tuple(unscorable))
+    return AblationRun(period, ablation_of(books.engine, period), new, destroyed, tuple(unscorable))
 
 
 def ablation_of(engine: sa.Engine, period: str) -> Ablation:

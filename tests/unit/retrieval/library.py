@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from retrieval.catalogue import Catalogue, Outcome, prepare
+from retrieval.catalogue import Catalogue, Change, prepare
 from retrieval.documents import Document, DocumentError
 from retrieval.embedding import Embedder
 
@@ -50,6 +50,6 @@ def shelf() -> list[Document]:
     return [document(name) for name in TEXTS]
 
 
-def bring(catalogue: Catalogue, embedder: Embedder, *documents: Document) -> list[Outcome | DocumentError]:
+def bring(catalogue: Catalogue, embedder: Embedder, *documents: Document) -> list[Change | DocumentError]:
     """Prepare and put documents, in one transaction."""
     return catalogue.put([(each, prepare(each, embedder)) for each in documents], embedder.name)
