@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from metering.meter import Quota
+from serving.generators.generator import Citation
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -18,15 +19,6 @@ class Source(msgspec.Struct, frozen=True):
     score: float
     share: float
     cited: bool
-
-
-class Citation(msgspec.Struct, frozen=True):
-    """A quotation in the answer. Spans are code points, end exclusive."""
-
-    source: int
-    quote: str
-    passage: tuple[int, int]
-    answer_span: tuple[int, int]
 
 
 class Answered(msgspec.Struct, frozen=True):

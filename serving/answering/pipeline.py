@@ -20,7 +20,7 @@ from metering.pricing import UnknownModel, Usage
 from metering.records import SCORE_ONE, Provenance, Split, UsageRecord, Use
 from retrieval.embedding import Embedder
 from retrieval.retriever import Retrieval, Retriever
-from serving.answering.answered import Answered, Citation, Source
+from serving.answering.answered import Answered, Source
 from serving.answering.delivery import Delivery
 from serving.answering.paid_calls import PaidCall, PaidCalls
 from serving.answering.samples import Samples
@@ -233,9 +233,7 @@ def _answered(record: UsageRecord, retrieval: Retrieval, delivered: Delivered, i
             )
             for found, use, weight in zip(retrieval.documents, record.uses, weights, strict=True)
         ),
-        citations=tuple(
-            Citation(each.source, each.quote, each.passage, each.answer_span) for each in delivered.citations
-        ),
+        citations=delivered.citations,
         model_residual=residual,
         charge=record.charge,
         input_tokens=record.input_tokens,
