@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from retrieval import passage_table
 from retrieval.analysis import stems, term_ids
 from retrieval.chunking import Span, passages
-from retrieval.documents import Document, DocumentConflict, DocumentError, Split, Terms
+from retrieval.documents import Document, DocumentConflict, DocumentError, SplitShare, Terms
 from retrieval.embedding import Embedder
 from retrieval.near_duplicates import runs_of
 from retrieval.passage_table import METADATA, PreparedPassage, StoredPassage, passages_table
@@ -82,7 +82,7 @@ class StoredDocument:
     version: str
     title: str
     url: str | None
-    splits: tuple[Split, ...]
+    splits: tuple[SplitShare, ...]
     terms: Terms
     added_ms: int
     withdrawn_ms: int | None
@@ -383,7 +383,7 @@ def _document(row: sa.Row[tuple[object, ...]]) -> StoredDocument:
         version=row.version,
         title=row.title,
         url=row.url,
-        splits=tuple(Split(*split) for split in json.loads(row.splits)),
+        splits=tuple(SplitShare(*split) for split in json.loads(row.splits)),
         terms=Terms(None if row.purposes is None else tuple(json.loads(row.purposes)), row.floor),
         added_ms=row.added_ms,
         withdrawn_ms=row.withdrawn_ms,

@@ -29,7 +29,7 @@ class DocumentConflict(DocumentError):
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class SplitShare:
     """The share of a document's credit, in parts per million, that goes to a contributor in a role."""
 
     contributor: str
@@ -58,7 +58,7 @@ class Document:
     text: str
     contributor: str
     url: str | None = None
-    splits: tuple[Split, ...] = ()
+    splits: tuple[SplitShare, ...] = ()
     terms: Terms = Terms()
 
     @property
@@ -67,9 +67,9 @@ class Document:
         return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
-    def effective_splits(self) -> tuple[Split, ...]:
+    def effective_splits(self) -> tuple[SplitShare, ...]:
         """The splits, or all of it to the contributor as author."""
-        return self.splits or (Split(self.contributor, "author", PPM),)
+        return self.splits or (SplitShare(self.contributor, "author", PPM),)
 
 
 def check_id(kind: str, value: str) -> str:
@@ -120,7 +120,7 @@ def _check_characters(name: str, value: str) -> None:
         raise DocumentError(f"the {name} has unpaired surrogates: it is not valid Unicode") from None
 
 
-def _check_splits(splits: tuple[Split, ...]) -> None:
+def _check_splits(splits: tuple[SplitShare, ...]) -> None:
     if not splits:
         return
     if len(splits) > SPLITS_MAX:

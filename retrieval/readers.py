@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 from selectolax.lexbor import LexborHTMLParser
 
-from retrieval.documents import Document, DocumentError, Split, Terms
+from retrieval.documents import Document, DocumentError, SplitShare, Terms
 
 FILE_BYTES_MAX: Final = 100_000_000
 LINE_BYTES_MAX: Final = 40_000_000
@@ -107,7 +107,7 @@ class DocumentLine(msgspec.Struct):
             text=self.text,
             contributor=contributor,
             url=self.url,
-            splits=tuple(Split(each.contributor, each.role, each.share) for each in self.splits or ()),
+            splits=tuple(SplitShare(each.contributor, each.role, each.share) for each in self.splits or ()),
             terms=Terms(None if terms.purposes is None else tuple(terms.purposes), units),
         )
 

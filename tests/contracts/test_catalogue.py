@@ -13,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from retrieval.catalogue import Catalogue, prepare
-from retrieval.documents import PPM, Document, DocumentError, Split, Terms
+from retrieval.documents import PPM, Document, DocumentError, SplitShare, Terms
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.passage_table import PreparedPassage, StoredPassage
 
@@ -61,7 +61,7 @@ class TestPut:
     def test_a_new_document_is_stored_with_everything_that_was_brought(self, catalogue: Catalogue):
         brought = document(
             url="https://example.org/Zoë",
-            splits=(Split("ana", "author", 600_000), Split("bo", "translator", 400_000)),
+            splits=(SplitShare("ana", "author", 600_000), SplitShare("bo", "translator", 400_000)),
             terms=Terms(("answer", "research"), 2**53 - 1),
         )
         assert put(catalogue, brought) == ["added"]
@@ -74,7 +74,7 @@ class TestPut:
 
     def test_without_splits_the_contributor_is_stored_as_the_author_of_all(self, catalogue: Catalogue):
         put(catalogue, document())
-        assert catalogue.get(["d"])["d"].splits == (Split("ana", "author", PPM),)
+        assert catalogue.get(["d"])["d"].splits == (SplitShare("ana", "author", PPM),)
 
     def test_the_same_again_is_unchanged_and_keeps_its_passages(self, catalogue: Catalogue):
         first = document(terms=Terms(("research", "answer")))
@@ -91,7 +91,7 @@ class TestPut:
         [
             {"title": "Another"},
             {"url": "https://example.org/"},
-            {"splits": (Split("bo", "editor", PPM),)},
+            {"splits": (SplitShare("bo", "editor", PPM),)},
             {"terms": Terms(("answer",))},
             {"terms": Terms(())},
             {"terms": Terms(None, 1)},

@@ -14,7 +14,7 @@ from retrieval.documents import (
     URL_CHARS_MAX,
     Document,
     DocumentError,
-    Split,
+    SplitShare,
     Terms,
     check,
     check_id,
@@ -44,11 +44,11 @@ def test_the_version_is_the_sha256_of_the_text_alone():
 
 
 def test_without_splits_everything_goes_to_the_contributor_as_author():
-    assert document().effective_splits == (Split("ana", "author", PPM),)
+    assert document().effective_splits == (SplitShare("ana", "author", PPM),)
 
 
 def test_splits_replace_the_contributor():
-    splits = (Split("bo", "translator", 400_000), Split("cy", "author", 600_000))
+    splits = (SplitShare("bo", "translator", 400_000), SplitShare("cy", "author", 600_000))
     assert check(document(splits=splits)).effective_splits == splits
 
 
@@ -127,36 +127,36 @@ def test_a_url_is_taken_up_to_the_limit():
 
 @pytest.mark.parametrize("delta", [-1, 1])
 def test_splits_must_sum_to_one_million(delta: int):
-    splits = (Split("ana", "author", PPM // 2), Split("bo", "editor", PPM // 2 + delta))
+    splits = (SplitShare("ana", "author", PPM // 2), SplitShare("bo", "editor", PPM // 2 + delta))
     assert refused(splits=splits) == f"the splits sum to {PPM + delta}, not to {PPM} (parts per million)"
 
 
 @pytest.mark.parametrize("ppm", [0, -1])
 def test_a_share_that_is_not_above_zero_is_refused_even_if_the_sum_is_right(ppm: int):
-    splits = (Split("ana", "author", PPM - ppm), Split("bo", "editor", ppm))
+    splits = (SplitShare("ana", "author", PPM - ppm), SplitShare("bo", "editor", ppm))
     assert refused(splits=splits) == "the share of bo must be above zero"
 
 
 def test_a_contributor_twice_in_one_role_is_refused_and_in_two_roles_taken():
     half = PPM // 2
-    assert "twice" in refused(splits=(Split("ana", "author", half), Split("ana", "author", half)))
-    check(document(splits=(Split("ana", "author", half), Split("ana", "editor", half))))
+    assert "twice" in refused(splits=(SplitShare("ana", "author", half), SplitShare("ana", "author", half)))
+    check(document(splits=(SplitShare("ana", "author", half), SplitShare("ana", "editor", half))))
 
 
 @pytest.mark.parametrize("role", ["", "Author", "two words", "é", "x" * 65, "-author"])
 def test_a_role_must_be_a_word(role: str):
-    assert "must be a word" in refused(splits=(Split("ana", role, PPM),))
+    assert "must be a word" in refused(splits=(SplitShare("ana", role, PPM),))
 
 
 def test_the_contributor_of_a_split_must_be_an_id():
-    assert "contributor id" in refused(splits=(Split("a b", "author", PPM),))
+    assert "contributor id" in refused(splits=(SplitShare("a b", "author", PPM),))
 
 
 def test_more_splits_than_the_limit_are_refused():
     share = PPM // SPLITS_MAX
-    at_limit = tuple(Split(f"c{i}", "author", share) for i in range(SPLITS_MAX))
+    at_limit = tuple(SplitShare(f"c{i}", "author", share) for i in range(SPLITS_MAX))
     check(document(splits=at_limit))
-    assert "the limit is" in refused(splits=(*at_limit, Split("more", "author", share)))
+    assert "the limit is" in refused(splits=(*at_limit, SplitShare("more", "author", share)))
 
 
 def test_a_negative_floor_is_refused_and_a_floor_of_nothing_taken():

@@ -12,7 +12,7 @@ from pypdf import PdfReader, PdfWriter
 
 from metering.money import Currency
 from retrieval import readers
-from retrieval.documents import Document, DocumentError, Split, Terms, check
+from retrieval.documents import Document, DocumentError, SplitShare, Terms, check
 from retrieval.readers import Found, Rejection, read
 from tests.unit.retrieval.files import pdf
 
@@ -228,7 +228,7 @@ class TestJsonLines:
                 text="Some text.",
                 contributor="bo",
                 url="https://example.org/",
-                splits=(Split("bo", "author", 700_000), Split("cy", "author", 300_000)),
+                splits=(SplitShare("bo", "author", 700_000), SplitShare("cy", "author", 300_000)),
                 terms=Terms(("answer", "research"), 2_000_000),
             ),
             str(tmp_path / "a.jsonl"),
