@@ -98,9 +98,9 @@ def open_scorer(settings: Settings, seconds: float) -> Scorer:
         )
     tokens = settings.likelihood_batch_tokens
     if url is not None:
-        from serving.valuing.scoring_server import Upstream  # noqa: PLC0415 # a client that few need
+        from serving.valuing.scoring_server import ScoringServer  # noqa: PLC0415 # a client that few need
 
-        return Upstream(url, model, key=settings.likelihood_key, batch_tokens=tokens, seconds=seconds)
+        return ScoringServer(url, model, key=settings.likelihood_key, batch_tokens=tokens, seconds=seconds)
     if find_spec("transformers") is None or find_spec("torch") is None:
         raise LikelihoodError(
             f"PATRONAGE_LIKELIHOOD_MODEL={model} needs torch: {TORCH_ADVICE}; "

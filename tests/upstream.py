@@ -40,7 +40,7 @@ class Script:
     finish: str = "stop"
     status: int = 200
     stall_after: int | None = None
-    """The pieces after which it waits until :attr:`Upstream.go` is set."""
+    """The pieces after which it waits until :attr:`UpstreamServer.go` is set."""
     close_at: int | None = None
     """The byte of the event stream at which the connection is closed."""
     raw: bytes | None = None
@@ -48,7 +48,7 @@ class Script:
 
 
 @dataclass
-class Upstream:
+class UpstreamServer:
     """The server, in a thread of its own."""
 
     script: Script = field(default_factory=Script)

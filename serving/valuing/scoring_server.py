@@ -23,7 +23,7 @@ _TIMEOUT_SECONDS: Final = 600.0
 _RETRIES: Final = 2
 
 
-class Upstream:
+class ScoringServer:
     """Scores tokens at a vLLM-compatible server, which decides on precision and determinism."""
 
     def __init__(

@@ -20,7 +20,7 @@ from attribution.value_functions.likelihood import (
     prepare,
 )
 from metering.records import VALUE_ONE
-from serving.valuing.scoring_server import Upstream
+from serving.valuing.scoring_server import ScoringServer
 from serving.valuing.tokenizer import ModelTokenizer
 
 torch = pytest.importorskip("torch")
@@ -82,7 +82,7 @@ def test_some_coalitions_are_scored_as_among_all(models, kind):
     expected = load(models[kind]).score(prompt)[some]
     np.testing.assert_allclose(load(models[kind]).score(prompt, some), expected, atol=1e-4)
     with vllm_like(models[kind], str(models[kind])) as url:
-        served = Upstream(url, str(models[kind]), key=None, batch_tokens=BATCH_TOKENS)
+        served = ScoringServer(url, str(models[kind]), key=None, batch_tokens=BATCH_TOKENS)
         np.testing.assert_allclose(served.score(prompt, some), expected, atol=1e-4)
 
 
@@ -152,7 +152,7 @@ def test_a_document_that_misleads_has_a_negative_value(models):
 def test_a_server_and_a_local_model_give_the_same_table(models, kind, batch_tokens):
     folder = models[kind]
     with vllm_like(folder, str(folder), key="secret") as url:
-        served = Upstream(url, str(folder), key="secret", batch_tokens=batch_tokens)
+        served = ScoringServer(url, str(folder), key="secret", batch_tokens=batch_tokens)
         case = next(cases(1))
         there = log_likelihood(case.question, case.answer, case.documents, served)
         here = log_likelihood(case.question, case.answer, case.documents, load(folder))
@@ -188,14 +188,14 @@ class TestRefusals:
         with vllm_like(folder, "other", key="secret") as url:
             for key, said in ((None, "401"), ("secret", "404")):
                 with pytest.raises(LikelihoodError, match=said):
-                    Upstream(url, str(folder), key=key, batch_tokens=BATCH_TOKENS).score(prompt)
+                    ScoringServer(url, str(folder), key=key, batch_tokens=BATCH_TOKENS).score(prompt)
         with pytest.raises(LikelihoodError, match="cannot be reached"):
-            Upstream(url, str(folder), key=None, batch_tokens=BATCH_TOKENS).score(prompt)
+            ScoringServer(url, str(folder), key=None, batch_tokens=BATCH_TOKENS).score(prompt)
 
     def test_a_server_that_tells_of_other_tokens(self, models):
         folder = models["gpt2"]
         with vllm_like(folder, str(folder), tells=False) as url:
-            served = Upstream(url, str(folder), key=None, batch_tokens=BATCH_TOKENS)
+            served = ScoringServer(url, str(folder), key=None, batch_tokens=BATCH_TOKENS)
             with pytest.raises(LikelihoodError, match="does not give the log probabilities of these tokens"):
                 served.score(a_prompt(folder, ["Paris"]))
 

@@ -13,7 +13,7 @@ from retrieval.embedding import Embedder
 from tests.e2e.world import Account
 from tests.faults.shop import Shop, open_shop
 from tests.servers import Server, cli, wait_for
-from tests.upstream import Upstream
+from tests.upstream import UpstreamServer
 
 TOPICS = {
     "otters": "The sea otter keeps a favourite stone in a pocket of skin under its arm. Otters sleep on their backs.",
@@ -81,14 +81,14 @@ def shop(tmp_path_factory: pytest.TempPathFactory, environment: dict[str, str], 
 
 
 @pytest.fixture
-def upstream(shop: Shop) -> Upstream:
+def upstream(shop: Shop) -> UpstreamServer:
     """The model of the shop, with nothing asked so far."""
     shop.upstream.reset()
     return shop.upstream
 
 
 @pytest.fixture
-def account(upstream: Upstream, shop: Shop) -> Account:
+def account(upstream: UpstreamServer, shop: Shop) -> Account:
     """A new customer with 1.00 USD."""
     assert not upstream.requests, "it begins anew"
     return shop.world.customer()

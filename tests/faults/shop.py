@@ -15,7 +15,7 @@ from metering.pricing import Usage
 from retrieval.embedding import Embedder
 from tests.e2e.world import Account, World, open_world
 from tests.servers import wait_for
-from tests.upstream import MODEL, PRICE, Upstream, set_price
+from tests.upstream import MODEL, PRICE, UpstreamServer, set_price
 
 QUESTION = "When was the Vellmar lighthouse built?"
 STREAM = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "stream": True}
@@ -29,7 +29,7 @@ class Shop:
     """A server, its upstream, and the tokenizer that bills."""
 
     world: World
-    upstream: Upstream
+    upstream: UpstreamServer
     embedder: Embedder
 
     def price(self, text: str) -> Decimal:
@@ -43,7 +43,7 @@ class Shop:
 @contextmanager
 def open_shop(data_dir: Path, env: dict[str, str], embedder: Embedder) -> Iterator[Shop]:
     """A running shop; the server is started with ``env``."""
-    with Upstream() as upstream, open_world(data_dir, {**env, **upstream.env}) as world:
+    with UpstreamServer() as upstream, open_world(data_dir, {**env, **upstream.env}) as world:
         set_price(data_dir)
         account = world.customer()
         wait_for(lambda: MODEL in [each["id"] for each in account.client.get("/v1/models").json()["data"]])

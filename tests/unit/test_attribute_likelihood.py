@@ -16,7 +16,7 @@ from attribution.cases.case import CaseError, decode_case, encode_result
 from attribution.games.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
 from attribution.value_functions.likelihood import LikelihoodError, Prompt, Unscorable, log_likelihood
 from serving.valuing.reader import CaseReader
-from serving.valuing.scoring_server import Upstream
+from serving.valuing.scoring_server import ScoringServer
 from tests.benchmarks import attacks
 from tests.scorer import Scorer
 
@@ -242,7 +242,7 @@ def test_what_is_missing_is_named(reader, words):
 def test_a_server_that_scores(reader, tmp_path, count):
     with Scorer(tmp_path / "model") as served:
         url, model = served.env["PATRONAGE_LIKELIHOOD_URL"], str(served.folder)
-        upstream = Upstream(url, model, key=None, batch_tokens=16_384)
+        upstream = ScoringServer(url, model, key=None, batch_tokens=16_384)
         said = passage("said", f"{FILLERS[0]} It is told that {ANSWER}.")
         result = by_model(case([said, *fillers(count)[1:], parts()[0]]), reader, upstream, budget=100)
     assert max(weights(result), key=weights(result).get) == "said"

@@ -27,7 +27,7 @@ from serving.generators.query import Query
 from serving.valuing import functions
 from serving.valuing.functions import Counterfactual, LogLikelihood, NotComputable, NotValued, Support, Valuing
 from serving.valuing.reader import CaseReader
-from serving.valuing.scoring_server import Upstream
+from serving.valuing.scoring_server import ScoringServer
 from tests.databases import new_sqlite
 from tests.scorer import Scorer
 from tests.unit.retrieval.library import bring, document, shelf
@@ -207,9 +207,9 @@ class TestPolicies:
             assert scorer.asked == 1
 
 
-def served(scorer: Scorer, seconds: float = 60.0) -> Upstream:
+def served(scorer: Scorer, seconds: float = 60.0) -> ScoringServer:
     url, model = scorer.env["PATRONAGE_LIKELIHOOD_URL"], scorer.env["PATRONAGE_LIKELIHOOD_MODEL"]
-    return Upstream(url, model, key=None, batch_tokens=16_384, seconds=seconds)
+    return ScoringServer(url, model, key=None, batch_tokens=16_384, seconds=seconds)
 
 
 def test_the_likelihood_reads_what_each_document_brings(case: Case, tmp_path: Path):
