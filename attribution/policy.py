@@ -5,25 +5,23 @@ A policy has a version and never changes; a new policy is a new version. Every u
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
 
-from attribution.apportionment import RULE
 from attribution.games.values import COUNTERFACTUAL
-from attribution.value_functions.likelihood import LOG_LIKELIHOOD
+from attribution.runs.adopted import ROUNDINGS, SOLVERS, VALUE_FUNCTIONS
 from attribution.value_functions.support import SUPPORT
 from metering.records import PPM
 
-SOLVER: Final = "owen/1"
-VALUE_FUNCTIONS: Final = (COUNTERFACTUAL, SUPPORT, LOG_LIKELIHOOD)
-GENERATED_VALUE_FUNCTIONS: Final = (SUPPORT, LOG_LIKELIHOOD)
+GENERATED_VALUE_FUNCTIONS: Final = tuple(name for name in VALUE_FUNCTIONS if name != COUNTERFACTUAL)
 """The counterfactual of an answer that a language model wrote is not known exactly."""
-_CHOICES: Final = {
+_CHOICES: Final[dict[str, Collection[str]]] = {
     "value_function": VALUE_FUNCTIONS,
     "generated_value_function": GENERATED_VALUE_FUNCTIONS,
-    "solver": (SOLVER,),
-    "rounding": (RULE,),
+    "solver": SOLVERS,
+    "rounding": ROUNDINGS,
 }
 ABLATION_PPM = 10_000
 """A new policy has one record in a hundred recomputed."""
@@ -43,8 +41,8 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Values the answers of the extractive generator."""
     generated_value_function: str = SUPPORT
     """Values the answers that a language model wrote."""
-    solver: str = SOLVER
-    rounding: str = RULE
+    solver: str = "owen/1"
+    rounding: str = "systematic/1"
     ablation_ppm: int = ABLATION_PPM
     """How many in a million records are drawn for the audit by ablation; see :mod:`attribution.agreement`."""
 

@@ -130,7 +130,7 @@ class UsageLog:
         Args:
             name: of the segment.
             sha256: as it was registered.
-            columns: as :func:`column` names them.
+            columns: as :func:`parquet_path` names them.
 
         Raises:
             SegmentError: it is missing, is not byte for byte what was registered, or a newer version wrote it.
@@ -258,7 +258,7 @@ def _loaded(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     return table.select(names)
 
 
-def column(path: str) -> str:
+def parquet_path(path: str) -> str:
     """The name that Parquet gives a part of a record, such as ``uses.splits.ppm``.
 
     Raises:

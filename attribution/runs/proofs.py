@@ -6,10 +6,12 @@ import binascii
 import json
 from typing import Any
 
+from attribution.runs import statements
+from attribution.runs.adopted import Rules, UnknownRule
 from attribution.runs.inputs import Hour
 from attribution.runs.statements import canonical
 from attribution.runs.transparency import CheckpointError, decode_proof, fingerprint, open_note
-from metering import merkle
+from metering import formats, merkle, records
 
 Checks = list[dict[str, Any]]
 """Each ``{"name", "ok", "detail"}``."""
@@ -28,6 +30,10 @@ def verify_receipt(receipt: Any, trusted_key: str | None = None) -> Checks:
     try:
         inclusion = receipt["inclusion"]
         log, hour, manifest = inclusion["log"], inclusion["hour"], inclusion["run"]
+        content = str(inclusion["record"]["content"])
+        formats.check("the run", manifest["format"], statements.FORMAT)
+        formats.check("the record", json.loads(content)["format"], records.FORMAT)
+        Rules.of(manifest["algorithms"])
         key = trusted_key or str(log["public_key"])
         checkpoint = open_note(str(log["checkpoint"]), key)
         _add(checks, "signature", True, f"the checkpoint of {checkpoint.size} runs is signed by {fingerprint(key)}")
@@ -41,13 +47,14 @@ def verify_receipt(receipt: Any, trusted_key: str | None = None) -> Checks:
         path = decode_proof(hour["path"])
         there = merkle.verify_inclusion(found.leaf(), int(hour["index"]), int(hour["size"]), path, root)
         _add(checks, "hour", there, f"the hour {hour['hour']} is in the input of the run")
-        content = str(inclusion["record"]["content"])
         path = decode_proof(inclusion["record"]["path"])
         leaf, index = merkle.leaf_hash(content.encode()), int(inclusion["record"]["index"])
         there = merkle.verify_inclusion(leaf, index, found.records, path, found.root)
         _add(checks, "record", there, f"the record is number {index + 1} of the {found.records} of that hour")
         same = json.loads(content)["id"] == receipt["id"]
         _add(checks, "receipt", same, f"the record is that of receipt {receipt['id']}")
+    except (formats.UnknownFormat, UnknownRule) as error:
+        _add(checks, "format", False, str(error))
     except CheckpointError as error:
         _add(checks, "signature", False, str(error))
     except _MALFORMED as error:

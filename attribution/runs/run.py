@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from attribution.apportionment import apportion, apportion_all
-from attribution.games.shapley import Unions, owen_values, unions_of
+from attribution.games.shapley import Unions, unions_of
 from attribution.games.values import TABLE_PLAYERS_MAX
+from attribution.runs.adopted import NEW_RUNS, ROUNDINGS, SOLVERS, Rounding, Rules, Solver
 from metering.records import PPM, VALUE_ONE, UsageRecord
 
 Ints = npt.NDArray[np.int64]
@@ -73,19 +73,21 @@ class Division:
     """For each record."""
 
 
-def divide(batch: Batch) -> Division:
+def divide(batch: Batch, rules: Rules = NEW_RUNS) -> Division:
     """Divide the royalty of each record among its documents and the model, exactly.
 
     A document's exact part of the royalty is its Owen value times its splits, and the model's is what they leave: with
     values between 0 and 1 that is ``1 - (v(all) - v(none))``. Both may be negative under a value function that finds
     documents which harm. Parts become units by :func:`attribution.apportionment.apportion`, the residual as the last.
+    Both are done as ``rules`` say.
 
     Raises:
         RunError: a record's game is not a table over its documents.
     """
     numerators = np.zeros(len(batch.owners), np.int64)
     players, denominators = np.zeros(len(batch.ids), np.int64), np.ones(len(batch.ids), np.int64)
-    for rows, weights, denominator in _solved(batch):
+    rounding = ROUNDINGS[rules.rounding]
+    for rows, weights, denominator in _solved(batch, SOLVERS[rules.solver]):
         players[rows], denominators[rows] = weights.shape[1], denominator
         numerators[(batch.use_offsets[rows][:, None] + np.arange(weights.shape[1])).ravel()] = weights.ravel()
     # The cells of a record are the splits of its players, which come first among its uses.
@@ -93,9 +95,9 @@ def divide(batch: Batch) -> Division:
     lengths = batch.split_offsets[batch.use_offsets[:-1] + players] - starts[:-1]
     cells = _ranges(starts[:-1], lengths)
     of_split = np.repeat(numerators, np.diff(batch.split_offsets))
-    line = _Line(batch, of_split, starts, lengths, denominators)
+    line = _Line(batch, of_split, starts, lengths, denominators, rounding)
     units = np.zeros(len(batch.ppm), np.int64)
-    units[cells] = apportion_all(
+    units[cells] = rounding.many(
         batch.royalties,
         lengths,
         of_split[cells]
@@ -118,13 +120,14 @@ class _Line:
     starts: Ints
     lengths: Ints
     denominators: Ints
+    rounding: Rounding
 
     def exactly(self, row: int) -> list[int]:
         cells = slice(self.starts[row], self.starts[row] + self.lengths[row])
         parts = zip(self.numerators[cells].tolist(), self.batch.ppm[cells].tolist(), strict=True)
         weights = [numerator * ppm for numerator, ppm in parts]
         weights.append(int(self.denominators[row]) * VALUE_ONE * PPM - sum(weights))
-        return apportion(int(self.batch.royalties[row]), weights, self.batch.leaves[row])[:-1]
+        return self.rounding.one(int(self.batch.royalties[row]), weights, self.batch.leaves[row])[:-1]
 
 
 def shares(record: UsageRecord) -> tuple[list[float], float]:
@@ -135,7 +138,7 @@ def shares(record: UsageRecord) -> tuple[list[float], float]:
     return found, 1.0 - (record.values[-1] - record.values[0]) / VALUE_ONE
 
 
-def owen_shares(record: UsageRecord) -> tuple[list[int], int]:
+def owen_shares(record: UsageRecord, rules: Rules = NEW_RUNS) -> tuple[list[int], int]:
     """Numerators of the Owen values of a record's players, and the denominator that makes the whole royalty 1.
 
     Raises:
@@ -145,7 +148,7 @@ def owen_shares(record: UsageRecord) -> tuple[list[int], int]:
     if len(record.values) != 1 << max(players, 0) or players > min(TABLE_PLAYERS_MAX, len(record.uses)):
         raise _unfit(record.id, len(record.values), len(record.uses))
     unions = unions_of([use.contributor for use in record.uses[:players]])
-    weights, denominator = owen_values(np.asarray([record.values], np.int64), unions)
+    weights, denominator = SOLVERS[rules.solver](np.asarray([record.values], np.int64), unions)
     return weights[0].tolist(), denominator * VALUE_ONE
 
 
@@ -153,12 +156,12 @@ def _unfit(record: str, values: int, uses: int) -> RunError:
     return RunError(f"record {record}: {values} values do not fit {uses} documents")
 
 
-def _solved(batch: Batch) -> Iterator[tuple[Ints, Ints, int]]:
+def _solved(batch: Batch, solver: Solver) -> Iterator[tuple[Ints, Ints, int]]:
     """Records with games of the same structure together: their rows, their players' numerators, the denominator."""
     for rows, unions in _alike(batch):
         size = 1 << len(unions)
         tables = batch.values[batch.value_offsets[rows][:, None] + np.arange(size)]
-        yield rows, *owen_values(tables, unions)
+        yield rows, *solver(tables, unions)
 
 
 def _alike(batch: Batch) -> Iterator[tuple[Ints, Unions]]:

@@ -13,10 +13,8 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from attribution.agreement import Ablation
-from attribution.apportionment import RULE
-from attribution.runs.inputs import TREE
-from attribution.runs.outcomes import RULE as OUTCOME_RULE
-from attribution.runs.tally import FLOOR_RULE, LineKey, Tally
+from attribution.runs.adopted import NEW_RUNS, Rules
+from attribution.runs.tally import LineKey, Tally
 from attribution.runs.transparency import (
     Checkpoint,
     CheckpointError,
@@ -26,17 +24,11 @@ from attribution.runs.transparency import (
     fingerprint,
     open_note,
 )
-from metering import merkle
+from metering import formats, merkle
 from metering.money import MAX_TOTAL, Currency, MoneyError
 
 FORMAT: Final = 1
-ALGORITHMS: Final = {
-    "solver": "owen/1",
-    "rounding": RULE,
-    "outcomes": OUTCOME_RULE,
-    "payments": FLOOR_RULE,
-    "input": TREE,
-}
+"""The format of manifests and statements."""
 _SUMS: Final = ("charged", "cost", "platform", "credited", "residual")
 
 
@@ -64,9 +56,10 @@ class Issue:
         contributors: Iterable[str],
         currency: Currency,
         default_policy: int,
+        rules: Rules = NEW_RUNS,
         ablation: Ablation = Ablation(),  # noqa: B008 # immutable
     ) -> None:
-        """The documents of a run.
+        """The documents of a run that was computed by ``rules``.
 
         ``outcomes`` is how many queries have one; ``contributors`` are those who get a statement even for nothing.
         Amounts become decimal strings.
@@ -79,7 +72,7 @@ class Issue:
             "period": period,
             "input_root": input_root,
             "policy_version": tally.policy_version or default_policy,
-            "algorithms": ALGORITHMS,
+            "algorithms": rules.names,
             "value_functions": dict(sorted(tally.value_functions.items())),
             "currency": {"code": currency.code, "scale": currency.scale},
             "records": totals.records,
@@ -154,6 +147,8 @@ def _lines(tally: Tally, currency: Currency) -> dict[str, list[dict[str, Any]]]:
 def verify(bundle: Any, trusted_key: str | None = None) -> list[dict[str, Any]]:
     """Check a statement bundle with nothing but a public key, ``trusted_key`` or else the one it carries.
 
+    It is checked by the rules of its format; of a format that this version does not know it says that, and no more.
+
     Returns:
         The checks, each ``{"name", "ok", "detail"}``; the statement is valid if all are ok.
     """
@@ -164,6 +159,9 @@ def verify(bundle: Any, trusted_key: str | None = None) -> list[dict[str, Any]]:
 
     try:
         statement, manifest, proof = bundle["statement"], bundle["run"], bundle["proof"]
+        for what, named in (("the run", manifest), ("the statement", statement)):
+            formats.check(what, named["format"], FORMAT)
+        check("format", True, f"statement and run are of format {FORMAT}")
         key = trusted_key or str(bundle["public_key"])
         checkpoint = open_note(str(bundle["checkpoint"]), key)
         path = decode_proof(proof["path"])
@@ -188,6 +186,8 @@ def verify(bundle: Any, trusted_key: str | None = None) -> list[dict[str, Any]]:
         sums = {name: _units(currency, manifest[name]) for name in _SUMS}
         balanced = sums["charged"] == sum(sums[name] for name in _SUMS[1:])
         check("conservation", balanced, "charged = cost + platform + credited + residual")
+    except formats.UnknownFormat as error:
+        check("format", False, str(error))
     except CheckpointError as error:
         check("signature", False, str(error))
     except (KeyError, TypeError, ValueError, IndexError, binascii.Error, MoneyError) as error:

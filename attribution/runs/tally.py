@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Final, NamedTuple
 
@@ -79,6 +79,8 @@ class Tally:
     """The newest policy under which a record was made."""
     value_functions: dict[str, int] = field(default_factory=dict)
     """How many records were valued by each."""
+    payments: Callable[[Mapping[str, int]], dict[str, int]] = field(default_factory=lambda: floored)
+    """The rule that makes payments of what was earned."""
 
     def add_lines(self, rows: Iterable[tuple[LineKey, Line]]) -> None:
         """Count what documents did."""
@@ -110,7 +112,7 @@ class Tally:
 
     def credited_to(self) -> dict[str, int]:
         """What every contributor is paid, in units: the one rule that makes payments non-negative."""
-        return floored(self.earned_by())
+        return self.payments(self.earned_by())
 
     @property
     def totals(self) -> Totals:

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from attribution.policy import GENERATED_VALUE_FUNCTIONS, VALUE_FUNCTIONS
+from attribution.policy import GENERATED_VALUE_FUNCTIONS
+from attribution.runs.adopted import VALUE_FUNCTIONS
 from serving.assembly import open_books, open_embedder, open_valuing
 from serving.terminal.console import Out, current
 

@@ -22,34 +22,24 @@ from typing import IO, Any, Final, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from attribution.runs.inputs import Hour, input_tree
+from attribution.runs.adopted import Inputs
+from attribution.runs.inputs import Hour
 from attribution.runs.statements import canonical
 from attribution.runs.tally import CreditKey
 from attribution.runs.transparency import encode_proof
 from metering import merkle
 from metering.periods import hour_name
-from metering.usage_log import SegmentError
-from serving.closing.division import digest
+from metering.usage_log import LEAF, RECORD_SCHEMA, SegmentError
+from serving.closing.division import CREDIT, digest
 from serving.closing.hours import Rows, load
 
-_LEAVES: Final = pa.schema([("id", pa.string()), ("leaf", pa.binary(32))])
-_CREDITS: Final = pa.schema(
-    [
-        ("record", pa.string()),
-        ("document", pa.string()),
-        ("contributor", pa.string()),
-        ("role", pa.string()),
-        ("units", pa.int64()),
-    ]
-)
+_LEAVES: Final = pa.schema([RECORD_SCHEMA.field("id"), LEAF])
+_POLICY: Final = "policy_version"
 _MOVED: Final = pa.schema(
     [
-        ("account", pa.string()),
-        ("contributor", pa.string()),
-        ("document", pa.string()),
-        ("role", pa.string()),
-        ("policy_version", pa.int64()),
-        ("units", pa.int64()),
+        RECORD_SCHEMA.field("account"),
+        *(RECORD_SCHEMA.field(name) if name == _POLICY else CREDIT.field(name) for name in CreditKey._fields),
+        CREDIT.field("units"),
     ]
 )
 
@@ -84,7 +74,7 @@ def write(
     """
     folder.mkdir(parents=True, exist_ok=True)
     _write_tables(folder / "records.parquet", _LEAVES, (each.records.select(_LEAVES.names) for each in _rows(parts)))
-    _write_tables(folder / "credits.parquet", _CREDITS, (each.named_credits for each in _rows(parts)))
+    _write_tables(folder / "credits.parquet", CREDIT, (each.named_credits for each in _rows(parts)))
     rows = [(account, *key, units) for account, key, units in moved]
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(_MOVED)
     table = pa.table([pa.array(column, kind) for column, kind in zip(columns, _MOVED.types, strict=True)], _MOVED)
@@ -121,8 +111,8 @@ def read_hours(folder: Path) -> list[Hour]:
     return [Hour(each["number"], each["records"], bytes.fromhex(each["root"])) for each in listed]
 
 
-def inclusion(folder: Path, hour: int, record: str) -> dict[str, Any]:
-    """The proof that a record is in a run: in its hour, and its hour in the run's input.
+def inclusion(folder: Path, hour: int, record: str, input_tree: Inputs) -> dict[str, Any]:
+    """The proof that a record is in a run: in its hour, and its hour in the run's input, which ``input_tree`` makes.
 
     Raises:
         OSError: the run's files cannot be read.

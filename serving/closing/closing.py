@@ -17,7 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from attribution.runs.inputs import input_tree
+from attribution.runs.adopted import INPUTS, NEW_RUNS, Rules
 from attribution.runs.statements import Issue, canonical
 from attribution.runs.tally import CreditKey, Tally
 from metering import ledger, periods
@@ -121,6 +121,7 @@ def attribute(
     folder: Path,
     progress: Progress | None = None,
     *,
+    rules: Rules = NEW_RUNS,
     rows: bool = True,
 ) -> Attribution:
     """Run the attribution over segments, in whatever order they come.
@@ -133,6 +134,7 @@ def attribute(
         default_policy: the version that an empty run names.
         folder: where the hours' parts are kept, so that what is there already is not computed again.
         progress: is told how far it is.
+        rules: what it is computed by.
         rows: whether the parts must have their rows, as what is archived must; sums alone make a preview.
 
     Raises:
@@ -140,8 +142,8 @@ def attribute(
         RunError: a record cannot be attributed.
     """
     reported = of_period(books.engine, period)
-    sums, moves, hours = Sums(), Moves(period, reported), list[Archived]()
-    jobs = jobs_of(log, segments, folder)
+    sums, moves, hours = Sums(), Moves(period, reported, rules), list[Archived]()
+    jobs = jobs_of(log, segments, folder, rules)
     for part in parts_of(jobs, progress, rows=rows or bool(reported)):
         sums.add(part)
         if reported and part.rows is not None:
@@ -149,19 +151,20 @@ def attribute(
         hours.append(Archived(part.hour, part.credits_digest))
     prune(jobs, folder)
     hours.sort()
-    tally, moved = sums.tally(), list[tuple[str, CreditKey, int]]()
+    tally, moved = sums.tally(rules), list[tuple[str, CreditKey, int]]()
     for account, each in moves.found():
         tally.move(each)
         moved += [(account, key, units) for key, units in each.items()]
     issue = Issue(
         period=period,
-        input_root=input_tree(each.hour for each in hours).root.hex(),
+        input_root=INPUTS[rules.input](each.hour for each in hours).root.hex(),
         tally=tally,
         credits_sha256=hashlib.sha256(canonical([[each.credits for each in hours], moved])).hexdigest(),
         outcomes=sum(map(len, reported.values())),
         contributors=books.catalogue.contributors(),
         currency=books.currency,
         default_policy=default_policy,
+        rules=rules,
         ablation=ablation_of(books.engine, period),
     )
     return Attribution(issue, tally, jobs, hours, moved)
@@ -250,7 +253,9 @@ def inclusion(books: Books, record: UsageRecord) -> dict[str, Any] | None:
     if run is None:
         return None
     try:
-        found = archive.inclusion(books.directory.run(run.period), periods.hour_of(record.finished_ms), record.id)
+        rules = Rules.of(json.loads(run.manifest)["algorithms"])
+        folder, hour = books.directory.run(run.period), periods.hour_of(record.finished_ms)
+        found = archive.inclusion(folder, hour, record.id, INPUTS[rules.input])
     except (OSError, ValueError, KeyError):
         return None
     found["record"]["content"] = record.encode().decode()

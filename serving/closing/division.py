@@ -13,25 +13,31 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from attribution.runs.adopted import NEW_RUNS, PAYMENTS, Rules
 from attribution.runs.run import Batch, divide
 from attribution.runs.tally import CreditKey, Line, LineKey, Tally, Totals
+from metering.usage_log import LEAF, RECORD_SCHEMA, parquet_path
 
 _SUMS: Final = ("charge", "cost", "platform", "royalty")
-_USES: Final = ("document", "contributor", "cited", "splits")
+_RECORD: Final = ("id", LEAF.name, "account", "policy_version", "value_function", *_SUMS)
 
 COLUMNS: Final = (
-    "id",
-    "leaf",
-    "account",
-    "policy_version",
-    "value_function",
+    *_RECORD,
     "finished_ms",
-    *_SUMS,
     "values",
-    *(f"uses.list.element.{name}" for name in _USES[:-1]),
-    *(f"uses.list.element.splits.list.element.{name}" for name in ("contributor", "role", "ppm")),
+    *(parquet_path(f"uses.{name}") for name in ("document", "contributor", "cited")),
+    *(parquet_path(f"uses.splits.{name}") for name in ("contributor", "role", "ppm")),
 )
 """What is read of a segment."""
+
+CREDIT: Final = pa.schema(
+    [
+        ("record", RECORD_SCHEMA.field("id").type),
+        *((name, pa.string()) for name in ("document", "contributor", "role")),
+        ("units", pa.int64()),
+    ]
+)
+"""Who was given units for what."""
 
 _CREDIT_KEY: Final = list(CreditKey._fields)
 _LINE_KEY: Final = list(LineKey._fields)
@@ -80,8 +86,7 @@ class Divided:
     @property
     def credits(self) -> pa.Table:
         """Who was given units for what: record (its row), document, contributor, role, units."""
-        names = ["record", "document", "contributor", "role", "units"]
-        return self.cells.filter(pc.not_equal(self.cells["units"], 0)).select(names)
+        return self.cells.filter(pc.not_equal(self.cells["units"], 0)).select(CREDIT.names)
 
     @property
     def lines(self) -> pa.Table:
@@ -94,7 +99,7 @@ class Divided:
         return summed(self.cells, _CREDIT_KEY, ["units"])
 
 
-def divided(table: pa.Table) -> Divided:
+def divided(table: pa.Table, rules: Rules = NEW_RUNS) -> Divided:
     """Divide the records of a table with the ``COLUMNS`` of the log.
 
     Raises:
@@ -117,13 +122,12 @@ def divided(table: pa.Table) -> Divided:
         ppm=_ints(split.field("ppm")),
         split_offsets=_offsets(splits),
     )
-    result = divide(batch)
+    result = divide(batch, rules)
     record_of_use = np.repeat(np.arange(len(table)), np.diff(batch.use_offsets))
     use_of_split = np.repeat(np.arange(len(use)), np.diff(batch.split_offsets))
     policy = _ints(table["policy_version"])
-    columns = ["id", "leaf", "account", "policy_version", "value_function", *_SUMS]
     return Divided(
-        records=table.select(columns).append_column("earned", pa.array(result.earned)),
+        records=table.select(_RECORD).append_column("earned", pa.array(result.earned)),
         uses=pa.table(
             {
                 "record": record_of_use,
@@ -223,9 +227,13 @@ class Sums:
         self._lines.add(part.lines)
         self._credited.add(part.credited)
 
-    def tally(self) -> Tally:
-        """The tally of all parts so far."""
-        tally = Tally(policy_version=self._policy_version, value_functions=dict(self._value_functions))
+    def tally(self, rules: Rules = NEW_RUNS) -> Tally:
+        """The tally of all parts so far, to be paid by ``rules``."""
+        tally = Tally(
+            policy_version=self._policy_version,
+            value_functions=dict(self._value_functions),
+            payments=PAYMENTS[rules.payments],
+        )
         tally.sums.add(self._totals)
         tally.add_lines((LineKey(*row[:2]), Line(*row[2:])) for row in self._lines.rows())
         tally.add_credits((CreditKey(*row[:4]), row[4]) for row in self._credited.rows())

@@ -1,9 +1,10 @@
 """Attribution hour by hour: a pure function of an hour's segments, mapped over every core, kept on disk.
 
 What an hour gives is a part: its records and credits in the order of record ids, and their sums. A part lies in a
-file that is named after everything it was computed from (the hour, its segments' hashes, the code), and carries its
-own hash. So a run that was killed finds what it had done, a preview computes the hours that have new records, and
-nothing that is stale or damaged is ever used. A job is small and picklable: any engine that maps functions can run it.
+file that is named after everything it was computed from (the hour, its segments' hashes, the rules, the code), and
+carries its own hash. So a run that was killed finds what it had done, a preview computes the hours that have new
+records, and nothing that is stale or damaged is ever used. A job is small and picklable: any engine that maps
+functions can run it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import IO, Final
 
@@ -32,6 +31,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from attribution.runs.adopted import NEW_RUNS, Rules
 from attribution.runs.inputs import Hour
 from attribution.runs.run import RunError
 from attribution.runs.tally import Totals
@@ -47,6 +47,9 @@ _HEADER: Final = b"part"
 _BATCH_RECORDS: Final = 20_000
 """Fewer new records than this are divided sooner than processes are started."""
 _STALE_SECONDS: Final = 3600
+_ROOT: Final = Path(__file__).parents[2]
+# Whatever this module imports of the program is in one of these; a test looks.
+_DECIDING: Final = ("attribution", "metering", "serving/closing")
 
 Progress = Callable[[int, int], None]
 """Called with the records done and their total."""
@@ -63,11 +66,13 @@ class Job:
     log: Path
     folder: Path
     """Where the part goes."""
+    rules: Rules = NEW_RUNS
 
     @property
     def path(self) -> Path:
         """The file of the part."""
-        key = hashlib.sha256(f"{_code()}\n{self.hour}\n{json.dumps(self.segments)}".encode()).hexdigest()
+        made_of = [code_of(_ROOT), self.rules.names, self.hour, self.segments]
+        key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
         return self.folder / f"{hour_name(self.hour)}-{key[:32]}{_SUFFIX}"
 
 
@@ -101,7 +106,7 @@ class Part:
     """Read only where they are asked for: sums are a small part of a part."""
 
 
-def jobs_of(log: UsageLog, segments: Iterable[Segment], folder: Path) -> list[Job]:
+def jobs_of(log: UsageLog, segments: Iterable[Segment], folder: Path, rules: Rules = NEW_RUNS) -> list[Job]:
     """The hours of some segments, in order.
 
     Raises:
@@ -115,11 +120,11 @@ def jobs_of(log: UsageLog, segments: Iterable[Segment], folder: Path) -> list[Jo
         for hour, count in segment.hours:
             found[hour].append((segment.name, segment.sha256))
             records[hour] += count
-    return [Job(hour, records[hour], tuple(found[hour]), log.folder, folder) for hour in sorted(found)]
+    return [Job(hour, records[hour], tuple(found[hour]), log.folder, folder, rules) for hour in sorted(found)]
 
 
 def attribute_hours(jobs: Sequence[Job]) -> None:
-    """Attribute some hours, one after the other, and store their parts. Depends on nothing but their segments.
+    """Attribute some hours by the same rules, and store their parts. Depends on nothing but their segments.
 
     A segment is read once, however many of the hours it reaches into.
 
@@ -142,7 +147,7 @@ def attribute_hours(jobs: Sequence[Job]) -> None:
         read = sum(map(len, found)) - before
         if read != job.records:
             raise SegmentError(f"{hour_name(job.hour)} has {job.records} registered records, {read} in the log")
-    whole, begin = divided(pa.concat_tables(found)), 0
+    whole, begin = divided(pa.concat_tables(found), jobs[0].rules), 0
     for job in jobs:
         _store(job.path, _stored(job, whole.part(begin, begin + job.records)))
         begin += job.records
@@ -327,21 +332,14 @@ def _store(path: Path, data: bytes) -> None:
 
 
 @lru_cache(maxsize=1)
-def _code() -> str:
-    """A hash of the code that decides what a part is: another version's parts are not this one's."""
+def code_of(root: Path) -> str:
+    """A hash of the code that decides what a part is: another version's parts are not this one's.
+
+    It is whole folders: to compute an hour again for nothing is cheap, to take one for another is not.
+    """
     sha256 = hashlib.sha256(f"pyarrow {pa.__version__} numpy {np.__version__}\n".encode())
-    for package in ("attribution", "metering"):
-        for source in _sources(files(package)):
-            sha256.update(source.read_bytes())
-    for name in ("division.py", "hours.py"):
-        sha256.update((files("serving.closing") / name).read_bytes())
+    for package in _DECIDING:
+        for source in sorted((root / package).rglob("*.py")):
+            code = source.read_bytes()
+            sha256.update(f"{source.relative_to(root).as_posix()} {len(code)}\n".encode() + code)
     return sha256.hexdigest()
-
-
-def _sources(package: Traversable) -> Iterator[Traversable]:
-    """The modules of a package and of the packages in it, in the order of their names."""
-    for each in sorted(package.iterdir(), key=lambda each: each.name):
-        if each.is_dir():
-            yield from _sources(each)
-        elif each.name.endswith(".py"):
-            yield each

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
-from attribution.runs.outcomes import WEIGHT_ONE, Outcome, moved
+from attribution.runs.adopted import OUTCOMES, Rules
+from attribution.runs.outcomes import WEIGHT_ONE, Outcome
 from attribution.runs.tally import CreditKey
 from metering import ledger
 from serving.closing.division import Merge, summed
@@ -106,7 +107,8 @@ def of_period(engine: sa.Engine, period: str, account: str | None = None) -> dic
 class Moves:
     """What the outcomes of a period move between documents, gathered part by part."""
 
-    def __init__(self, period: str, reported: dict[str, dict[str, Outcome]]) -> None:
+    def __init__(self, period: str, reported: dict[str, dict[str, Outcome]], rules: Rules) -> None:
+        self._rule = OUTCOMES[rules.outcomes]
         self._period = period
         self._reported = reported
         self._accounts = pa.array(sorted(reported), pa.string())
@@ -134,11 +136,11 @@ class Moves:
         rows = sorted(self._cells.rows())
         for account, cells in groupby(rows, key=lambda row: str(row[0])):
             seed = f"{self._period}\n{account}".encode()
-            yield account, moved(((CreditKey(*row[1:5]), row[5], row[6]) for row in cells), seed)
+            yield account, self._rule.moved(((CreditKey(*row[1:5]), row[5], row[6]) for row in cells), seed)
 
     def _weight(self, account: str, receipt: str, charge: int) -> int:
         outcome = self._reported[account].get(receipt)
-        return WEIGHT_ONE if outcome is None else outcome.weight(charge)
+        return WEIGHT_ONE if outcome is None else self._rule.weight(outcome, charge)
 
 
 def _period_of(account: str, receipt: str) -> sa.Select[tuple[str]]:

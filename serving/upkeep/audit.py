@@ -20,9 +20,10 @@ import sqlalchemy as sa
 
 from attribution.games.values import UNVALUED
 from attribution.policy import Policy
+from attribution.runs.adopted import Rules
 from attribution.runs.run import RunError
-from attribution.runs.statements import canonical, verify
-from metering import ledger, merkle, periods
+from attribution.runs.statements import FORMAT, canonical, verify
+from metering import formats, ledger, merkle, periods
 from metering.drain import Drain
 from metering.pricing import PriceBook, Usage, in_force
 from metering.records import PPM, UsageRecord
@@ -288,7 +289,7 @@ def _runs(books: Books) -> list[Check]:
         same.compared += 1
         paid.compared += 1
         try:
-            found = _recomputed(books, row.period, manifest["policy_version"])
+            found = _recomputed(books, row.period, manifest)
         except (SegmentError, RunError, ValueError) as error:
             same.fault(f"run of {row.period}: {error}")
             continue
@@ -301,11 +302,18 @@ def _runs(books: Books) -> list[Check]:
     return [same, proofs, paid, _run_log(books, {row.run_id: row.manifest for row in rows})]
 
 
-def _recomputed(books: Books, period: str, default_policy: int) -> closing.Attribution:
-    """The run again, from the segments alone: nothing that an earlier run left is used."""
+def _recomputed(books: Books, period: str, manifest: dict[str, Any]) -> closing.Attribution:
+    """The run again, by the rules that it names, from the segments alone: nothing that an earlier run left is used.
+
+    Raises:
+        UnknownFormat, UnknownRule: a newer version computed it.
+        SegmentError, RunError: as :func:`serving.closing.closing.attribute`.
+    """
+    formats.check("its manifest", manifest["format"], FORMAT)
+    rules, policy = Rules.of(manifest["algorithms"]), manifest["policy_version"]
     with tempfile.TemporaryDirectory(dir=books.directory.path, prefix="audit-") as folder:
         segments = closing.segments_of(books.engine, period)
-        return closing.attribute(books, books.log, segments, period, default_policy, Path(folder))
+        return closing.attribute(books, books.log, segments, period, policy, Path(folder), rules=rules)
 
 
 def _run_log(books: Books, manifests: dict[str, str]) -> Check:

@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from attribution.games.values import COUNTERFACTUAL
-from attribution.policy import VALUE_FUNCTIONS
+from attribution.runs.adopted import VALUE_FUNCTIONS
 from attribution.runs.run import shares
 from metering.records import VALUE_ONE
 from retrieval.retriever import Retriever
@@ -157,7 +157,7 @@ if __name__ == "__main__":
     parser.add_argument("folder", nargs="?", type=Path, default=DATA)
     parser.add_argument("--questions", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--value-function", default=COUNTERFACTUAL, choices=VALUE_FUNCTIONS)
+    parser.add_argument("--value-function", default=COUNTERFACTUAL, choices=tuple(VALUE_FUNCTIONS))
     chosen = parser.parse_args()
     found = measure(chosen.folder, chosen.questions, chosen.seed, chosen.value_function)
     sys.stdout.write(json.dumps(found, indent=2) + "\n")

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metering.records import FORMAT, VALUE_ONE, Provenance, RecordError, Split, UsageRecord, Use, decode_record
-from metering.usage_log import RECORD_SCHEMA, SegmentError, UsageLog, column, parse, records
+from metering.usage_log import RECORD_SCHEMA, SegmentError, UsageLog, parquet_path, parse, records
 from tests.records import a_record
 
 texts = st.text(st.characters(codec="utf-8"), max_size=12)
@@ -141,13 +141,13 @@ def test_a_record_whose_provenance_is_not_whole_is_refused(broken):
 def test_the_parts_of_a_record_have_their_names_in_parquet(tmp_path):
     log = UsageLog(tmp_path)
     segment = log.write(0, parse(entries([a_record()])))
-    path = column("uses.splits.ppm")
+    path = parquet_path("uses.splits.ppm")
     assert path == "uses.list.element.splits.list.element.ppm"
-    table = log.read(segment.name, segment.sha256, [path, column("provenance.engine")])
+    table = log.read(segment.name, segment.sha256, [path, parquet_path("provenance.engine")])
     assert table["uses"][0].as_py() == [{"splits": [{"ppm": 1_000_000}]}, {"splits": [{"ppm": 1_000_000}]}]
     assert table["provenance"][0].as_py() == {"engine": "0.1.0"}
     with pytest.raises(KeyError):
-        column("uses.price")
+        parquet_path("uses.price")
 
 
 def test_the_columns_follow_the_record_and_nothing_else():
