@@ -43,8 +43,7 @@ def tell(out: Out, data_dir: Path | None) -> dict[str, Any]:
 
 class _Story:
     def __init__(self, out: Out, folder: Path) -> None:
-        self._out = out
-        self._screen = out.aside if out.is_json else out.text
+        self._out = out.for_people()
         self._folder = folder
         self._began = time.monotonic()
 
@@ -122,10 +121,9 @@ class _Story:
         )
         answers = [self._query(url, key, question) for question in corpus.QUESTIONS]
         rows = [(each["question"], _best(each), each["receipt"]["charge"]["amount"]) for each in answers]
-        self._table(["question", "earns most", "charge"], rows, numbers=[2])
+        self._out.table(["question", "earns most", "charge"], rows, numbers=[2])
         self._say("", "In full, the fifth:", "")
-        if not self._out.is_json:
-            summaries.answer(self._out, answers[4])
+        summaries.answer(self._out, answers[4])
         return [{"question": first, "receipt": receipt, "answer": message.content}, *answers]
 
     def _close(self) -> dict[str, Any]:
@@ -134,8 +132,7 @@ class _Story:
             f"The period {period} is closed: every query's royalty goes to the documents that made its answer"
         )
         closed = self._run("period", "close", period, "--early")
-        if not self._out.is_json:
-            summaries.earned(self._out, closed)
+        summaries.earned(self._out, closed)
         units = [closed[name]["amount"] for name in ("charged", "cost", "platform", "credited", "residual")]
         self._say("", "charged {} = cost {} + platform {} + credited {} + residual {} USD".format(*units))
         return closed
@@ -254,19 +251,14 @@ class _Story:
         return found
 
     def _chapter(self, title: str) -> None:
-        self._screen.print(f"\n{title}\n{'─' * min(len(title), 100)}", markup=False)
+        self._say("", title, "─" * min(len(title), 100))
 
     def _checks(self, checks: Sequence[dict[str, Any]]) -> None:
         for check in checks:
             self._say(f"  {'ok' if check['ok'] else 'FAILED'}  {check['name']} ({check['detail']})")
 
-    def _table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int]) -> None:
-        if not self._out.is_json:
-            self._out.table(columns, rows, numbers)
-
     def _say(self, *lines: str) -> None:
-        for line in lines:
-            self._screen.print(line, markup=False)
+        self._out.print(*lines)
 
 
 def _best(answer: dict[str, Any]) -> str:

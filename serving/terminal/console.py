@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,14 @@ class Out:
     def is_json(self) -> bool:
         """Whether one JSON object is wanted."""
         return self._options.json
+
+    def for_people(self) -> Out:
+        """The same for people only: on standard error where standard output is one JSON object."""
+        if not self.is_json:
+            return self
+        out = Out(replace(self._options, json=False))
+        out.text = Console(stderr=True, highlight=False, soft_wrap=True)
+        return out
 
     def result(self, value: dict[str, Any]) -> bool:
         """Print the result as JSON if that is wanted; False says that the command prints it for people."""

@@ -8,13 +8,20 @@ import sys
 from decimal import Decimal
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.commands import refused
+from tests.e2e.transcripts import MONTH, ROOT, Likeness, steps
 from tests.servers import run
 
 
-def test_the_demo_is_balanced_valid_and_leaves_its_pages(tmp_path: Path, e2e_env: dict[str, str]):
-    done = run(tmp_path / "demo", "demo", "--json", env=e2e_env)
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """The demo, told on standard error beside its JSON."""
+    return run(tmp_path_factory.mktemp("demo") / "data", "demo", "--json", env=e2e_env | {"COLUMNS": "200"})
 
+
+def test_the_demo_is_balanced_valid_and_leaves_its_pages(done: subprocess.CompletedProcess[str]):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     told = json.loads(done.stdout)
@@ -29,8 +36,16 @@ def test_the_demo_is_balanced_valid_and_leaves_its_pages(tmp_path: Path, e2e_env
     assert len(earners) > 1, "several contributors earned"
     assert len(told["pages"]) > len(earners)
     for page in map(Path, told["pages"]):
-        assert page.is_relative_to(tmp_path)
+        assert page.is_relative_to(told["data_dir"])
         assert page.read_text().lstrip().lower().startswith("<!doctype html>")
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the README tells of the documentation of CPython 3.11")
+def test_the_demo_prints_what_the_readme_says(done: subprocess.CompletedProcess[str]):
+    [demo] = [step for step in steps(ROOT / "README.md") if step.typed.startswith("make demo")]
+    period = json.loads(done.stdout)["period"]["period"]
+
+    assert Likeness(whole_numbers_differ=True, actual={MONTH: period}).compare(demo.printed, done.stderr) is None
 
 
 def test_without_the_openai_client_the_demo_says_how_to_get_it(tmp_path: Path):

@@ -12,6 +12,9 @@ from pkgutil import iter_modules
 import pytest
 
 import serving.api
+from metering.pricing import Usage
+from serving.books import Books
+from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from tools import reference
 
@@ -92,6 +95,16 @@ def test_links_resolve(page):
         assert not anchor or anchor in anchors(found), target
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "adr"], ids=named)
+def test_paths_that_a_page_names_exist(page):
+    """Decisions may name what was moved since; NNNN and NAME stand for what a reader chooses."""
+    tops = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    for span in re.findall(r"`([^`\s]+/[^`\s]*)`", prose(page)):
+        path = re.sub(r"NNNN|NAME", "*", span.rstrip("/"))
+        if path.split("/")[0] in tops:
+            assert list(ROOT.glob(path)), f"{page.name} names {span}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_commands_that_a_reader_types_exist(page):
     known = reference.commands()
@@ -107,6 +120,22 @@ def test_commands_that_a_reader_types_exist(page):
 def test_no_page_knows_the_machine_it_was_written_on(page):
     text = page.read_text(encoding="utf-8")
     assert not re.findall(r"(?<![\w./~$-])/(?:work|root|home|Users)/", text)
+
+
+def test_the_picture_of_a_dollar_is_what_a_new_deployment_charges_for_its_query(books: Books):
+    """The query of the README: 6 tokens of question, 39 of answer, 2 documents, as its receipt says."""
+    picture = (DOCS / "dollar.svg").read_text(encoding="utf-8")
+    amounts = [books.currency.parse(amount) for amount in re.findall(r">(\d\.\d+) USD", picture)]
+    charge, cost, platform, royalty, credited, residual = amounts
+    price, usage = books.rulebook.prices.price(EXTRACTIVE), Usage(input_tokens=6, output_tokens=39, passages=2)
+
+    assert (charge, cost) == (price.charge(usage), price.cost(usage))
+    assert (platform, royalty) == books.rulebook.policy.divide(charge, cost)
+    assert credited + residual == royalty
+    cents = [int(cents) for cents in re.findall(r">(\d+) ct", picture)]
+    assert cents == [round(100 * part / charge) for part in amounts[1:]]
+    assert sum(cents[:3]) == 100
+    assert cents[3] + cents[4] == cents[2]
 
 
 def test_every_audit_check_has_its_section_in_the_runbook():
