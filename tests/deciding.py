@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attribution.attribute import attribute
-from attribution.estimation import estimate, estimate_owen
-from attribution.likelihood import Prompt, log_likelihood
-from attribution.run import Batch, divide, owen_shares, shares
-from attribution.semivalues import SEMIVALUES, from_tables
-from attribution.values import TABLE_PLAYERS_MAX
 
 from attribution.agreement import agreement
 from attribution.arithmetic import Floats, exponential, logarithm
-from attribution.cases import Case as OutsideCase
-from attribution.cases import CasePassage
+from attribution.cases.attribute import attribute
+from attribution.cases.case import Case as OutsideCase
+from attribution.cases.case import CasePassage
+from attribution.games.estimation import estimate, estimate_owen
+from attribution.games.semivalues import SEMIVALUES, from_tables
+from attribution.games.values import TABLE_PLAYERS_MAX
+from attribution.runs.run import Batch, divide, owen_shares, shares
+from attribution.value_functions.likelihood import Prompt, log_likelihood
 from retrieval.catalogue import Catalogue
 from retrieval.chunking import Span
 from retrieval.dense_index import DenseIndex

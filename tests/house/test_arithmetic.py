@@ -14,10 +14,10 @@ FUNCTIONS = {"exp", "expm1", "exp2", "log", "log1p", "log2", "log10", "logaddexp
 ALLOWED = {
     "attribution/agreement.py linear_datamodeling_score @": "integers",
     "attribution/agreement.py _cosine @": "integers",
-    "attribution/estimation.py _fitted @": "integers",
-    "attribution/semivalues.py from_tables @": "integers",
-    "attribution/shapley.py owen_values @": "integers",
-    "attribution/support.py _point_evidence @": "integers",
+    "attribution/games/estimation.py _fitted @": "integers",
+    "attribution/games/semivalues.py from_tables @": "integers",
+    "attribution/games/shapley.py owen_values @": "integers",
+    "attribution/value_functions/support.py _point_evidence @": "integers",
     "retrieval/dense_index.py _proposed @": "proposes rows, and decides nothing",
     "retrieval/similarity.py cosines einsum": "exact, as the module says",
 }

@@ -7,18 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from attribution.likelihood import Likelihood
-from attribution.max_games import airport, owen
-from attribution.run import Batch, divide
-from attribution.semivalues import SEMIVALUES, from_tables
-from attribution.shapley import owen_values
-from attribution.support import Passage, support
-from attribution.values import counterfactual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attribution.agreement import kendall_tau, linear_datamodeling_score
 from attribution.arithmetic import exponential, total
+from attribution.games.max_games import airport, owen
+from attribution.games.semivalues import SEMIVALUES, from_tables
+from attribution.games.shapley import owen_values
+from attribution.games.values import counterfactual
+from attribution.runs.run import Batch, divide
+from attribution.value_functions.likelihood import Likelihood
+from attribution.value_functions.support import Passage, support
 from metering.records import VALUE_ONE
 from retrieval.dense_index import DenseIndex
 from retrieval.evidence import Question, weigh
