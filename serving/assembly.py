@@ -33,7 +33,7 @@ from serving import __version__
 from serving.answering.embeddings import Embeddings
 from serving.answering.paid_calls import PaidCalls
 from serving.answering.pipeline import Answering
-from serving.answering.samples import Samples
+from serving.answering.sampled_texts import Samples
 from serving.books import Books, Metering
 from serving.closing.earnings import Earnings
 from serving.generators.extractive import Extractive

@@ -17,7 +17,7 @@ from metering.redis.meter import RedisMeter
 from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
-from serving.answering.samples import Samples
+from serving.answering.sampled_texts import Samples
 from serving.people.identity import Identities
 from serving.rules.rulebook import Rulebook
 from serving.settings import Settings

@@ -23,7 +23,7 @@ from retrieval.retriever import Retrieval, Retriever
 from serving.answering.answered import Answered, Source
 from serving.answering.delivery import Delivery
 from serving.answering.paid_calls import PaidCall, PaidCalls
-from serving.answering.samples import Samples
+from serving.answering.sampled_texts import Samples
 from serving.generators.generator import Delivered, Generation, Generator, Transcript
 from serving.generators.query import Query, QuestionTooLong
 from serving.people.identity import Caller

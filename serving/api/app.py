@@ -17,10 +17,13 @@ from serving.api import (
     keys,
     models,
     outcomes,
+    prices,
     query,
+    receipts,
     responses,
     statements,
     transparency,
+    usage,
 )
 from serving.api.middleware import Edge
 from serving.service import Service
@@ -40,7 +43,9 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     app.state.metrics = metrics
     app.state.draining = False
     paid = (query, chat, responses, embeddings, models)
-    for part in (*paid, account, outcomes, documents, statements, transparency, admin, keys, books, health):
+    customers = (account, usage, receipts, outcomes)
+    operators = (admin, keys, prices, books)
+    for part in (*paid, *customers, documents, statements, transparency, *operators, health):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(Edge, metrics=metrics, body_bytes_max=service.books.settings.body_bytes)

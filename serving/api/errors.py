@@ -31,7 +31,7 @@ from metering.pricing import PriceError, UnknownModel
 from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
 from serving.answering.paid_calls import AlreadyCharged, Overloaded
-from serving.api.quotas import quota_headers
+from serving.api.rate_limit_headers import quota_headers
 from serving.closing.closing import ClosingError
 from serving.closing.run_log import LogSizeError
 from serving.generators.generator import AnswerTimeout, GeneratorBusy, GeneratorError

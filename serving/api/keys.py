@@ -1,9 +1,8 @@
-"""The operator's interface to API keys and prices."""
+"""The operator's interface to API keys."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 from fastapi import APIRouter, Depends, Response
@@ -12,7 +11,7 @@ from pydantic import BaseModel, Field
 from serving.api.context import TheService, json_response, operator
 from serving.people import keys
 from serving.people.identity import Role
-from serving.rules import limits, pricelist
+from serving.rules import limits
 from serving.rules.limits import KeyLimits
 
 router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
@@ -56,20 +55,3 @@ async def revoke(key: str, service: TheService) -> Response:
     """Refuse a key from now on, for ever."""
     found = await keys.revoke(service.books.identities, service.metering.meter, key)
     return json_response(keys.render(found, service.books.currency))
-
-
-@router.get("/prices")
-async def prices(service: TheService) -> Response:
-    """Every price book, in the order in which they take effect."""
-    books = service.books
-    found = await asyncio.to_thread(books.rulebook.price_books)
-    return json_response({"data": pricelist.render(found, books.currency, time.time_ns() // 1_000_000)})
-
-
-@router.post("/prices")
-async def set_prices(body: dict[str, Any], service: TheService) -> Response:
-    """Add a price book, for queries from a moment on."""
-    books = service.books
-    found = pricelist.parse(body, books.currency)
-    book = await asyncio.to_thread(books.rulebook.set_prices, found.models, found.free_per_month, found.effective_ms)
-    return json_response(pricelist.render_book(book, books.currency, in_force=False), 201)

@@ -12,7 +12,7 @@ from metering.meter import Quota
 from metering.money import Currency, MoneyError
 from metering.records import fingerprint
 from serving.api.errors import ApiError
-from serving.api.quotas import quota_headers
+from serving.api.rate_limit_headers import quota_headers
 from serving.generators.query import Idempotency
 from serving.people.identity import Caller
 from serving.settings import Settings

@@ -17,7 +17,7 @@ from serving.answering.answered import Answered
 from serving.answering.delivery import Delivery
 from serving.api import paid
 from serving.api.errors import ApiError, translate
-from serving.api.quotas import quota_headers
+from serving.api.rate_limit_headers import quota_headers
 from serving.generators.generator import GeneratorError
 from serving.generators.query import Query
 from serving.people.identity import Caller

@@ -29,7 +29,7 @@ from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__
 from serving.answering.paid_calls import Overloaded
-from serving.answering.samples import SampleError
+from serving.answering.sampled_texts import SampleError
 from serving.assembly import AssemblyError
 from serving.cli import (
     ablation,

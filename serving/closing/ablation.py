@@ -19,7 +19,7 @@ from attribution.value_functions.likelihood import Unscorable
 from metering import ledger, periods
 from metering.records import UsageRecord
 from metering.usage_log import records
-from serving.answering import samples
+from serving.answering import sampled_texts
 from serving.books import Books
 from serving.valuing.functions import ValueFunction
 
@@ -113,7 +113,7 @@ def _sampled(period: str) -> sa.Select[tuple[str, str, int]]:
     receipts, segments = ledger.receipts, ledger.segments
     return (
         sa.select(receipts.c.id, receipts.c.segment, receipts.c.row)
-        .join(samples.table, samples.table.c.record == receipts.c.id)
+        .join(sampled_texts.table, sampled_texts.table.c.record == receipts.c.id)
         .join(segments, segments.c.name == receipts.c.segment)
         .where(segments.c.period == period)
         .order_by(receipts.c.segment, receipts.c.row)

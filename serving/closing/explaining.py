@@ -19,7 +19,7 @@ from metering.pricing import Usage
 from metering.records import PPM, VALUE_ONE, UsageRecord
 from serving import rendering
 from serving.books import Books
-from serving.closing import outcomes, receipts
+from serving.closing import lookup, outcomes
 from serving.closing.division import COLUMNS, divided
 from serving.rules.rulebook import EXTRACTIVE
 
@@ -42,7 +42,7 @@ def explain(books: Books, record_id: str) -> dict[str, Any]:
         UnknownRecord: it is not in the log.
         SegmentError: its segment is missing or altered.
     """
-    logged = receipts.find(books, record_id)
+    logged = lookup.find(books, record_id)
     if logged is None:
         raise UnknownRecord(f"there is no record {record_id[:80]} in the log")
     record = logged.record

@@ -32,7 +32,7 @@ from metering.spool import Spool
 from metering.usage_log import SegmentError, records, stream_order
 from retrieval import catalogue
 from serving.answering.embeddings import NO_GAME
-from serving.answering.samples import DAY_MS
+from serving.answering.sampled_texts import DAY_MS
 from serving.books import Books, Metering
 from serving.closing import archive, closing, run_log
 from serving.money import payouts

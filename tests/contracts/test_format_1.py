@@ -26,7 +26,7 @@ from metering.records import UsageRecord
 from metering.usage_log import records
 from serving.assembly import open_books, open_metering
 from serving.books import Books
-from serving.closing import closing, receipts
+from serving.closing import closing, lookup
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from serving.upkeep.audit import audit
@@ -92,7 +92,7 @@ def upgraded(tmp_path_factory, model_cache):
 def test_what_was_in_redis_and_in_the_spool_is_drained_once(upgraded):
     assert upgraded.before == DRAINED
     assert recorded(upgraded.books) == DRAINED + WAITING
-    assert receipts.find(upgraded.books, EXPECTED["spooled"]).period == OPEN
+    assert lookup.find(upgraded.books, EXPECTED["spooled"]).period == OPEN
     assert not list(upgraded.books.directory.spool.iterdir())
 
 
@@ -129,7 +129,7 @@ def test_every_record_is_proved_in_its_run(upgraded):
     with upgraded.books.engine.connect() as connection:
         ids = connection.execute(sa.select(ledger.receipts.c.id)).scalars().all()
     for receipt in ids:
-        record = receipts.find(upgraded.books, receipt).record
+        record = lookup.find(upgraded.books, receipt).record
         checks = verify_receipt({"id": receipt, "inclusion": closing.inclusion(upgraded.books, record)})
         assert all(check["ok"] for check in checks), checks
 
@@ -176,7 +176,7 @@ def test_a_month_of_two_formats_is_one_month(mixed):
 
 def test_each_record_is_proved_by_the_bytes_of_its_own_format(mixed):
     for receipt, number in ((EXPECTED["spooled"], 1), (NEWER[0], 2)):
-        record = receipts.find(mixed, receipt).record
+        record = lookup.find(mixed, receipt).record
         inclusion = closing.inclusion(mixed, record)
         content = json.loads(inclusion["record"]["content"])
         assert (content["format"], "provenance" in content) == (number, number == 2)

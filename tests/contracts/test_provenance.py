@@ -9,7 +9,7 @@ import pytest
 from metering.records import FORMAT
 from serving import __version__
 from serving.assembly import open_books, open_service
-from serving.closing import receipts
+from serving.closing import lookup
 from serving.generators.query import Idempotency, Query
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
@@ -28,7 +28,7 @@ async def service(tmp_path, model_cache):
 
 async def recorded(service, receipt):
     await service.metering.drain.settle()
-    record = receipts.find(service.books, receipt).record
+    record = lookup.find(service.books, receipt).record
     assert record.format == FORMAT
     return record.provenance
 

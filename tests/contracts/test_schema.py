@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 
 from metering import ledger
 from retrieval import catalogue
-from serving.answering import samples
+from serving.answering import sampled_texts
 from serving.closing import ablation, closing, outcomes, run_log
 from serving.notify import alerts
 from serving.people import identity
@@ -32,7 +32,7 @@ PARTS = (
     deployment.METADATA,
     alerts.METADATA,
     ablation.METADATA,
-    samples.METADATA,
+    sampled_texts.METADATA,
 )
 APPEND_ONLY = (
     "transfers",

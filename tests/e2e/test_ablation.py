@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from attribution.games.values import Table
 from attribution.value_functions.likelihood import Unscorable
-from serving.answering import samples
-from serving.answering.samples import DAY_MS, SampleError
+from serving.answering import sampled_texts
+from serving.answering.sampled_texts import DAY_MS, SampleError
 from serving.assembly import open_ablation_function, open_books, open_metering
 from serving.books import Books
 from serving.closing import ablation, closing
@@ -229,7 +229,7 @@ def test_text_is_destroyed_when_its_time_is_over_and_that_it_was_drawn_is_kept(c
     assert copy.samples.destroy() == 0
     with pytest.raises(KeyboardInterrupt):
         ablation.run(copy, period, Dying())
-    early = sa.update(samples.table).values(at_ms=samples.table.c.at_ms - 91 * DAY_MS - 60_000)
+    early = sa.update(sampled_texts.table).values(at_ms=sampled_texts.table.c.at_ms - 91 * DAY_MS - 60_000)
     with copy.engine.begin() as connection:
         connection.execute(early)
     assert failed(copy) == ["no sampled text is kept for longer than the dispute window"]
@@ -242,8 +242,8 @@ def test_text_is_destroyed_when_its_time_is_over_and_that_it_was_drawn_is_kept(c
 
 def test_destroyed_text_is_overwritten_and_not_only_forgotten(copy: Books):
     with copy.engine.begin() as connection:
-        sealed = connection.execute(sa.select(samples.table.c.sealed)).scalars().all()
-        connection.execute(sa.update(samples.table).values(at_ms=0))
+        sealed = connection.execute(sa.select(sampled_texts.table.c.sealed)).scalars().all()
+        connection.execute(sa.update(sampled_texts.table).values(at_ms=0))
     assert copy.samples.destroy() == len(sealed)
     copy.engine.dispose()
     with sqlite3.connect(copy.directory.database) as database:
@@ -257,20 +257,20 @@ def test_a_closed_period_recomputes_to_the_same_bytes_after_its_texts_are_destro
     ablation.run(copy, period, Rerun())
     closing.close(copy, period, early=True)
     with copy.engine.begin() as connection:
-        connection.execute(sa.update(samples.table).values(sealed=None))
+        connection.execute(sa.update(sampled_texts.table).values(sealed=None))
     assert failed(copy) == []
 
 
 def test_a_running_server_destroys_what_is_over(settings: Settings, e2e_env: dict[str, str]):
     with open_books(settings) as books, books.engine.begin() as connection:
-        connection.execute(sa.update(samples.table).values(at_ms=samples.table.c.at_ms - 91 * DAY_MS))
+        connection.execute(sa.update(sampled_texts.table).values(at_ms=sampled_texts.table.c.at_ms - 91 * DAY_MS))
     with Server(settings.data_dir, e2e_env), open_books(settings) as books:
         wait_for(lambda: not count(books, "ablation_samples WHERE sealed IS NOT NULL"))
 
 
 def test_a_text_that_another_key_sealed_is_named_and_nothing_is_guessed(copy: Books, period: str):
     with copy.engine.begin() as connection:
-        connection.execute(sa.update(samples.table).values(sealed=b"x" * 100))
+        connection.execute(sa.update(sampled_texts.table).values(sealed=b"x" * 100))
     with pytest.raises(SampleError, match="cannot be read"):
         ablation.run(copy, period, Rerun())
 
@@ -278,8 +278,8 @@ def test_a_text_that_another_key_sealed_is_named_and_nothing_is_guessed(copy: Bo
 def test_a_text_is_bound_to_its_record(copy: Books):
     """Swapped rows do not open: nobody can have another query audited in a record's name."""
     with copy.engine.begin() as connection:
-        rows = connection.execute(sa.select(samples.table)).all()
-        change = sa.update(samples.table).where(samples.table.c.record == rows[0].record)
+        rows = connection.execute(sa.select(sampled_texts.table)).all()
+        change = sa.update(sampled_texts.table).where(sampled_texts.table.c.record == rows[0].record)
         connection.execute(change.values(sealed=rows[1].sealed))
     with pytest.raises(SampleError):
         copy.samples.open(rows[0].record)
@@ -321,8 +321,10 @@ def test_the_same_audit_by_a_language_model_in_this_process_and_at_a_server(
 
     folder = babbler(tmp_path / "babbler", "llama", positions=8_192)
     with open_books(settings) as books, books.engine.begin() as connection:
-        first = sa.select(sa.func.min(samples.table.c.record)).scalar_subquery()
-        connection.execute(sa.update(samples.table).where(samples.table.c.record > first).values(sealed=None))
+        first = sa.select(sa.func.min(sampled_texts.table.c.record)).scalar_subquery()
+        connection.execute(
+            sa.update(sampled_texts.table).where(sampled_texts.table.c.record > first).values(sealed=None)
+        )
     model = settings.model_copy(update={"likelihood_model": str(folder)})
     with vllm_like(folder, str(folder)) as url:
         there = shutil.copytree(settings.data_dir, settings.data_dir.with_name("there"))

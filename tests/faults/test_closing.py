@@ -22,7 +22,7 @@ from metering.pricing import Usage
 from metering.records import VALUE_ONE, Split
 from metering.usage_log import parse, records
 from serving.assembly import open_books, open_metering
-from serving.closing import closing, outcomes, receipts, run_log
+from serving.closing import closing, lookup, outcomes, run_log
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from serving.upkeep.audit import audit
@@ -217,7 +217,7 @@ def test_the_log_of_runs_grows_and_every_record_is_provably_in_it(used):
         with pytest.raises(run_log.LogSizeError):
             run_log.consistency(used, size)
     for name in ("00000000", "00000149", "more-00000003"):
-        record = receipts.find(used, name).record
+        record = lookup.find(used, name).record
         receipt = {"id": name, "inclusion": closing.inclusion(used, record)}
         assert [check["name"] for check in verify_receipt(receipt) if not check["ok"]] == []
     assert asyncio.run(checks(used)) == []

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from metering.meter import Limits, Quota
 from metering.money import Currency
-from serving.api.quotas import quota_headers
+from serving.api.rate_limit_headers import quota_headers
 from serving.rules import limits
 from serving.rules.limits import KeyLimits, LimitError
 from serving.settings import Settings

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from serving.api import account
-from serving.closing import receipts
+from serving.closing import lookup
 from tests.records import a_record
 
 pytestmark = pytest.mark.anyio
@@ -20,7 +20,7 @@ class Moving:
 
     def find(self, _books, receipt, account):
         known = self.drained and (receipt, account) == (self.record.id, self.record.account)
-        return receipts.Logged(self.record, "2026-11") if known else None
+        return lookup.Logged(self.record, "2026-11") if known else None
 
     async def find_record(self, _account, _receipt):
         self.drained = True
@@ -28,7 +28,7 @@ class Moving:
 
 async def test_a_receipt_that_is_drained_while_it_is_looked_for_is_found(monkeypatch):
     moving = Moving()
-    monkeypatch.setattr(receipts, "find", moving.find)
+    monkeypatch.setattr(lookup, "find", moving.find)
     spool = SimpleNamespace(find=lambda _: None)
     service = SimpleNamespace(books=None, metering=SimpleNamespace(spool=spool, meter=moving))
 
