@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 from redis.asyncio import Redis
 
-from metering import ledger, periods
+from metering import ledger, period_gate, periods, sql, usage_index
 from metering.ledger import Transfer
 from metering.meter import MeterLost, MeterUnavailable
 from metering.records import RecordError, decode_record
@@ -271,7 +271,7 @@ class Drain:
 
     def _not_registered(self, entries: Sequence[tuple[str, bytes]]) -> list[str]:
         ids = {decode_record(data).id: entry for entry, data in entries}
-        table = ledger.receipts
+        table = usage_index.receipts
         with self._engine.connect() as connection:
             known: set[str] = set()
             names = list(ids)
@@ -294,12 +294,12 @@ class Drain:
     def _mark(self, shard: int) -> tuple[str, int]:
         """The last registered stream id of a shard, and the fencing token of who registered it."""
         with self._engine.connect() as connection:
-            query = sa.select(ledger.shards.c.last, ledger.shards.c.fence).where(ledger.shards.c.shard == shard)
-            row = connection.execute(query).one()
+            table = usage_index.shards
+            row = connection.execute(sa.select(table.c.last, table.c.fence).where(table.c.shard == shard)).one()
             return row.last, row.fence
 
     def _register(self, shard: int, mark: str, token: int, segment: Segment, table: pa.Table) -> None:
-        shards = ledger.shards
+        shards = usage_index.shards
         with self._engine.begin() as connection:
             moved = connection.execute(
                 sa.update(shards)
@@ -308,7 +308,7 @@ class Drain:
             )
             if moved.rowcount != 1:
                 raise DrainBusy(f"shard {shard} was taken over by another drainer")
-            period = first_open(connection, periods.of(table["finished_ms"][0].as_py()))
+            period = period_gate.first_open(connection, periods.of(table["finished_ms"][0].as_py()))
             _insert(connection, segment, period, table)
             ledger.post(connection, _transfers(segment, period, table))
         self._charged.update(table["account"].unique().to_pylist())
@@ -331,26 +331,9 @@ def _by_period(batch: Sequence[tuple[str, bytes]]) -> list[pa.Table]:
     return [table.slice(start, length) for start, length in zip(starts, lengths, strict=False)]
 
 
-def close_period(connection: sa.Connection, period: str, now_ms: int) -> None:
-    """Let no more segments into ``period``, in a transaction that begins with this call.
-
-    Every shard's mark is locked first, so a drainer registers its segment either wholly before or wholly after.
-    """
-    connection.execute(sa.update(ledger.shards).values(fence=ledger.shards.c.fence))
-    ledger.insert_new(connection, ledger.closed_periods, [{"period": period, "closed_ms": now_ms}])
-
-
-def first_open(connection: sa.Connection, period: str) -> str:
-    """``period``, or the first one after it that is not closed: a closed period never changes."""
-    closed = set(connection.execute(sa.select(ledger.closed_periods.c.period)).scalars())
-    while period in closed:
-        period = periods.following(period)
-    return period
-
-
 def _insert(connection: sa.Connection, segment: Segment, period: str, table: pa.Table) -> None:
     connection.execute(
-        sa.insert(ledger.segments).values(
+        sa.insert(usage_index.segments).values(
             name=segment.name,
             shard=segment.shard,
             first=segment.first,
@@ -363,11 +346,11 @@ def _insert(connection: sa.Connection, segment: Segment, period: str, table: pa.
     )
     ids, accounts = table["id"].to_pylist(), table["account"].to_pylist()
     connection.execute(
-        sa.insert(ledger.segment_hours),
+        sa.insert(usage_index.segment_hours),
         [{"segment": segment.name, "hour": hour, "records": records} for hour, records in segment.hours],
     )
     connection.execute(
-        sa.insert(ledger.receipts),
+        sa.insert(usage_index.receipts),
         [
             {"id": name, "account": account, "segment": segment.name, "row": row}
             for row, (name, account) in enumerate(zip(ids, accounts, strict=True))
@@ -379,7 +362,7 @@ def _insert(connection: sa.Connection, segment: Segment, period: str, table: pa.
         if fingerprint
     ]
     if seen:
-        ledger.insert_new(connection, ledger.idempotency, seen)
+        sql.insert_new(connection, usage_index.idempotency, seen)
     _count_usage(connection, table)
 
 
@@ -391,9 +374,9 @@ def _count_usage(connection: sa.Connection, table: pa.Table) -> None:
         row | {"day": periods.day_of(row["day"] * _DAY_MS)}
         for row in _sums(counted, ("account", "day", "model", "key"), sums)
     ]
-    usage = ledger.usage_daily
+    usage = usage_index.usage_daily
     keys = tuple(column.name for column in usage.primary_key.columns)
-    ledger.insert_new(connection, usage, [{key: row[key] for key in keys} | dict.fromkeys(sums, 0) for row in rows])
+    sql.insert_new(connection, usage, [{key: row[key] for key in keys} | dict.fromkeys(sums, 0) for row in rows])
     connection.execute(
         sa.update(usage)
         .where(*(usage.c[key] == sa.bindparam(f"at_{key}") for key in keys))

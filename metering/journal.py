@@ -36,7 +36,7 @@ class Format(StrEnum):
 def write(
     connection: sa.Connection, currency: Currency, form: Format, sink: TextIO, start_ms: int, end_ms: int, title: str
 ) -> int:
-    """Write the transfers between two moments, both included, from a :func:`metering.ledger.snapshot`.
+    """Write the transfers between two moments, both included, from a :func:`metering.sql.snapshot`.
 
     Memory grows with the number of accounts, not with that of transfers.
 

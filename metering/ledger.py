@@ -5,27 +5,23 @@ the database itself refuses that, and a transfer id is posted at most once, for 
 debit: money that is owed to customers, contributors or the operator is positive.
 
 Beside the transfers stand their sums, by account and by account and day, moved on in the same transaction: no
-balance costs more when there are more transfers. And the tables that the drain writes in the same transaction:
-which segments are registered, where each record is, and usage by day.
+balance costs more when there are more transfers.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
-from metering.meter import Funding, KeySpending
+from metering.sql import add_to_sums, insert_new
 
 METADATA = sa.MetaData()
 
 TRANSFER_ID_CHARS_MAX: Final = 700
-_ID = sa.String(200)
 _ACCOUNT = sa.String(220)
 
 transfers = sa.Table(
@@ -53,7 +49,7 @@ transfers = sa.Table(
     ),
 )
 
-running = sa.Table(
+balances_table = sa.Table(
     "balances",
     METADATA,
     sa.Column("account", _ACCOUNT, primary_key=True),
@@ -74,90 +70,6 @@ turnover = sa.Table(
     sa.Column("credits", sa.BigInteger, nullable=False),
 )
 """The sums of an account's transfers of one day, counted since 1970-01-01 UTC."""
-
-withdrawals = sa.Table(
-    "withdrawals",
-    METADATA,
-    sa.Column("name", sa.String(32), primary_key=True),
-    sa.Column("started_ms", sa.BigInteger, nullable=False),
-)
-"""The withdrawals in progress, see :mod:`metering.withdrawals`: only one whose row is there may be posted."""
-
-segments = sa.Table(
-    "segments",
-    METADATA,
-    sa.Column("name", _ID, primary_key=True),
-    sa.Column("shard", sa.Integer, nullable=False),
-    sa.Column("first", sa.String(40), nullable=False),
-    sa.Column("last", sa.String(40), nullable=False),
-    sa.Column("records", sa.Integer, nullable=False),
-    sa.Column("sha256", sa.String(64), nullable=False),
-    sa.Column("period", sa.String(7), nullable=False, index=True),
-    sa.Column("charge", sa.BigInteger, nullable=False),
-)
-
-segment_hours = sa.Table(
-    "segment_hours",
-    METADATA,
-    sa.Column("segment", _ID, primary_key=True),
-    sa.Column("hour", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("records", sa.Integer, nullable=False),
-)
-
-shards = sa.Table(
-    "shards",
-    METADATA,
-    sa.Column("shard", sa.Integer, primary_key=True),
-    sa.Column("last", sa.String(40), nullable=False),
-    sa.Column("fence", sa.BigInteger, nullable=False),
-)
-
-receipts = sa.Table(
-    "receipts",
-    METADATA,
-    sa.Column("id", _ID, primary_key=True),
-    sa.Column("account", _ID, nullable=False, index=True),
-    sa.Column("segment", _ID, nullable=False),
-    sa.Column("row", sa.Integer, nullable=False),
-)
-
-idempotency = sa.Table(
-    "idempotency",
-    METADATA,
-    sa.Column("account", _ID, primary_key=True),
-    sa.Column("fingerprint", sa.String(64), primary_key=True),
-    sa.Column("record", _ID, nullable=False),
-)
-
-usage_daily = sa.Table(
-    "usage_daily",
-    METADATA,
-    sa.Column("account", _ID, primary_key=True),
-    sa.Column("day", sa.String(10), primary_key=True),
-    sa.Column("model", _ID, primary_key=True),
-    sa.Column("key", _ID, primary_key=True),
-    sa.Column("queries", sa.BigInteger, nullable=False),
-    sa.Column("input_tokens", sa.BigInteger, nullable=False),
-    sa.Column("output_tokens", sa.BigInteger, nullable=False),
-    sa.Column("charge", sa.BigInteger, nullable=False),
-    sa.Column("free", sa.BigInteger, nullable=False, server_default="0"),
-)
-
-credit_limits = sa.Table(
-    "credit_limits",
-    METADATA,
-    sa.Column("account", _ID, primary_key=True),
-    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("amount", sa.BigInteger, nullable=False),
-    sa.Column("at_ms", sa.BigInteger, nullable=False),
-)
-
-closed_periods = sa.Table(
-    "closed_periods",
-    METADATA,
-    sa.Column("period", sa.String(7), primary_key=True),
-    sa.Column("closed_ms", sa.BigInteger, nullable=False),
-)
 
 BANK: Final = "bank"
 COMPUTE: Final = "operator:compute"
@@ -265,7 +177,7 @@ def post(connection: sa.Connection, batch: Sequence[Transfer], *, covered: Colle
     if len(posted) < len(batch):
         _check_same(connection, batch)
     new = [transfer for transfer in {each.id: each for each in batch}.values() if transfer.id in posted]
-    _move(connection, new)
+    _add_to_balances(connection, new)
     for account in covered if new else ():
         left = balance(connection, account)
         if left < 0:
@@ -290,9 +202,9 @@ def balance(connection: sa.Connection, account: str, at_ms: int | None = None) -
 def balances(connection: sa.Connection, at_ms: int | None = None, account: str | None = None) -> dict[str, int]:
     """Credit minus debit of every account that ever moved, or of one: now, or of all that had happened by a moment."""
     if at_ms is None:
-        now = sa.select(running.c.account, running.c.credits - running.c.debits)
+        now = sa.select(balances_table.c.account, balances_table.c.credits - balances_table.c.debits)
         if account is not None:
-            now = now.where(running.c.account == account)
+            now = now.where(balances_table.c.account == account)
         return {row[0]: int(row[1]) for row in connection.execute(now)}
     day = at_ms // DAY_MS
     net = sa.func.sum(turnover.c.credits - turnover.c.debits)
@@ -308,70 +220,6 @@ def balances(connection: sa.Connection, at_ms: int | None = None, account: str |
         for name, amount in connection.execute(rest):
             found[name] = found.get(name, 0) + sign * int(amount)
     return found
-
-
-def funding(connection: sa.Connection, account: str) -> Funding:
-    """The ledger's view of a customer's account, for the meter to converge to."""
-    limits = _credit_limits(connection, account)  # before what they count for: a view may be newer than its version
-    row = connection.execute(sa.select(running).where(running.c.account == customer(account))).one_or_none()
-    month, free_used, keys = _used(connection, account)
-    return Funding(
-        account=account,
-        version=len(limits) + (row.moves if row else 0),
-        funded=row.credits - row.debits + row.charged if row else 0,
-        spent=row.charged if row else 0,
-        credit_limit=limits[-1] if limits else 0,
-        month=month,
-        free_used=free_used,
-        keys=keys,
-    )
-
-
-def set_credit_limit(engine: sa.Engine, account: str, amount: int, at_ms: int) -> None:
-    """Let an account go ``amount`` units below zero from now on; setting the limit that it has changes nothing.
-
-    Raises:
-        LedgerError: it was changed by another at the same moment.
-    """
-    with engine.connect() as connection:
-        limits = _credit_limits(connection, account)
-    if amount == (limits[-1] if limits else 0):
-        return
-    row = {"account": account, "version": len(limits) + 1, "amount": amount, "at_ms": at_ms}
-    with engine.begin() as connection:  # not the transaction that read: see open_database
-        inserted = insert_new(connection, credit_limits, [row])
-    if not inserted:
-        raise LedgerError(f"the credit limit of {account} was changed at the same moment: look, and set it again")
-
-
-def credit_limit_max(connection: sa.Connection, account: str) -> int:
-    """The highest credit limit that an account ever had: how far below zero its balance may be."""
-    return max(_credit_limits(connection, account), default=0)
-
-
-def _credit_limits(connection: sa.Connection, account: str) -> list[int]:
-    query = sa.select(credit_limits.c.amount).where(credit_limits.c.account == account)
-    return [int(amount) for amount in connection.execute(query.order_by(credit_limits.c.version)).scalars()]
-
-
-def _used(connection: sa.Connection, account: str) -> tuple[str, int, tuple[KeySpending, ...]]:
-    """The last month in which an account was used, what was free in it, and what each of its keys spent in it."""
-    table = usage_daily
-    last = connection.execute(sa.select(sa.func.max(table.c.day)).where(table.c.account == account)).scalar_one()
-    if last is None:
-        return "", 0, ()
-    month = str(last)[: len("YYYY-MM")]
-    days = connection.execute(
-        sa.select(table.c.key, table.c.day, sa.func.sum(table.c.charge - table.c.free), sa.func.sum(table.c.free))
-        .where(table.c.account == account, table.c.day >= f"{month}-01")
-        .group_by(table.c.key, table.c.day)
-        .order_by(table.c.day)
-    ).all()
-    keys: dict[str, KeySpending] = {}
-    for key, day, paid, _ in days:
-        before = keys[key].month_spent if key in keys else 0
-        keys[key] = KeySpending(key, day, int(paid), before + int(paid))
-    return month, sum(int(free) for *_, free in days), tuple(keys.values())
 
 
 def history(connection: sa.Connection, account: str, start_ms: int, end_ms: int, limit: int) -> list[Transfer]:
@@ -398,22 +246,13 @@ def stream(connection: sa.Connection, start_ms: int, end_ms: int) -> Iterator[Tr
         yield Transfer(**row)
 
 
-@contextmanager
-def snapshot(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A connection that sees the books as they are at its first query, whatever is posted meanwhile."""
-    with engine.connect() as connection:
-        if connection.dialect.name == "postgresql":  # SQLite's transactions are snapshots anyway
-            connection.execution_options(isolation_level="REPEATABLE READ")
-        yield connection
-
-
 def drifted(connection: sa.Connection) -> list[str]:
     """The accounts whose stored sums are not those of their transfers: none, if nobody wrote them by hand."""
     entries = _entries()
     total = [sa.cast(sa.func.sum(entries.c[name]), sa.BigInteger) for name in ("debits", "credits", "charged", "moves")]
     found: set[str] = set()
     for keys, sums, stored in (
-        ([entries.c.account], total, sa.select(running)),
+        ([entries.c.account], total, sa.select(balances_table)),
         ([entries.c.account, entries.c.day], total[:2], sa.select(turnover)),
     ):
         counted = sa.select(*keys, *sums).group_by(*keys)
@@ -422,17 +261,7 @@ def drifted(connection: sa.Connection) -> list[str]:
     return sorted(found)
 
 
-def insert_new(connection: sa.Connection, table: sa.Table, rows: Sequence[dict[str, object]]) -> Sequence[sa.Row[Any]]:
-    """Insert the rows whose primary key is not there yet, and give the keys of those."""
-    statement = _insert(connection, table).on_conflict_do_nothing().returning(*table.primary_key.columns)
-    return connection.execute(statement, list(rows)).all()
-
-
-def _insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
-    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
-
-
-def _move(connection: sa.Connection, posted: Iterable[Transfer]) -> None:
+def _add_to_balances(connection: sa.Connection, posted: Iterable[Transfer]) -> None:
     accounts: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
     days: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0])
     for transfer in posted:
@@ -443,18 +272,8 @@ def _move(connection: sa.Connection, posted: Iterable[Transfer]) -> None:
             days[account, transfer.at_ms // DAY_MS][side] += transfer.amount
         if charge:
             accounts[transfer.debit][2] += transfer.amount
-    _add(connection, running, [(account, *sums) for account, sums in sorted(accounts.items())])
-    _add(connection, turnover, [(*key, *sums) for key, sums in sorted(days.items())])
-
-
-def _add(connection: sa.Connection, table: sa.Table, rows: Sequence[tuple[object, ...]]) -> None:
-    """Add to the sums of a table, beginning those that are new at zero."""
-    if rows:
-        names = table.columns.keys()
-        statement = _insert(connection, table)
-        sums = {each.name: each + statement.excluded[each.name] for each in table.columns if not each.primary_key}
-        statement = statement.on_conflict_do_update(index_elements=table.primary_key.columns.keys(), set_=sums)
-        connection.execute(statement, [dict(zip(names, row, strict=True)) for row in rows])
+    add_to_sums(connection, balances_table, [(account, *sums) for account, sums in sorted(accounts.items())])
+    add_to_sums(connection, turnover, [(*key, *sums) for key, sums in sorted(days.items())])
 
 
 def _entries() -> sa.Subquery:

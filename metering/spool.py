@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import usage_index
 from metering.durable import write_durably
 from metering.meter import Hold, HoldExpired, Meter, Request
 from metering.records import UsageRecord, decode_record
@@ -135,7 +135,7 @@ class Spool:
         return 1
 
     def _posted(self, record: str) -> bool:
-        table = ledger.receipts
+        table = usage_index.receipts
         with self._engine.connect() as connection:
             return connection.execute(sa.select(table.c.id).where(table.c.id == record)).first() is not None
 

@@ -20,8 +20,19 @@ from typing import Final
 import sqlalchemy as sa
 
 from metering import ledger
+from metering.credit import funding_view
 from metering.ledger import Transfer
 from metering.meter import Funding, Meter
+
+METADATA = sa.MetaData()
+
+withdrawals = sa.Table(
+    "withdrawals",
+    METADATA,
+    sa.Column("name", sa.String(32), primary_key=True),
+    sa.Column("started_ms", sa.BigInteger, nullable=False),
+)
+"""The withdrawals in progress: only one whose row is there may be posted."""
 
 LAPSE_MS: Final = 60_000
 """How long a withdrawal may take before another process ends it."""
@@ -64,36 +75,36 @@ async def _settle(engine: sa.Engine, meter: Meter, account: str, name: str) -> N
 
 def _begin(engine: sa.Engine, name: str) -> None:
     with engine.begin() as connection:
-        connection.execute(sa.insert(ledger.withdrawals).values(name=name, started_ms=_now_ms()))
+        connection.execute(sa.insert(withdrawals).values(name=name, started_ms=_now_ms()))
 
 
 def _post(engine: sa.Engine, name: str, transfer: Transfer) -> None:
     with engine.begin() as connection:
-        if not _delete(connection, ledger.withdrawals.c.name == name):
+        if not _delete(connection, withdrawals.c.name == name):
             raise WithdrawalLapsed("it took too long, and nothing was booked; repeat it")
         ledger.post(connection, [transfer])
 
 
 def _end(engine: sa.Engine, name: str) -> None:
     with engine.begin() as connection:
-        _delete(connection, ledger.withdrawals.c.name == name)
+        _delete(connection, withdrawals.c.name == name)
 
 
 def _lapse(engine: sa.Engine, name: str) -> bool:
     """Whether the withdrawal is over: ended now if it is old, or before."""
-    table = ledger.withdrawals
+    table = withdrawals
     with engine.begin() as connection:
         _delete(connection, table.c.started_ms < _now_ms() - LAPSE_MS)
         return connection.execute(sa.select(table.c.name).where(table.c.name == name)).first() is None
 
 
 def _delete(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
-    return connection.execute(sa.delete(ledger.withdrawals).where(where)).rowcount
+    return connection.execute(sa.delete(withdrawals).where(where)).rowcount
 
 
 def _funding(engine: sa.Engine, account: str) -> Funding:
     with engine.connect() as connection:
-        return ledger.funding(connection, account)
+        return funding_view(connection, account)
 
 
 def _now_ms() -> int:

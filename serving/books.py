@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from attribution.runs.transparency import Signer
-from metering import ledger, withdrawals
+from metering import withdrawals
+from metering.credit import funding_view
 from metering.drain import Drain
 from metering.meter import Funding, Limits
 from metering.money import Currency
@@ -81,4 +82,4 @@ class Metering:
 
     def _funding(self, customer: str) -> Funding:
         with self.books.engine.connect() as connection:
-            return ledger.funding(connection, customer)
+            return funding_view(connection, customer)

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import usage_index
 from metering.meter import MeterLost
 from metering.redis.connection import Client, Script, reached
 from metering.redis.meter import (
@@ -101,7 +101,7 @@ async def advance(client: Client, engine: sa.Engine, deployment: str) -> None:
     """
     script = Script(client, "advance")
     with engine.connect() as connection:
-        marks = {row.shard: row.last for row in connection.execute(sa.select(ledger.shards))}
+        marks = {row.shard: row.last for row in connection.execute(sa.select(usage_index.shards))}
     with reached():
         for shard, mark in marks.items():
             if mark == NOTHING:
@@ -131,7 +131,7 @@ async def remember(client: Client, engine: sa.Engine, shards: int) -> int:
 
 def _registered(engine: sa.Engine, since_ms: int) -> Iterator[list[tuple[str, str, str]]]:
     """The id and account of each record registered since, and an entry of its segment, a batch at a time."""
-    receipts, segments = ledger.receipts, ledger.segments
+    receipts, segments = usage_index.receipts, usage_index.segments
     # Stream ids begin with milliseconds, which have 13 digits until the year 2286: text order is time order.
     query = (
         sa.select(receipts.c.id, receipts.c.account, segments.c.last)

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 import structlog
 
 from attribution.policy import Policy
-from metering import ledger
+from metering import usage_index
 from metering.meter import Hold, IdempotencyRunning, Limits, Meter, MeterUnavailable, Replay, Request
 from metering.money import Currency
 from metering.pricing import ModelPrice, Usage
@@ -293,7 +293,7 @@ class PaidCalls:
 
     def _refuse_charged(self, request: Request) -> None:
         """The meter forgets an Idempotency-Key after a while; the ledger never does."""
-        table = ledger.idempotency
+        table = usage_index.idempotency
         known = sa.select(table.c.record).where(
             table.c.account == request.account,
             table.c.fingerprint == fingerprint(request.idempotency_key),

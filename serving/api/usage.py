@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final
 import sqlalchemy as sa
 from fastapi import APIRouter, Query, Response
 
-from metering import ledger
+from metering import usage_index
 from serving.api.context import Customer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.books import Books
@@ -43,7 +43,7 @@ def _usage(
     books: Books, account: str, groups: list[str], first: date | None, last: date | None
 ) -> list[dict[str, Any]]:
     """One row for each group that was used; none for a customer who has used nothing."""
-    table = ledger.usage_daily
+    table = usage_index.usage_daily
     by = [table.c[name] for name in groups]
     sums = [sa.func.sum(table.c[name]).label(name) for name in (*_COUNTS, *_AMOUNTS)]
     query = sa.select(*by, *sums).where(table.c.account == account).group_by(*by).order_by(*by)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from metering import journal, ledger, periods
+from metering import journal, ledger, periods, sql
 from serving.assembly import open_books, open_metering
 from serving.books import Books
 from serving.money import corrections, payouts
@@ -89,7 +89,7 @@ def export(
     first, last = _range(start, end)
     if out.is_json and output is None:
         raise typer.BadParameter("--json needs a file to write to", param_hint="--output")
-    with open_books(settings) as books, ledger.snapshot(books.engine) as connection:
+    with open_books(settings) as books, sql.snapshot(books.engine) as connection:
         title = f"Patronage, deployment {books.deployment.id}"
         if output is None:
             journal.write(connection, books.currency, form, sys.stdout, first, last, title)

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from attribution.agreement import Ablation, Agreement, agreement
 from attribution.runs.run import owen_shares
 from attribution.value_functions.likelihood import Unscorable
-from metering import ledger, periods
+from metering import period_gate, periods, sql, usage_index
 from metering.records import UsageRecord
 from metering.usage_log import records
 from serving.answering import sampled_texts
@@ -110,7 +110,7 @@ def ablation_of(engine: sa.Engine, period: str) -> Ablation:
 
 def _sampled(period: str) -> sa.Select[tuple[str, str, int]]:
     """The sampled records that were charged in a period, and where each is in the log."""
-    receipts, segments = ledger.receipts, ledger.segments
+    receipts, segments = usage_index.receipts, usage_index.segments
     return (
         sa.select(receipts.c.id, receipts.c.segment, receipts.c.row)
         .join(sampled_texts.table, sampled_texts.table.c.record == receipts.c.id)
@@ -133,7 +133,7 @@ def _records(books: Books, places: list[tuple[str, int]]) -> Iterator[UsageRecor
     wanted: dict[str, list[int]] = {}
     for segment, row in places:
         wanted.setdefault(segment, []).append(row)
-    query = sa.select(ledger.segments.c.name, ledger.segments.c.sha256)
+    query = sa.select(usage_index.segments.c.name, usage_index.segments.c.sha256)
     with books.engine.connect() as connection:
         hashes = {row.name: row.sha256 for row in connection.execute(query)}
     for segment, rows in wanted.items():
@@ -145,26 +145,18 @@ def _records(books: Books, places: list[tuple[str, int]]) -> Iterator[UsageRecor
 def _store(engine: sa.Engine, period: str, record: str, found: Agreement) -> None:
     row: dict[str, object] = {"record": record, "period": period, "body": _ENCODER.encode(found).decode()}
     with engine.begin() as connection:
-        # A close locks every shard's mark: it begins wholly before this, and is seen, or wholly after, and sees it.
-        connection.execute(
-            sa.update(ledger.shards).where(ledger.shards.c.shard == 0).values(fence=ledger.shards.c.fence)
-        )
-        if _closed(connection, period):
+        period_gate.lock(connection)
+        if period_gate.is_closed(connection, period):
             raise AblationError(
                 f"period {period} was closed meanwhile: what was recomputed before is on its statements"
             )
-        ledger.insert_new(connection, table, [row])
+        sql.insert_new(connection, table, [row])
 
 
 def _refuse_closed(engine: sa.Engine, period: str) -> None:
     with engine.connect() as connection:
-        if _closed(connection, period):
+        if period_gate.is_closed(connection, period):
             raise AblationError(f"period {period} is closed: its audit is on its statements, and never changes")
-
-
-def _closed(connection: sa.Connection, period: str) -> bool:
-    known = sa.select(ledger.closed_periods.c.period).where(ledger.closed_periods.c.period == period)
-    return connection.execute(known).first() is not None
 
 
 _ENCODER = msgspec.json.Encoder()

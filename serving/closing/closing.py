@@ -20,8 +20,7 @@ import sqlalchemy as sa
 from attribution.runs.adopted import INPUTS, NEW_RUNS, Rules
 from attribution.runs.statements import Issue, canonical
 from attribution.runs.tally import CreditKey, Tally
-from metering import ledger, periods
-from metering.drain import close_period, first_open
+from metering import ledger, period_gate, periods, usage_index
 from metering.ledger import Transfer
 from metering.money import Currency
 from metering.records import UsageRecord
@@ -100,7 +99,7 @@ class Attribution:
 
 def segments_of(engine: sa.Engine, period: str) -> list[Segment]:
     """The registered segments of a period."""
-    table, hours = ledger.segments, ledger.segment_hours
+    table, hours = usage_index.segments, usage_index.segment_hours
     found: dict[str, list[tuple[int, int]]] = {}
     with engine.connect() as connection:
         rows = connection.execute(sa.select(table).where(table.c.period == period).order_by(table.c.name)).all()
@@ -195,7 +194,7 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
     if done is not None:
         raise ClosingError(f"period {period} is already closed by {done}; corrections go into the next period")
     with books.engine.begin() as connection:
-        close_period(connection, period, _now_ms())
+        closed_ms = period_gate.close(connection, period, _now_ms())
     found = _attribute(books, period, progress, rows=True)
     checkpoint, bundles = found.issue.bundles(books.signer)
     _write(books.directory.run(period), found, checkpoint, bundles)
@@ -216,7 +215,7 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
         ]
         if rows:
             connection.execute(sa.insert(statements), rows)
-        ledger.post(connection, list(_transfers(connection, found, period)))
+        ledger.post(connection, list(_transfers(found, period, closed_ms)))
     shutil.rmtree(books.directory.parts(period), ignore_errors=True)
     return found
 
@@ -241,7 +240,7 @@ def inclusion(books: Books, record: UsageRecord) -> dict[str, Any] | None:
 
     None if there is no run yet, or its files are not what was written: the audit says which.
     """
-    receipts, segments = ledger.receipts, ledger.segments
+    receipts, segments = usage_index.receipts, usage_index.segments
     query = (
         sa.select(runs.c.run_id, runs.c.period, runs.c.manifest)
         .join_from(runs, segments, runs.c.period == segments.c.period)
@@ -265,7 +264,7 @@ def inclusion(books: Books, record: UsageRecord) -> dict[str, Any] | None:
 def open_period(engine: sa.Engine) -> str:
     """The period that what is captured now belongs to."""
     with engine.connect() as connection:
-        return first_open(connection, periods.of(_now_ms()))
+        return period_gate.first_open(connection, periods.of(_now_ms()))
 
 
 def _attribute(books: Books, period: str, progress: Progress | None, *, rows: bool) -> Attribution:
@@ -289,9 +288,7 @@ def _check(period: str, *, early: bool) -> None:
         raise NotOverError(f"period {period} is not over; it can only be closed early")
 
 
-def _transfers(connection: sa.Connection, found: Attribution, period: str) -> Iterable[Transfer]:
-    closed = sa.select(ledger.closed_periods.c.closed_ms).where(ledger.closed_periods.c.period == period)
-    at_ms = int(connection.execute(closed).scalar_one())
+def _transfers(found: Attribution, period: str, at_ms: int) -> Iterable[Transfer]:
     amounts = {ledger.contributor(name): units for name, units in found.tally.credited_to().items()}
     amounts[ledger.RESIDUAL] = found.tally.totals.residual
     for account, units in sorted(amounts.items()):

@@ -12,8 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from attribution.runs.tally import LineKey, Tally
-from metering import ledger, periods
-from metering.drain import first_open
+from metering import period_gate, periods, usage_index
 from metering.money import Currency
 from metering.usage_log import UsageLog
 from serving.closing.division import COLUMNS, Sums, divided
@@ -67,8 +66,8 @@ class Earnings:
 
     def _refresh(self) -> None:
         with self._engine.connect() as connection:
-            period = first_open(connection, periods.of(time.time_ns() // 1_000_000))
-            table = ledger.segments
+            period = period_gate.first_open(connection, periods.of(time.time_ns() // 1_000_000))
+            table = usage_index.segments
             found = connection.execute(sa.select(table.c.name, table.c.sha256).where(table.c.period == period)).all()
         if period != self._period:
             self._period, self._seen, self._sums, self._tally, self._paid = period, set(), Sums(), Tally(), {}

@@ -14,7 +14,7 @@ from attribution.apportionment import OFFSET_BITS, offset
 from attribution.games.values import UNVALUED
 from attribution.runs.outcomes import WEIGHT_ONE, factor
 from attribution.runs.run import Batch, divide, owen_shares
-from metering import ledger, periods
+from metering import periods, usage_index
 from metering.pricing import Usage
 from metering.records import PPM, VALUE_ONE, UsageRecord
 from serving import rendering
@@ -187,7 +187,7 @@ def _outcome(books: Books, record: UsageRecord, period: str) -> dict[str, Any] |
 
 def _earned(books: Books, account: str, period: str) -> Iterator[tuple[str, int, int]]:
     """Receipt, charge and earned units of every query of a customer in a period."""
-    logged, segments = ledger.receipts, ledger.segments
+    logged, segments = usage_index.receipts, usage_index.segments
     query = (
         sa.select(segments.c.name, segments.c.sha256)
         .join_from(logged, segments, logged.c.segment == segments.c.name)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import usage_index
 from metering.records import UsageRecord
 from serving.books import Books
 
@@ -24,7 +24,7 @@ def find(books: Books, receipt: str, account: str | None = None) -> Logged | Non
     Raises:
         SegmentError: its segment is missing or altered.
     """
-    receipts, segments = ledger.receipts, ledger.segments
+    receipts, segments = usage_index.receipts, usage_index.segments
     query = (
         sa.select(receipts.c.segment, receipts.c.row, segments.c.sha256, segments.c.period)
         .join_from(receipts, segments, receipts.c.segment == segments.c.name)

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from attribution.runs.adopted import OUTCOMES, Rules
 from attribution.runs.outcomes import WEIGHT_ONE, Outcome
 from attribution.runs.tally import CreditKey
-from metering import ledger
+from metering import period_gate, usage_index
 from serving.closing.division import Merge, summed
 from serving.closing.hours import Rows
 
@@ -56,14 +56,12 @@ def report(engine: sa.Engine, account: str, receipt: str, outcome: Outcome) -> i
         OutcomeRefused: its period is closed, or it was revised too often.
     """
     outcome.checked()
-    shards, closed = ledger.shards, ledger.closed_periods
     with engine.begin() as connection:
-        # As a close does: whoever has the lock first decides whether the outcome is in the run. A write comes first.
-        connection.execute(sa.update(shards).where(shards.c.shard == 0).values(fence=shards.c.fence))
+        period_gate.lock(connection)
         period = connection.execute(_period_of(account, receipt)).scalar_one_or_none()
         if period is None:
             raise UnknownReceipt(receipt)
-        if connection.execute(sa.select(closed.c.period).where(closed.c.period == period)).first():
+        if period_gate.is_closed(connection, period):
             raise OutcomeRefused(f"period {period} is closed, and its outcomes with it")
         latest = sa.select(outcomes).where(outcomes.c.receipt == receipt).order_by(outcomes.c.revision.desc()).limit(1)
         before = connection.execute(latest).first()
@@ -87,7 +85,7 @@ def latest_of(engine: sa.Engine, receipt: str) -> Outcome | None:
 
 def of_period(engine: sa.Engine, period: str, account: str | None = None) -> dict[str, dict[str, Outcome]]:
     """The outcomes that count in a period, by account and receipt; of one account, where it is named."""
-    receipts, segments = ledger.receipts, ledger.segments
+    receipts, segments = usage_index.receipts, usage_index.segments
     query = (
         sa.select(outcomes)
         .join_from(outcomes, receipts, outcomes.c.receipt == receipts.c.id)
@@ -143,8 +141,8 @@ class Moves:
         return WEIGHT_ONE if outcome is None else self._rule.weight(outcome, charge)
 
 
-def _period_of(account: str, receipt: str) -> sa.Select[tuple[str]]:
-    receipts, segments = ledger.receipts, ledger.segments
+def _period_of(account: str, receipt: str) -> sa.Select[str]:
+    receipts, segments = usage_index.receipts, usage_index.segments
     return (
         sa.select(segments.c.period)
         .join_from(receipts, segments, receipts.c.segment == segments.c.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from metering import ledger
+from metering.credit import funding_view, set_limit
 from metering.ledger import LedgerError, Transfer
 from metering.meter import Balance, InsufficientFunds, Meter
 from metering.withdrawals import WithdrawalLapsed, recover, withdraw
@@ -59,7 +60,7 @@ async def set_credit_limit(books: Books, meter: Meter, customer: str, units: int
     if units < 0:
         raise BookingError("a credit limit is zero or more")
     try:
-        ledger.set_credit_limit(books.engine, customer, units, now_ms())
+        set_limit(books.engine, customer, units, now_ms())
     except LedgerError as error:
         raise Conflict(str(error)) from None
     return await _changed(books, meter, customer)
@@ -112,7 +113,7 @@ async def take(books: Books, meter: Meter, customer: str, transfer: Transfer) ->
 async def open_account(books: Books, meter: Meter, customer: str) -> Balance:
     """Bring a customer's account in the meter up to the ledger; opens a new one."""
     with books.engine.connect() as connection:
-        view = ledger.funding(connection, customer)
+        view = funding_view(connection, customer)
     await meter.fund(view)
     return await meter.balance(customer)
 

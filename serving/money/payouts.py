@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
-from metering import ledger, periods
+from metering import ledger, periods, sql
 from metering.ledger import LedgerError, Transfer
 from metering.money import Currency
 from serving.books import Books
@@ -164,7 +164,7 @@ def account(books: Books, contributor: str, after: str | None, limit: int) -> di
     table = ledger.transfers
     corrected = sa.select(table).where(table.c.kind == ledger.CORRECTION).order_by(table.c.at_ms.desc(), table.c.id)
     transit = _query().where(_BEGUN.c.debit == name).subquery()
-    with ledger.snapshot(books.engine) as connection:
+    with sql.snapshot(books.engine) as connection:
         owed = ledger.balance(connection, name)
         sums = sa.select(transit.c.end, sa.func.sum(transit.c.amount)).group_by(transit.c.end)
         by_end = {row[0]: int(row[1]) for row in connection.execute(sums)}

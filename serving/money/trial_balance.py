@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from metering import ledger, periods
+from metering import ledger, periods, sql
 from metering.chart import ROOTS, place
 from metering.ledger import Transfer
 from metering.money import Currency
@@ -75,7 +75,7 @@ class TrialBalance:
 
 def trial_balance(engine: sa.Engine, at_ms: int | None = None) -> TrialBalance:
     """Every account now, or with all that had happened by a moment."""
-    with ledger.snapshot(engine) as connection:
+    with sql.snapshot(engine) as connection:
         balances = ledger.balances(connection, at_ms)
     placed = sorted((ROOTS.index(place(each).root), place(each).group, each) for each in balances)
     groups = [
@@ -93,7 +93,7 @@ def history(
     Raises:
         Unknown: no transfer ever moved the account.
     """
-    with ledger.snapshot(engine) as connection:
+    with sql.snapshot(engine) as connection:
         if account not in ledger.balances(connection, account=account):
             raise Unknown(f"there is no account {account[:200]} in the ledger; `patronage ledger balances` lists them")
         found = ledger.history(connection, account, start_ms, end_ms, limit + 1)

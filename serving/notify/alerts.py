@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from metering import ledger, periods
+from metering import periods, sql
 from metering.meter import Meter
 from serving.books import Books
 from serving.notify.webhooks import URL_CHARS_MAX, check_url, new_secret
@@ -142,7 +142,7 @@ def _threshold(alert: Alert, books: Books) -> int:
 
 def _store(books: Books, account: str, values: dict[str, Any]) -> None:
     with books.engine.begin() as connection:
-        ledger.insert_new(connection, alerts, [{"account": account}])
+        sql.insert_new(connection, alerts, [{"account": account}])
         connection.execute(sa.update(alerts).where(alerts.c.account == account).values(**values))
 
 
@@ -155,7 +155,7 @@ def _mark(books: Books, account: str, left: int) -> None:
         return
     now = time.time_ns() // 1_000_000
     with books.engine.begin() as connection:
-        ledger.insert_new(connection, alerts, [{"account": account}])
+        sql.insert_new(connection, alerts, [{"account": account}])
         if not low:
             connection.execute(sa.update(alerts).where(alerts.c.account == account).values(low_ms=None))
             return

@@ -8,7 +8,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import sql, usage_index
 from metering.money import Currency
 from metering.usage_log import NOTHING
 
@@ -71,7 +71,7 @@ def begin(connection: sa.Connection, currency: Currency, shards: int, directory:
     }
     connection.execute(sa.insert(table), [{"name": name, "value": value} for name, value in values.items()])
     marks = [{"shard": shard, "last": NOTHING, "fence": 0} for shard in range(shards)]
-    connection.execute(sa.insert(ledger.shards), marks)
+    connection.execute(sa.insert(usage_index.shards), marks)
     return deployment
 
 
@@ -84,11 +84,11 @@ def meter_begun(engine: sa.Engine) -> bool:
 def begin_meter(engine: sa.Engine) -> None:
     """Remember that a meter carries the books."""
     with engine.begin() as connection:
-        ledger.insert_new(connection, table, [{"name": "meter", "value": "begun"}])
+        sql.insert_new(connection, table, [{"name": "meter", "value": "begun"}])
 
 
 def rebuilt_meter(engine: sa.Engine, rebuilds: int) -> None:
     """Serve from the meter's books of this rebuild, and from no older ones, from now on."""
     with engine.begin() as connection:
-        ledger.insert_new(connection, table, [{"name": "meter", "value": "begun"}, {"name": _REBUILDS, "value": "0"}])
+        sql.insert_new(connection, table, [{"name": "meter", "value": "begun"}, {"name": _REBUILDS, "value": "0"}])
         connection.execute(sa.update(table).where(table.c.name == _REBUILDS).values(value=str(rebuilds)))

@@ -23,7 +23,8 @@ from attribution.policy import Policy
 from attribution.runs.adopted import Rules
 from attribution.runs.run import RunError
 from attribution.runs.statements import FORMAT, canonical, verify
-from metering import formats, ledger, merkle, periods
+from metering import formats, ledger, merkle, periods, sql, usage_index
+from metering.credit import funding_view, limit_max
 from metering.drain import Drain
 from metering.pricing import PriceBook, Usage, in_force
 from metering.records import PPM, UsageRecord
@@ -155,10 +156,10 @@ class _Free:
 
 
 def _segments(books: Books, intact: Check) -> Iterator[tuple[str, str, list[UsageRecord]]]:
-    table = ledger.segments
+    table = usage_index.segments
     with books.engine.connect() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.name)).all()
-        marks = {row.shard: row.last for row in connection.execute(sa.select(ledger.shards))}
+        marks = {row.shard: row.last for row in connection.execute(sa.select(usage_index.shards))}
     for path in books.log.damaged():
         intact.fault(f"{path} was damaged before it was registered")
     last: dict[int, str] = {}
@@ -230,15 +231,15 @@ async def _meter(books: Books, meter: RedisMeter, drain: Drain) -> Check:
 
 def _ledger(books: Books, sums: _Sums) -> Check:
     check = Check("the ledger balances, and agrees with the log", unit="accounts")
-    with ledger.snapshot(books.engine) as connection:
+    with sql.snapshot(books.engine) as connection:
         balances = ledger.balances(connection)
         for account in ledger.drifted(connection):
             check.fault(f"{account}: its balance is not the sum of its transfers")
         in_transit = payouts.in_transit(connection)
         closed = set(connection.execute(sa.select(closing.runs.c.period)).scalars())
         customers = books.identities.customers()
-        spent = {customer: ledger.funding(connection, customer).spent for customer in customers}
-        lent = {ledger.customer(each): ledger.credit_limit_max(connection, each) for each in customers}
+        spent = {customer: funding_view(connection, customer).spent for customer in customers}
+        lent = {ledger.customer(each): limit_max(connection, each) for each in customers}
     check.compared = len(balances)
     if sum(balances.values()):
         check.fault(f"debits and credits differ by {sum(balances.values())}")
@@ -263,8 +264,10 @@ def _ledger(books: Books, sums: _Sums) -> Check:
 def _receipts(books: Books, sums: _Sums) -> Check:
     check = Check("every record has one receipt and is counted once", unit="receipts")
     with books.engine.connect() as connection:
-        check.compared = int(connection.execute(sa.select(sa.func.count()).select_from(ledger.receipts)).scalar_one())
-        table = ledger.usage_daily
+        check.compared = int(
+            connection.execute(sa.select(sa.func.count()).select_from(usage_index.receipts)).scalar_one()
+        )
+        table = usage_index.usage_daily
         daily = connection.execute(
             sa.select(
                 sa.func.coalesce(sa.func.sum(table.c.queries), 0),
@@ -434,9 +437,9 @@ def _withdrawals(books: Books) -> dict[str, int]:
 
 def _credit_limit_max(books: Books, customer: str) -> int:
     with books.engine.connect() as connection:
-        return ledger.credit_limit_max(connection, customer)
+        return limit_max(connection, customer)
 
 
 def _funding(books: Books, customer: str) -> Any:
     with books.engine.connect() as connection:
-        return ledger.funding(connection, customer)
+        return funding_view(connection, customer)

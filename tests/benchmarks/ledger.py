@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import ledger, sql
 from metering.ledger import DAY_MS, Transfer
 from serving.store.database import open_database, sqlite_url
 from tests.benchmarks.measure import Result, rates
@@ -61,7 +61,7 @@ def posted(engine: sa.Engine, batches: Iterator[list[Transfer]]) -> None:
 def inserted(engine: sa.Engine, batches: Iterator[list[Transfer]]) -> None:
     """The rival: the transfers alone, without their sums."""
     with engine.begin() as connection:
-        ledger.insert_new(connection, ledger.transfers, [asdict(each) for each in next(batches)])
+        sql.insert_new(connection, ledger.transfers, [asdict(each) for each in next(batches)])
 
 
 def measured(engine: sa.Engine, size: int) -> Iterator[Result]:

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 import pytest
 import sqlalchemy as sa
 
-from metering import ledger, periods
+from metering import periods
+from metering.credit import funding_view, limit_max, set_limit
 from metering.drain import _count_usage
 from metering.ledger import LedgerError
 from metering.meter import (
@@ -177,22 +178,22 @@ def test_the_audit_names_an_account_that_was_given_more_than_its_free_amount():
 class TestTheLedgersView:
     def view(self, engine: sa.Engine) -> Funding:
         with engine.connect() as connection:
-            return ledger.funding(connection, "acme")
+            return funding_view(connection, "acme")
 
     def test_a_credit_limit_is_a_new_version_and_its_history_is_kept(self, engine: sa.Engine):
         for amount, version in ((0, 0), (500, 1), (500, 1), (200, 2), (0, 3)):
-            ledger.set_credit_limit(engine, "acme", amount, 1)
+            set_limit(engine, "acme", amount, 1)
             found = self.view(engine)
             assert (found.credit_limit, found.version) == (amount, version)
         with engine.connect() as connection:
-            assert ledger.credit_limit_max(connection, "acme") == 500
-            assert ledger.credit_limit_max(connection, "other") == 0
+            assert limit_max(connection, "acme") == 500
+            assert limit_max(connection, "other") == 0
 
     def test_two_limits_at_the_same_moment_are_not_both_taken(self, engine: sa.Engine, monkeypatch):
-        ledger.set_credit_limit(engine, "acme", 100, 1)
-        monkeypatch.setattr(ledger, "_credit_limits", lambda *_: [])
+        set_limit(engine, "acme", 100, 1)
+        monkeypatch.setattr("metering.credit._credit_limits", lambda *_: [])
         with pytest.raises(LedgerError, match="same moment"):
-            ledger.set_credit_limit(engine, "acme", 200, 1)
+            set_limit(engine, "acme", 200, 1)
 
     def test_it_tells_what_each_key_spent_and_what_was_free(self, engine: sa.Engine):
         spent = (

@@ -9,8 +9,9 @@ from typing import Self
 import pytest
 import sqlalchemy as sa
 
-from metering import ledger, periods
-from metering.drain import Drain, DrainBusy, close_period
+from metering import ledger, period_gate, periods, usage_index
+from metering.credit import funding_view
+from metering.drain import Drain, DrainBusy
 from metering.ledger import LedgerError, Transfer
 from metering.money import Currency
 from metering.redis.connection import connect
@@ -62,7 +63,9 @@ class Rig:
 
     def logged(self) -> list[str]:
         return [
-            record.id for row in self.rows(ledger.segments) for record in records(self.log.read(row.name, row.sha256))
+            record.id
+            for row in self.rows(usage_index.segments)
+            for record in records(self.log.read(row.name, row.sha256))
         ]
 
 
@@ -88,8 +91,8 @@ async def test_captured_records_reach_the_log_and_the_ledger_once(rig):
         assert balances["customer:beta"] == -1_000
         assert balances["pool:2026-01"] == 7 * 900_000 + 450
         assert sum(balances.values()) == 0
-        assert len(rig.rows(ledger.receipts)) == 8
-        usage = {row.account: (row.queries, row.charge) for row in rig.rows(ledger.usage_daily)}
+        assert len(rig.rows(usage_index.receipts)) == 8
+        usage = {row.account: (row.queries, row.charge) for row in rig.rows(usage_index.usage_daily)}
         assert usage == {"acme": (7, 14_000_000), "beta": (1, 1_000)}
 
 
@@ -106,7 +109,7 @@ async def test_what_is_free_is_paid_by_the_operator_and_earns_the_same(rig):
         assert balances["pool:2026-01"] == 2_000
         assert sum(balances.values()) == 0
         with rig.engine.connect() as connection:
-            view = ledger.funding(connection, "acme")
+            view = funding_view(connection, "acme")
         assert (view.spent, view.free_used) == (2_450, 2_550)
         assert rig.drain.take_charged() == {"acme"}
         assert rig.drain.take_charged() == set()
@@ -117,8 +120,8 @@ async def test_records_survive_the_log_unchanged(rig):
     async with rig:
         await rig.capture(record)
         await rig.drain.drain()
-        row = rig.rows(ledger.receipts)[0]
-        segment = rig.rows(ledger.segments)[0]
+        row = rig.rows(usage_index.receipts)[0]
+        segment = rig.rows(usage_index.segments)[0]
         assert rig.log.find(segment.name, segment.sha256, row.row) == record
         table = rig.log.read(segment.name, segment.sha256)
         assert table["leaf"].to_pylist() == [record.leaf()]
@@ -135,12 +138,12 @@ async def test_a_drainer_that_dies_before_it_registers_repeats_the_same_segment(
             patch.setattr("metering.drain._insert", die)
             with pytest.raises(KeyboardInterrupt):
                 await rig.drain.drain()
-        assert rig.rows(ledger.segments) == []
+        assert rig.rows(usage_index.segments) == []
         (left,) = Path(rig.log.path("s00/x").parent).glob("*.parquet")
         await rig.capture(*[a_record(id="later")])
         await rig.client.delete("{s00}:drainer")
         assert await rig.another().drain() == 4
-        names = [row.name for row in rig.rows(ledger.segments)]
+        names = [row.name for row in rig.rows(usage_index.segments)]
         assert names[0] == f"s00/{left.stem}"
         assert len(names) == 2
         assert sorted(rig.logged()) == ["later", "r00000", "r00001", "r00002"]
@@ -152,7 +155,7 @@ async def test_a_drainer_that_dies_before_it_trims_registers_nothing_twice(rig, 
         real = rig.client.xtrim
 
         async def die(*_: object, **__: object) -> None:
-            if rig.rows(ledger.segments):
+            if rig.rows(usage_index.segments):
                 raise KeyboardInterrupt
             await real("nothing", maxlen=0)
 
@@ -202,7 +205,7 @@ async def test_a_stale_fencing_token_registers_nothing(rig):
         segment = rig.log.write(0, table)
         mark, _ = rig.drain._mark(0)
         with rig.engine.begin() as connection:
-            connection.execute(sa.update(ledger.shards).values(fence=stale + 1))
+            connection.execute(sa.update(usage_index.shards).values(fence=stale + 1))
         with pytest.raises(DrainBusy):
             rig.drain._register(0, mark, stale, segment, table)
         assert rig.logged() == ["r00000"]
@@ -225,7 +228,7 @@ async def test_a_segment_belongs_to_one_period(rig):
         february = MOMENT_MS + 30 * DAY_MS
         await rig.capture(a_record(id="a"), a_record(id="b", finished_ms=february), a_record(id="c"))
         await rig.drain.drain()
-        found = {row.name: row.period for row in rig.rows(ledger.segments)}
+        found = {row.name: row.period for row in rig.rows(usage_index.segments)}
         assert list(found.values()) == ["2026-01", "2026-02", "2026-01"]
 
 
@@ -234,10 +237,10 @@ async def test_what_comes_after_a_close_belongs_to_the_next_period(rig):
         await rig.capture(a_record(id="before"))
         await rig.drain.drain()
         with rig.engine.begin() as connection:
-            close_period(connection, "2026-01", 1)
+            period_gate.close(connection, "2026-01", 1)
         await rig.capture(a_record(id="after"))
         await rig.drain.drain()
-        assert [row.period for row in rig.rows(ledger.segments)] == ["2026-01", "2026-02"]
+        assert [row.period for row in rig.rows(usage_index.segments)] == ["2026-01", "2026-02"]
         assert rig.balances()["pool:2026-02"] == 900_000
 
 
@@ -245,7 +248,7 @@ async def test_an_altered_or_missing_segment_is_named_and_never_skipped(rig):
     async with rig:
         await rig.capture(*numbered(2))
         await rig.drain.drain()
-        row = rig.rows(ledger.segments)[0]
+        row = rig.rows(usage_index.segments)[0]
         path = rig.log.path(row.name)
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -264,7 +267,7 @@ async def test_more_records_than_a_segment_holds_become_several(rig, monkeypatch
     async with rig:
         await rig.capture(*numbered(25))
         assert await rig.drain.drain() == 25
-        assert [row.records for row in rig.rows(ledger.segments)] == [10, 10, 5]
+        assert [row.records for row in rig.rows(usage_index.segments)] == [10, 10, 5]
 
 
 def transfer(name: str, amount: int = 5, debit: str = "bank", credit: str = "customer:a") -> Transfer:
@@ -291,7 +294,7 @@ def test_funding_is_a_view_of_the_ledger(engine):
         ledger.post(connection, [transfer("a", 100), transfer("b", 50)])
         charge = Transfer("c", 1, "customer:a", "operator:compute", 30, ledger.CHARGE, "segment")
         ledger.post(connection, [charge])
-        view = ledger.funding(connection, "a")
+        view = funding_view(connection, "a")
     assert (view.version, view.funded, view.spent) == (2, 150, 30)
 
 

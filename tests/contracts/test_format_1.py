@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from attribution.runs.proofs import verify_receipt
 from attribution.runs.statements import verify
-from metering import ledger, periods
+from metering import ledger, periods, usage_index
 from metering.meter import Hold, Request
 from metering.pricing import Usage
 from metering.records import UsageRecord
@@ -75,7 +75,7 @@ async def audited(books: Books) -> list[dict[str, Any]]:
 
 def recorded(books: Books) -> int:
     with books.engine.connect() as connection:
-        return connection.execute(sa.select(sa.func.count()).select_from(ledger.receipts)).scalar_one()
+        return connection.execute(sa.select(sa.func.count()).select_from(usage_index.receipts)).scalar_one()
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +127,7 @@ def test_every_statement_verifies(upgraded, period):
 
 def test_every_record_is_proved_in_its_run(upgraded):
     with upgraded.books.engine.connect() as connection:
-        ids = connection.execute(sa.select(ledger.receipts.c.id)).scalars().all()
+        ids = connection.execute(sa.select(usage_index.receipts.c.id)).scalars().all()
     for receipt in ids:
         record = lookup.find(upgraded.books, receipt).record
         checks = verify_receipt({"id": receipt, "inclusion": closing.inclusion(upgraded.books, record)})

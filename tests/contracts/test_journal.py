@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from metering import journal, ledger
+from metering import journal, ledger, sql
 from metering.chart import place
 from metering.journal import Format
 from metering.ledger import DAY_MS, Transfer
@@ -100,7 +100,7 @@ def kept(engine: sa.Engine) -> sa.Engine:
 
 def written(engine: sa.Engine, form: Format, start_ms: int = 0, end_ms: int = FOREVER_MS) -> tuple[str, int]:
     sink = io.StringIO()
-    with ledger.snapshot(engine) as connection:
+    with sql.snapshot(engine) as connection:
         count = journal.write(connection, USD, form, sink, start_ms, end_ms, "a test")
     return sink.getvalue(), count
 
@@ -194,7 +194,7 @@ def test_memory_does_not_grow_with_the_transfers(engine, tmp_path):
             ledger.post(connection, batch)
 
     def peak() -> int:
-        with (tmp_path / "books").open("w") as sink, ledger.snapshot(engine) as connection:
+        with (tmp_path / "books").open("w") as sink, sql.snapshot(engine) as connection:
             tracemalloc.start()
             journal.write(connection, USD, Format.beancount, sink, 0, FOREVER_MS, "a test")
             found = tracemalloc.get_traced_memory()[1]

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import pytest
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import ledger, sql
+from metering.credit import funding_view
 from metering.ledger import DAY_MS, LedgerError, Overcorrected, Overdrawn, Transfer
 from serving.store.database import open_database
 from tests.records import MOMENT_MS
@@ -83,7 +84,7 @@ class TestBalances:
         """So none costs more when there are more of them; only the day of a moment is read again."""
         post(engine, moved("a", "bank", "customer:a", 5))
         with statements(engine) as seen, engine.connect() as connection:
-            ledger.funding(connection, "a")
+            funding_view(connection, "a")
             ledger.balance(connection, "customer:a")
             ledger.balances(connection)
         assert sum("FROM balances" in each for each in seen) == 3
@@ -94,7 +95,7 @@ class TestBalances:
         assert len(read) == 2
         assert all("at_ms BETWEEN" in each for each in read)
 
-    @pytest.mark.parametrize("table", [ledger.running, ledger.turnover])
+    @pytest.mark.parametrize("table", [ledger.balances_table, ledger.turnover])
     def test_sums_that_someone_wrote_are_found(self, engine, table):
         post(engine, moved("a", "bank", "customer:a", 5), moved("b", "bank", "customer:b", 5))
         assert drifted(engine) == []
@@ -189,10 +190,10 @@ def test_funding_is_everything_but_charges(engine):
         moved("d", "operator:compute", "customer:a", 5, kind=ledger.CORRECTION, corrects="b"),
     )
     with engine.connect() as connection:
-        view = ledger.funding(connection, "a")
+        view = funding_view(connection, "a")
         assert (view.version, view.funded, view.spent) == (3, 85, 30)
         assert ledger.balance(connection, "customer:a") == 55
-        assert ledger.funding(connection, "nobody").version == 0
+        assert funding_view(connection, "nobody").version == 0
 
 
 def test_the_history_of_an_account_is_its_last_transfers_in_order(engine):
@@ -207,7 +208,7 @@ def test_the_history_of_an_account_is_its_last_transfers_in_order(engine):
 
 def test_a_snapshot_sees_nothing_of_what_is_posted_meanwhile(engine):
     post(engine, moved("a", "bank", "customer:a", 5))
-    with ledger.snapshot(engine) as connection:
+    with sql.snapshot(engine) as connection:
         before = ledger.balances(connection)
         post(engine, moved("b", "bank", "customer:a", 5))
         assert ledger.balances(connection) == before
@@ -249,7 +250,7 @@ def test_an_older_database_gets_the_sums_of_its_transfers(old_database):
         assert balances(engine) == {"bank": -100, "customer:a": 50, "operator:platform": 30, "pool:2026-01": 20}
         assert balances(engine, MOMENT_MS) == {"bank": -100, "customer:a": 100}
         with engine.connect() as connection:
-            view = ledger.funding(connection, "a")
+            view = funding_view(connection, "a")
         assert (view.version, view.funded, view.spent) == (1, 100, 50)
     finally:
         engine.dispose()

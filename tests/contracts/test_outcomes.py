@@ -8,8 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from attribution.runs.outcomes import Outcome
-from metering import ledger
-from metering.drain import close_period
+from metering import period_gate, usage_index
 from serving.closing import outcomes, run_log
 
 PERIOD = "2026-01"
@@ -21,13 +20,13 @@ def logged(engine: sa.Engine) -> sa.Engine:
     """A database with three receipts of two customers in the log."""
     with engine.begin() as connection:
         connection.execute(
-            sa.insert(ledger.shards), [{"shard": shard, "last": "0-0", "fence": 0} for shard in range(2)]
+            sa.insert(usage_index.shards), [{"shard": shard, "last": "0-0", "fence": 0} for shard in range(2)]
         )
         segment = {"name": "s", "shard": 1, "first": "1-0", "last": "3-0", "records": 3, "sha256": "", "charge": 3}
-        connection.execute(sa.insert(ledger.segments).values(**segment, period=PERIOD))
+        connection.execute(sa.insert(usage_index.segments).values(**segment, period=PERIOD))
         rows = [("r1", "ann"), ("r2", "ann"), ("r3", "bob")]
         connection.execute(
-            sa.insert(ledger.receipts),
+            sa.insert(usage_index.receipts),
             [{"id": name, "account": account, "segment": "s", "row": row} for row, (name, account) in enumerate(rows)],
         )
     return engine
@@ -35,7 +34,7 @@ def logged(engine: sa.Engine) -> sa.Engine:
 
 def close(engine: sa.Engine) -> None:
     with engine.begin() as connection:
-        close_period(connection, PERIOD, 1)
+        period_gate.close(connection, PERIOD, 1)
 
 
 def test_the_latest_of_each_receipt_counts(logged: sa.Engine):

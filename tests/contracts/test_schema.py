@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from metering import ledger
+from metering import credit, ledger, period_gate, usage_index, withdrawals
 from retrieval import catalogue
 from serving.answering import sampled_texts
 from serving.closing import ablation, closing, outcomes, run_log
@@ -24,6 +24,10 @@ from serving.store.database import open_database
 PARTS = (
     catalogue.METADATA,
     ledger.METADATA,
+    usage_index.METADATA,
+    credit.METADATA,
+    period_gate.METADATA,
+    withdrawals.METADATA,
     identity.METADATA,
     rulebook.METADATA,
     closing.METADATA,

@@ -56,7 +56,7 @@ def owed(books) -> int:
 
 def rows(books) -> int:
     with books.engine.connect() as connection:
-        return int(connection.execute(sa.select(sa.func.count()).select_from(ledger.withdrawals)).scalar_one())
+        return int(connection.execute(sa.select(sa.func.count()).select_from(withdrawals.withdrawals)).scalar_one())
 
 
 def lapse(monkeypatch) -> None:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from attribution.runs.outcomes import Outcome
 from attribution.runs.proofs import verify_growth, verify_receipt
 from attribution.runs.statements import verify
-from metering import ledger, periods
+from metering import ledger, periods, usage_index
 from metering.meter import Funding, Hold, Request
 from metering.pricing import Usage
 from metering.records import VALUE_ONE, Split
@@ -307,14 +307,14 @@ def damage_ledger(books) -> None:
 def damage_receipts(books) -> None:
     with books.engine.begin() as connection:
         connection.execute(sa.text("DROP TRIGGER receipts_no_delete"))
-        one = sa.select(ledger.receipts.c.id).limit(1).scalar_subquery()
-        connection.execute(sa.delete(ledger.receipts).where(ledger.receipts.c.id == one))
+        one = sa.select(usage_index.receipts.c.id).limit(1).scalar_subquery()
+        connection.execute(sa.delete(usage_index.receipts).where(usage_index.receipts.c.id == one))
 
 
 def damage_outcomes(books) -> None:
     """An outcome that comes after the close, past the door."""
     with books.engine.begin() as connection:
-        row = connection.execute(sa.select(ledger.receipts).limit(1)).one()
+        row = connection.execute(sa.select(usage_index.receipts).limit(1)).one()
         late = {"receipt": row.id, "revision": 1, "account": row.account, "at_ms": 1, "value": 0, "rating_ppm": None}
         connection.execute(sa.insert(outcomes.outcomes), late)
 

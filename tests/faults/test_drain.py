@@ -10,7 +10,7 @@ import sys
 import pytest
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import usage_index
 from metering.redis.meter import drainer_key, stream_entries, usage_stream
 from serving.store.database import open_database
 from tests.contracts.test_drain import SHARDS, Rig, numbered
@@ -30,8 +30,8 @@ def rig(engine, redis_url, tmp_path):
 async def assert_once(rig, names):
     """Every record is in the log once, has one receipt, and is paid for once; nothing is left in Redis."""
     assert sorted(rig.logged()) == sorted(names)
-    assert sorted(row.id for row in rig.rows(ledger.receipts)) == sorted(names)
-    assert sum(row.queries for row in rig.rows(ledger.usage_daily)) == len(names)
+    assert sorted(row.id for row in rig.rows(usage_index.receipts)) == sorted(names)
+    assert sum(row.queries for row in rig.rows(usage_index.usage_daily)) == len(names)
     assert rig.balances()["customer:acme"] == -CHARGE * len(names)
     assert (await rig.drain.lag()).records == 0
 
@@ -97,7 +97,7 @@ async def test_a_busy_database_is_waited_for_and_then_tried_again(redis_url, tmp
     async with Rig(engine, redis_url, tmp_path / "segments") as rig:
         await rig.capture(*numbered(3))
         with engine.connect() as writer:
-            writer.execute(sa.update(ledger.shards).values(fence=ledger.shards.c.fence))
+            writer.execute(sa.update(usage_index.shards).values(fence=usage_index.shards.c.fence))
             with pytest.raises(sa.exc.OperationalError, match="locked"):
                 await rig.drain.drain()
         await rig.drain.drain()
@@ -152,7 +152,7 @@ async def test_a_redis_that_went_back_in_time_doubles_nothing_and_hides_nothing(
         await rig.client.delete(usage_stream(1))
         await rig.client.xadd(usage_stream(1), {"r": new}, id=mark)
         with rig.engine.begin() as connection:
-            connection.execute(sa.update(ledger.shards).values(last=f"{int(mark.split('-')[0]) + 10**9}-0"))
+            connection.execute(sa.update(usage_index.shards).values(last=f"{int(mark.split('-')[0]) + 10**9}-0"))
         await rig.another().drain()
         await rig.drain.settle()
         await assert_once(rig, ["new", *[record.id for record in numbered(3)]])
@@ -165,7 +165,7 @@ async def test_large_records_make_smaller_segments(rig, monkeypatch):
     async with rig:
         await rig.capture(*numbered(40))
         assert await rig.drain.drain() == 40
-        sizes = [row.records for row in rig.rows(ledger.segments)]
+        sizes = [row.records for row in rig.rows(usage_index.segments)]
         assert sum(sizes) == 40
         assert max(sizes) < 40
 

@@ -8,7 +8,7 @@ import pytest
 import redis
 import sqlalchemy as sa
 
-from metering import ledger
+from metering import usage_index
 from metering.meter import Hold, InsufficientFunds, MeterLost, Request
 from metering.pricing import Usage
 from metering.redis.connection import connect
@@ -165,7 +165,9 @@ async def test_streams_go_on_after_what_is_registered_though_the_clock_is_behind
     shard = shard_of("acme", used.deployment.shards)
     ahead = "9999999999999-5"
     with used.engine.begin() as connection:
-        connection.execute(sa.update(ledger.shards).where(ledger.shards.c.shard == shard).values(last=ahead, fence=7))
+        connection.execute(
+            sa.update(usage_index.shards).where(usage_index.shards.c.shard == shard).values(last=ahead, fence=7)
+        )
     await flush(used)
     await rebuilding.rebuild(used)
     with reopened(used) as books:

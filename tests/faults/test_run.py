@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from attribution.runs.run import RunError
-from metering import ledger
+from metering import usage_index
 from metering.usage_log import SegmentError, UsageLog
 from serving.assembly import open_books
 from serving.closing import closing, hours
@@ -35,10 +35,10 @@ def register(books, segments) -> None:
         for segment in segments:
             row = asdict(segment) | {"name": segment.name, "period": PERIOD, "charge": 0}
             del row["hours"]
-            connection.execute(sa.insert(ledger.segments), row)
+            connection.execute(sa.insert(usage_index.segments), row)
             rows = [{"segment": segment.name, "hour": hour, "records": count} for hour, count in segment.hours]
-            connection.execute(sa.insert(ledger.segment_hours), rows)
-            mark = sa.update(ledger.shards).where(ledger.shards.c.shard == segment.shard)
+            connection.execute(sa.insert(usage_index.segment_hours), rows)
+            mark = sa.update(usage_index.shards).where(usage_index.shards.c.shard == segment.shard)
             connection.execute(mark.values(last=segment.last))
 
 

@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 )
 
 from metering import ledger
+from metering.credit import funding_view
 from metering.ledger import DAY_MS, Overcorrected, Overdrawn, Transfer
 from serving.assembly import open_books
 from serving.books import Books
@@ -196,7 +197,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def funding_is_what_the_list_says(self, name):
         account = self.customer(name)
         with self.books.engine.connect() as connection:
-            view = ledger.funding(connection, account.removeprefix("customer:"))
+            view = funding_view(connection, account.removeprefix("customer:"))
         mine = [each for each in self.posted if account in (each.debit, each.credit)]
         spent = sum(each.amount for each in mine if each.kind == ledger.CHARGE)
         assert (view.version, view.spent) == (sum(each.kind != ledger.CHARGE for each in mine), spent)

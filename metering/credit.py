@@ -1,0 +1,86 @@
+"""Credit: how far below zero a customer's account may go, and the view of its funds that the meter converges to."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from metering.ledger import LedgerError, balances_table, customer
+from metering.meter import Funding, KeySpending
+from metering.sql import insert_new
+from metering.usage_index import usage_daily
+
+METADATA = sa.MetaData()
+
+credit_limits = sa.Table(
+    "credit_limits",
+    METADATA,
+    sa.Column("account", sa.String(200), primary_key=True),
+    sa.Column("version", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+)
+
+
+def funding_view(connection: sa.Connection, account: str) -> Funding:
+    """The ledger's view of a customer's account, for the meter to converge to."""
+    limits = _credit_limits(connection, account)  # before what they count for: a view may be newer than its version
+    table = balances_table
+    row = connection.execute(sa.select(table).where(table.c.account == customer(account))).one_or_none()
+    month, free_used, keys = _used(connection, account)
+    return Funding(
+        account=account,
+        version=len(limits) + (row.moves if row else 0),
+        funded=row.credits - row.debits + row.charged if row else 0,
+        spent=row.charged if row else 0,
+        credit_limit=limits[-1] if limits else 0,
+        month=month,
+        free_used=free_used,
+        keys=keys,
+    )
+
+
+def set_limit(engine: sa.Engine, account: str, amount: int, at_ms: int) -> None:
+    """Let an account go ``amount`` units below zero from now on; setting the limit that it has changes nothing.
+
+    Raises:
+        LedgerError: it was changed by another at the same moment.
+    """
+    with engine.connect() as connection:
+        limits = _credit_limits(connection, account)
+    if amount == (limits[-1] if limits else 0):
+        return
+    row = {"account": account, "version": len(limits) + 1, "amount": amount, "at_ms": at_ms}
+    with engine.begin() as connection:  # not the transaction that read: see open_database
+        inserted = insert_new(connection, credit_limits, [row])
+    if not inserted:
+        raise LedgerError(f"the credit limit of {account} was changed at the same moment: look, and set it again")
+
+
+def limit_max(connection: sa.Connection, account: str) -> int:
+    """The highest credit limit that an account ever had: how far below zero its balance may be."""
+    return max(_credit_limits(connection, account), default=0)
+
+
+def _credit_limits(connection: sa.Connection, account: str) -> list[int]:
+    query = sa.select(credit_limits.c.amount).where(credit_limits.c.account == account)
+    return [int(amount) for amount in connection.execute(query.order_by(credit_limits.c.version)).scalars()]
+
+
+def _used(connection: sa.Connection, account: str) -> tuple[str, int, tuple[KeySpending, ...]]:
+    """The last month in which an account was used, what was free in it, and what each of its keys spent in it."""
+    table = usage_daily
+    last = connection.execute(sa.select(sa.func.max(table.c.day)).where(table.c.account == account)).scalar_one()
+    if last is None:
+        return "", 0, ()
+    month = str(last)[: len("YYYY-MM")]
+    days = connection.execute(
+        sa.select(table.c.key, table.c.day, sa.func.sum(table.c.charge - table.c.free), sa.func.sum(table.c.free))
+        .where(table.c.account == account, table.c.day >= f"{month}-01")
+        .group_by(table.c.key, table.c.day)
+        .order_by(table.c.day)
+    ).all()
+    keys: dict[str, KeySpending] = {}
+    for key, day, paid, _ in days:
+        before = keys[key].month_spent if key in keys else 0
+        keys[key] = KeySpending(key, day, int(paid), before + int(paid))
+    return month, sum(int(free) for *_, free in days), tuple(keys.values())
