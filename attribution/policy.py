@@ -13,6 +13,7 @@ import msgspec
 from attribution.games.values import COUNTERFACTUAL
 from attribution.runs.adopted import ROUNDINGS, SOLVERS, VALUE_FUNCTIONS
 from attribution.value_functions.support import SUPPORT
+from metering import formats
 from metering.records import PPM
 
 GENERATED_VALUE_FUNCTIONS: Final = tuple(name for name in VALUE_FUNCTIONS if name != COUNTERFACTUAL)
@@ -23,6 +24,8 @@ _CHOICES: Final[dict[str, Collection[str]]] = {
     "solver": SOLVERS,
     "rounding": ROUNDINGS,
 }
+FORMAT: Final = 1
+"""The format of policies. Those that do not say theirs have format 1."""
 ABLATION_PPM = 10_000
 """A new policy has one record in a hundred recomputed."""
 
@@ -45,6 +48,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rounding: str = "systematic/1"
     ablation_ppm: int = ABLATION_PPM
     """How many in a million records are drawn for the audit by ablation; see :mod:`attribution.agreement`."""
+    format: int = FORMAT
 
     def __post_init__(self) -> None:
         """Refuse what this version of the program cannot compute.
@@ -81,10 +85,13 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The policy in plain JSON values.
 
         Raises:
-            PolicyError: a field is missing, unknown or out of range.
+            PolicyError: a field is missing, unknown or out of range, or a newer version wrote it.
         """
         try:
+            formats.check(f"policy {data.get('version')}", data.get("format", 1), FORMAT)
             return msgspec.convert(data, cls)
+        except formats.UnknownFormat as error:
+            raise PolicyError(str(error)) from error
         except msgspec.ValidationError as error:
             if isinstance(error.__cause__, PolicyError):
                 raise error.__cause__ from None

@@ -12,6 +12,10 @@ from typing import Any, Final
 
 import msgspec
 
+from metering import formats
+
+FORMAT: Final = 1
+"""The format of price books. Those that do not say theirs have format 1."""
 _PER: Final = 1_000
 
 
@@ -76,6 +80,7 @@ class PriceBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """From when it counts, in milliseconds since the epoch."""
     free_per_month: int = 0
     """What every account may use in a calendar month (UTC) at the operator's expense, in units."""
+    format: int = FORMAT
 
     def __post_init__(self) -> None:
         """Refuse a book that sells nothing, or gives less than nothing.
@@ -109,10 +114,13 @@ class PriceBook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The book in plain JSON values.
 
         Raises:
-            PriceError: a field is missing, unknown or out of range.
+            PriceError: a field is missing, unknown or out of range, or a newer version wrote it.
         """
         try:
+            formats.check(f"price book {data.get('version')}", data.get("format", 1), FORMAT)
             return msgspec.convert(data, cls)
+        except formats.UnknownFormat as error:
+            raise PriceError(str(error)) from error
         except msgspec.ValidationError as error:
             raise PriceError(f"not a price book: {error}") from error
 

@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from retrieval import passage_table
 from retrieval.analysis import stems, term_ids
 from retrieval.chunking import Span, passages
-from retrieval.documents import Document, DocumentConflict, DocumentError, SplitShare, Terms
+from retrieval.documents import Document, DocumentConflict, DocumentError, SplitShare, Terms, check_terms
 from retrieval.embedding import Embedder
 from retrieval.near_duplicates import runs_of
 from retrieval.passage_table import METADATA, PreparedPassage, StoredPassage, passages_table
@@ -46,6 +46,7 @@ documents = sa.Table(
     sa.Column("splits", sa.Text, nullable=False),
     sa.Column("purposes", sa.Text, nullable=True),
     sa.Column("floor", sa.BigInteger, nullable=False),
+    sa.Column("terms_format", sa.Integer, nullable=False, server_default="1"),
     sa.Column("added_ms", sa.BigInteger, nullable=False),
     sa.Column("withdrawn_ms", sa.BigInteger, nullable=True),
     sa.Column("changed", sa.BigInteger, nullable=False, index=True),
@@ -358,6 +359,7 @@ def _row(document: Document) -> dict[str, object]:
         "splits": json.dumps([[split.contributor, split.role, split.ppm] for split in document.effective_splits]),
         "purposes": None if purposes is None else json.dumps(sorted(set(purposes))),
         "floor": document.terms.floor,
+        "terms_format": document.terms.format,
     }
 
 
@@ -384,7 +386,9 @@ def _document(row: sa.Row[tuple[object, ...]]) -> StoredDocument:
         title=row.title,
         url=row.url,
         splits=tuple(SplitShare(*split) for split in json.loads(row.splits)),
-        terms=Terms(None if row.purposes is None else tuple(json.loads(row.purposes)), row.floor),
+        terms=check_terms(
+            Terms(None if row.purposes is None else tuple(json.loads(row.purposes)), row.floor, row.terms_format)
+        ),
         added_ms=row.added_ms,
         withdrawn_ms=row.withdrawn_ms,
         changed=row.changed,

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+TERMS_FORMAT: Final = 1
+"""The format of terms: what of them says what is allowed."""
 PPM: Final = 1_000_000
 TEXT_CHARS_MAX: Final = 10_000_000
 TITLE_CHARS_MAX: Final = 500
@@ -47,6 +49,7 @@ class Terms:
 
     purposes: tuple[str, ...] | None = None
     floor: int = 0
+    format: int = TERMS_FORMAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,7 @@ def check(document: Document) -> Document:
     if document.url is not None and (len(document.url) > URL_CHARS_MAX or _URL.match(document.url) is None):
         raise DocumentError("the url must be absolute and of the web, such as https://example.org/page")
     _check_splits(document.splits)
-    _check_terms(document.terms)
+    check_terms(document.terms)
     return document
 
 
@@ -138,7 +141,16 @@ def _check_splits(splits: tuple[SplitShare, ...]) -> None:
         raise DocumentError("the splits name a contributor twice in the same role")
 
 
-def _check_terms(terms: Terms) -> None:
+def check_terms(terms: Terms) -> Terms:
+    """``terms`` if they can be kept to.
+
+    Raises:
+        DocumentError: with the first thing that is wrong. Who cannot read all of them must not use the document.
+    """
+    if terms.format != TERMS_FORMAT:
+        raise DocumentError(
+            f"the terms have format {terms.format}, this version knows format {TERMS_FORMAT}: upgrade Patronage"
+        )
     if terms.floor < 0:
         raise DocumentError("the price floor must not be negative")
     purposes = terms.purposes or ()
@@ -147,3 +159,4 @@ def _check_terms(terms: Terms) -> None:
     for purpose in purposes:
         if _WORD.fullmatch(purpose) is None:
             raise DocumentError(f"purpose {purpose[:40]!r} must be a word such as answer or research")
+    return terms

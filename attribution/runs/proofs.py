@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import json
-from typing import Any
+from typing import Any, Final
 
 from attribution.runs import statements
 from attribution.runs.adopted import Rules, UnknownRule
@@ -12,6 +12,9 @@ from attribution.runs.inputs import Hour
 from attribution.runs.statements import canonical
 from attribution.runs.transparency import CheckpointError, decode_proof, fingerprint, open_note
 from metering import formats, merkle, records
+
+FORMAT: Final = 1
+"""The format of receipts. Those that do not say theirs have format 1."""
 
 Checks = list[dict[str, Any]]
 """Each ``{"name", "ok", "detail"}``."""
@@ -31,6 +34,7 @@ def verify_receipt(receipt: Any, trusted_key: str | None = None) -> Checks:
         inclusion = receipt["inclusion"]
         log, hour, manifest = inclusion["log"], inclusion["hour"], inclusion["run"]
         content = str(inclusion["record"]["content"])
+        formats.check("the receipt", receipt.get("format", 1), FORMAT)
         formats.check("the run", manifest["format"], statements.FORMAT)
         formats.check("the record", json.loads(content)["format"], records.FORMAT)
         Rules.of(manifest["algorithms"])

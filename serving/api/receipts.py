@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from attribution.runs.proofs import FORMAT
 from metering import periods
 from metering.records import SCORE_ONE, UsageRecord, decode_record
 from serving import rendering
@@ -59,6 +60,7 @@ def _render(record: UsageRecord, books: Books) -> dict[str, Any]:
     amount = books.currency.amount
     return {
         "id": record.id,
+        "format": FORMAT,
         "created": periods.timestamp(record.finished_ms),
         "model": record.model,
         "purpose": record.purpose,

@@ -14,13 +14,16 @@ from pydantic import ValidationError
 
 from attribution.cases.case import CaseError
 from attribution.policy import PolicyError
+from attribution.runs.adopted import UnknownRule
 from attribution.runs.run import RunError
 from attribution.value_functions.likelihood import LikelihoodError
 from metering.drain import DrainBusy
+from metering.formats import UnknownFormat
 from metering.meter import InsufficientFunds, MeterError, MeterLost
 from metering.money import MoneyError
 from metering.periods import PeriodError
 from metering.pricing import PriceError
+from metering.records import RecordError
 from metering.redis.connection import RedisUnfit
 from metering.redis.server import RedisServerError
 from metering.usage_log import SegmentError
@@ -77,8 +80,8 @@ for part in (server, people, customers, keys, prices, policy, documents, money, 
 _EXPECTED = (
     AblationError, AssemblyError, BookingError, CaseError, ClosingError, CommandError, DataDirError, DatabaseError,
     DocumentError, DrainBusy, EmbedderError, EmbedderMismatch, IdentityError, LikelihoodError, LimitError, MoneyError,
-    NotValued, PeriodError, PolicyError, PriceError, QueryError, Overloaded, RebuildError, RedisServerError, RedisUnfit,
-    RunError, SampleError, SegmentError, WebhookError,
+    NotValued, Overloaded, PeriodError, PolicyError, PriceError, QueryError, RebuildError, RecordError,
+    RedisServerError, RedisUnfit, RunError, SampleError, SegmentError, UnknownFormat, UnknownRule, WebhookError,
 )  # fmt: skip
 
 

@@ -76,6 +76,7 @@ def render_book(book: PriceBook, currency: Currency, *, in_force: bool) -> dict[
     """One book; its ``models`` and ``free_per_month`` are as :func:`parse` reads them."""
     return {
         "version": book.version,
+        "format": book.format,
         "effective_from": periods.timestamp(book.effective_ms),
         "in_force": in_force,
         "free_per_month": currency.amount(book.free_per_month),
