@@ -62,7 +62,7 @@ class NotOverError(ClosingError):
 
 
 @dataclass(frozen=True, slots=True)
-class Attribution:
+class Run:
     """What a run computed, before it is signed and posted."""
 
     issue: Issue
@@ -111,7 +111,7 @@ def segments_of(engine: sa.Engine, period: str) -> list[Segment]:
     ]
 
 
-def attribute(
+def compute_run(
     books: Books,
     log: UsageLog,
     segments: Sequence[Segment],
@@ -122,7 +122,7 @@ def attribute(
     *,
     rules: Rules = NEW_RUNS,
     rows: bool = True,
-) -> Attribution:
+) -> Run:
     """Run the attribution over segments, in whatever order they come.
 
     Args:
@@ -166,10 +166,10 @@ def attribute(
         rules=rules,
         ablation=ablation_of(books.engine, period),
     )
-    return Attribution(issue, tally, jobs, hours, moved)
+    return Run(issue, tally, jobs, hours, moved)
 
 
-def preview(books: Books, period: str, progress: Progress | None = None) -> Attribution:
+def preview(books: Books, period: str, progress: Progress | None = None) -> Run:
     """What closing the period now would give, without closing it.
 
     Raises:
@@ -178,10 +178,10 @@ def preview(books: Books, period: str, progress: Progress | None = None) -> Attr
     """
     if periods.parse(period) != open_period(books.engine):
         _check(period, early=True)
-    return _attribute(books, period, progress, rows=False)
+    return _compute_run(books, period, progress, rows=False)
 
 
-def close(books: Books, period: str, *, early: bool, progress: Progress | None = None) -> Attribution:
+def close(books: Books, period: str, *, early: bool, progress: Progress | None = None) -> Run:
     """Close a period for ever. What was captured must be drained before.
 
     Raises:
@@ -195,7 +195,7 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
         raise ClosingError(f"period {period} is already closed by {done}; corrections go into the next period")
     with books.engine.begin() as connection:
         closed_ms = period_gate.close(connection, period, _now_ms())
-    found = _attribute(books, period, progress, rows=True)
+    found = _compute_run(books, period, progress, rows=True)
     checkpoint, bundles = found.issue.bundles(books.signer)
     _write(books.directory.run(period), found, checkpoint, bundles)
     manifest = canonical(found.issue.manifest)
@@ -267,8 +267,8 @@ def open_period(engine: sa.Engine) -> str:
         return period_gate.first_open(connection, periods.of(_now_ms()))
 
 
-def _attribute(books: Books, period: str, progress: Progress | None, *, rows: bool) -> Attribution:
-    return attribute(
+def _compute_run(books: Books, period: str, progress: Progress | None, *, rows: bool) -> Run:
+    return compute_run(
         books,
         books.log,
         segments_of(books.engine, period),
@@ -288,7 +288,7 @@ def _check(period: str, *, early: bool) -> None:
         raise NotOverError(f"period {period} is not over; it can only be closed early")
 
 
-def _transfers(found: Attribution, period: str, at_ms: int) -> Iterable[Transfer]:
+def _transfers(found: Run, period: str, at_ms: int) -> Iterable[Transfer]:
     amounts = {ledger.contributor(name): units for name, units in found.tally.credited_to().items()}
     amounts[ledger.RESIDUAL] = found.tally.totals.residual
     for account, units in sorted(amounts.items()):
@@ -297,7 +297,7 @@ def _transfers(found: Attribution, period: str, at_ms: int) -> Iterable[Transfer
             yield Transfer(f"{run}/{account}", at_ms, ledger.pool(period), account, units, ledger.ROYALTY, run)
 
 
-def _write(folder: Path, found: Attribution, checkpoint: str, bundles: Sequence[dict[str, Any]]) -> None:
+def _write(folder: Path, found: Run, checkpoint: str, bundles: Sequence[dict[str, Any]]) -> None:
     """The run's files: for archives, proofs and other programs."""
     texts = {
         "manifest.json": canonical(found.issue.manifest),

@@ -305,18 +305,18 @@ def _runs(books: Books) -> list[Check]:
     return [same, proofs, paid, _run_log(books, {row.run_id: row.manifest for row in rows})]
 
 
-def _recomputed(books: Books, period: str, manifest: dict[str, Any]) -> closing.Attribution:
+def _recomputed(books: Books, period: str, manifest: dict[str, Any]) -> closing.Run:
     """The run again, by the rules that it names, from the segments alone: nothing that an earlier run left is used.
 
     Raises:
         UnknownFormat, UnknownRule: a newer version computed it.
-        SegmentError, RunError: as :func:`serving.closing.closing.attribute`.
+        SegmentError, RunError: as :func:`serving.closing.closing.compute_run`.
     """
     formats.check("its manifest", manifest["format"], FORMAT)
     rules, policy = Rules.of(manifest["algorithms"]), manifest["policy_version"]
     with tempfile.TemporaryDirectory(dir=books.directory.path, prefix="audit-") as folder:
         segments = closing.segments_of(books.engine, period)
-        return closing.attribute(books, books.log, segments, period, policy, Path(folder), rules=rules)
+        return closing.compute_run(books, books.log, segments, period, policy, Path(folder), rules=rules)
 
 
 def _run_log(books: Books, manifests: dict[str, str]) -> Check:
@@ -334,7 +334,7 @@ def _run_log(books: Books, manifests: dict[str, str]) -> Check:
     return check
 
 
-def _compare_payments(books: Books, row: Any, found: closing.Attribution, check: Check) -> None:
+def _compare_payments(books: Books, row: Any, found: closing.Run, check: Check) -> None:
     table = ledger.transfers
     query = sa.select(table.c.credit, table.c.amount).where(
         table.c.debit == ledger.pool(row.period), table.c.kind == ledger.ROYALTY
@@ -348,7 +348,7 @@ def _compare_payments(books: Books, row: Any, found: closing.Attribution, check:
         check.fault(f"run of {row.period}: the ledger's payments are not its credits")
 
 
-def _compare_statements(books: Books, row: Any, found: closing.Attribution, check: Check) -> None:
+def _compare_statements(books: Books, row: Any, found: closing.Run, check: Check) -> None:
     key = books.signer.public_key
     # Who joined after the close has no statement of that period.
     with books.engine.connect() as connection:

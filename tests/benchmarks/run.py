@@ -40,9 +40,9 @@ def measured(count: int) -> dict[str, float]:
             made = write_many(log, count)
             before = made[:-1]
             began = time.perf_counter()
-            closing.attribute(books, log, before, "2026-01", 1, data / "parts")
+            closing.compute_run(books, log, before, "2026-01", 1, data / "parts")
             first = time.perf_counter()
-            found = closing.attribute(books, log, made, "2026-01", 1, data / "parts", rows=False)
+            found = closing.compute_run(books, log, made, "2026-01", 1, data / "parts", rows=False)
             again = time.perf_counter()
         assert found.tally.totals.records == count
     mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MIB

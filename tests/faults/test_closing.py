@@ -148,7 +148,7 @@ def test_copies_close_to_the_same_bytes(used, tmp_path, model_cache):
 def test_the_order_and_the_partition_of_the_segments_do_not_matter(used, tmp_path):
     """The same records, cut into other segments and shuffled, give the same manifest and credits."""
     segments = closing.segments_of(used.engine, PERIOD)
-    expected = closing.attribute(used, used.log, segments, PERIOD, 1, tmp_path / "expected")
+    expected = closing.compute_run(used, used.log, segments, PERIOD, 1, tmp_path / "expected")
     every = [record.encode() for each in segments for record in records(used.log.read(each.name, each.sha256))]
     for seed, size in ((1, 1), (2, 7), (3, 150)):
         random.Random(seed).shuffle(every)
@@ -158,7 +158,7 @@ def test_the_order_and_the_partition_of_the_segments_do_not_matter(used, tmp_pat
             entries = [(f"{start + i + 1}-0", data) for i, data in enumerate(every[start : start + size])]
             cut.append(log.write(0, parse(entries)))
         random.Random(seed).shuffle(cut)
-        found = closing.attribute(used, log, cut, PERIOD, 1, tmp_path / f"parts-{seed}")
+        found = closing.compute_run(used, log, cut, PERIOD, 1, tmp_path / f"parts-{seed}")
         assert found.issue.manifest == expected.issue.manifest
         assert found.issue.statements == expected.issue.statements
         assert found.hours == expected.hours

@@ -170,4 +170,4 @@ def test_records_that_no_hour_names_are_not_left_out_silently(few, tmp_path, cha
     segments = closing.segments_of(few.engine, PERIOD)
     segments[0] = replace(segments[0], hours=change(segments[0].hours))
     with pytest.raises(SegmentError, match="registered"):
-        closing.attribute(few, few.log, segments, PERIOD, 1, tmp_path)
+        closing.compute_run(few, few.log, segments, PERIOD, 1, tmp_path)
