@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import TIMEOUT_MAX
 from typing import Any, BinaryIO, Final
 
-from attribution.cases import attribute as attributing
+from attribution.cases import methods
 from attribution.cases.case import Case, CaseError, Result, decode_case, encode_result
 from attribution.games.estimation import BUDGET
 from attribution.value_functions.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
@@ -36,7 +36,7 @@ _READ_AHEAD: Final = 4
 """Cases for each core that wait or are done and not yet taken: what bounds memory."""
 
 
-class Attribution:
+class Attributor:
     """Attributes many cases in one way. Thread-safe."""
 
     def __init__(
@@ -49,7 +49,7 @@ class Attribution:
         scorer: Scorer | None = None,
         budget: int = BUDGET,
     ) -> None:
-        """See :func:`attribution.cases.attribute.attribute`."""
+        """See :func:`attribution.cases.methods.attribute_case`."""
         self._reader = CaseReader(embedder)
         self._method = method
         self._value_function = value_function
@@ -64,7 +64,7 @@ class Attribution:
             CaseError: it lacks what the method or the value function needs.
             LikelihoodError: the language model does not answer.
         """
-        return attributing.attribute(
+        return methods.attribute_case(
             case,
             self._reader,
             method=self._method,
@@ -131,11 +131,11 @@ def attribute(
     Args:
         cases: objects as the lines of ``patronage attribute``: ``{"id", "question", "answer", "passages": [{"id",
             "text", "title"?, "contributor"?, "score"?, "registered_at"?}], "charge"?}``.
-        method: how what all passages earned is divided, one of :data:`attribution.cases.attribute.METHODS`.
+        method: how what all passages earned is divided, one of :data:`attribution.cases.methods.METHODS`.
         value_function: what a coalition of passages is worth, by name and version, one of
-            :data:`attribution.cases.attribute.VALUE_FUNCTIONS`.
+            :data:`attribution.cases.methods.VALUE_FUNCTIONS`.
         budget: coalitions that are valued at most where a game must be estimated, see
-            :func:`attribution.cases.attribute.attribute`.
+            :func:`attribution.cases.methods.attribute_case`.
         settings: decide the embedding model and where its files lie, and the language model of ``log_likelihood/1``;
             without them, the environment does.
 
@@ -150,13 +150,13 @@ def attribute(
         LikelihoodError: the language model cannot be used.
     """
     lines = ((number, json.dumps(case).encode()) for number, case in enumerate(cases, 1))
-    for _, result in open_attribution(settings or Settings(), method, value_function, budget).lines(lines):
+    for _, result in open_attributor(settings or Settings(), method, value_function, budget).lines(lines):
         if isinstance(result, CaseError):
             raise result
         yield json.loads(encode_result(result))
 
 
-def open_attribution(settings: Settings, method: str, value_function: str, budget: int) -> Attribution:
+def open_attributor(settings: Settings, method: str, value_function: str, budget: int) -> Attributor:
     """The attribution of cases with the models of the settings.
 
     Raises:
@@ -171,4 +171,4 @@ def open_attribution(settings: Settings, method: str, value_function: str, budge
             raise LikelihoodError(f"{value_function} cannot be computed here: {error}") from error
     embedder = open_embedder(settings, DataDir(settings.data_dir))
     currency = Currency.of(settings.currency)
-    return Attribution(embedder, method, value_function, currency, scorer=scorer, budget=budget)
+    return Attributor(embedder, method, value_function, currency, scorer=scorer, budget=budget)

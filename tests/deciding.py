@@ -18,9 +18,9 @@ import numpy as np
 
 from attribution.agreement import agreement
 from attribution.arithmetic import Floats, exponential, logarithm
-from attribution.cases.attribute import attribute
 from attribution.cases.case import Case as OutsideCase
 from attribution.cases.case import CasePassage
+from attribution.cases.methods import attribute_case
 from attribution.games.estimation import estimate, estimate_owen
 from attribution.games.semivalues import SEMIVALUES, from_tables
 from attribution.games.values import TABLE_PLAYERS_MAX
@@ -180,7 +180,7 @@ def cases(embedder: HashedEmbedder) -> Iterator[tuple[str, Any]]:
             for i, (name, text) in enumerate(list(texts().items())[:count])
         )
         case = OutsideCase(f"case {count}", QUESTIONS[1], passages, " ".join(list(TEXTS.values())[:3]))
-        yield case.id, attribute(case, CaseReader(embedder))
+        yield case.id, attribute_case(case, CaseReader(embedder))
 
 
 def steps(database: Path) -> Iterator[tuple[str, Any]]:

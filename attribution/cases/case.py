@@ -1,6 +1,6 @@
 """Cases: questions with their answers and passages, as the log of any retrieval-augmented system has them.
 
-A case comes and its result goes as one JSON object. ``attribution/cases/attribute.py`` turns the one into the other.
+A case comes and its result goes as one JSON object. ``attribution/cases/methods.py`` turns the one into the other.
 """
 
 from __future__ import annotations

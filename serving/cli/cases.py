@@ -12,11 +12,11 @@ from typing import Annotated, Any, BinaryIO
 
 import typer
 
-from attribution.cases.attribute import METHODS, VALUE_FUNCTIONS
 from attribution.cases.case import CaseError, Result, encode_result
+from attribution.cases.methods import METHODS, VALUE_FUNCTIONS
 from attribution.games.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
 from attribution.games.values import TABLE_PLAYERS_MAX
-from serving.cases import open_attribution, read_lines
+from serving.cases import open_attributor, read_lines
 from serving.terminal.console import CommandError, Out, current
 
 
@@ -70,7 +70,7 @@ def attribute(
         raise CommandError(f"there is no file {cases}")
     if output is not None and output.exists() and output.samefile(cases):
         raise CommandError(f"{output} holds the cases: choose another file for the results")
-    attribution = open_attribution(settings, method, value_function, budget)
+    attributor = open_attributor(settings, method, value_function, budget)
     rejected: list[dict[str, Any]] = []
     results: list[Result] = []
     with cases.open("rb") as file:
@@ -78,7 +78,7 @@ def attribute(
     began = time.perf_counter()
     with cases.open("rb") as file, _opened(output, out) as results_file, out.progress("attributing") as bar:
         task = bar.add_task("attributing", total=total, note="")
-        for number, result in attribution.lines(read_lines(file)):
+        for number, result in attributor.lines(read_lines(file)):
             if isinstance(result, CaseError):
                 rejected.append({"path": str(cases), "line": number, "reason": str(result)})
                 out.aside.print(f"rejected: {cases} line {number}: {result}", markup=False, soft_wrap=True)

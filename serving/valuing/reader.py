@@ -38,9 +38,9 @@ class CaseReader:
         return np.rint(vectors * VECTOR_ONE).astype(np.int64)
 
     def relation(self, texts: Sequence[str]) -> Relation:
-        """As :class:`attribution.cases.attribute.Reader` says: passages are compared as when they are registered."""
+        """As :class:`attribution.cases.methods.Reader` says: passages are compared as when they are registered."""
         return relation(texts, lambda text: self._embedder.embed_passage(text, []).passage)
 
     def repeated(self, texts: Sequence[str]) -> Sequence[Sequence[tuple[Span, int]]]:
-        """See :meth:`attribution.cases.attribute.Reader.repeated`: as in what is retrieved for a paid query."""
+        """See :meth:`attribution.cases.methods.Reader.repeated`: as in what is retrieved for a paid query."""
         return sentences_of_others(texts)

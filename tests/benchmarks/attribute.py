@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from attribution.cases.attribute import METHODS, attribute
 from attribution.cases.case import Case, CasePassage, Result, decode_case
+from attribution.cases.methods import METHODS, attribute_case
 from retrieval.embedding import Embedder, MiniLMEmbedder
 from retrieval.ingest import Ingest
 from retrieval.readers import read
@@ -46,11 +46,11 @@ def hotpotqa(folder: Path, embedder: Embedder) -> dict[str, Any]:
     marks = [[passage["relevance"] for passage in json.loads(line)["passages"]] for line in lines]
     cases = [decode_case(line) for line in lines]
     reader = CaseReader(embedder)
-    attribute(cases[0], reader)  # the first call loads what later ones find loaded
+    attribute_case(cases[0], reader)  # the first call loads what later ones find loaded
     results, latencies, used = [], [], []
     for case in cases:
         began, before = time.perf_counter(), time.process_time()
-        results.append(attribute(case, reader))
+        results.append(attribute_case(case, reader))
         latencies.append((time.perf_counter() - began) * 1000)
         used.append((time.process_time() - before) * 1000)
     marked = [{i for i, mark in enumerate(each) if mark} for each in marks]
@@ -66,7 +66,7 @@ def hotpotqa(folder: Path, embedder: Embedder) -> dict[str, Any]:
         "documents_add": mean(result.value_all - result.value_none for result in results),
     }
     for method in METHODS_COMPARED:
-        weights = [shared(attribute(case, reader, method=method)) for case in cases]
+        weights = [shared(attribute_case(case, reader, method=method)) for case in cases]
         found[f"jaccard_{method}"] = mean(jaccard(each, most) for each, most in zip(weights, marked, strict=True))
     return found
 
@@ -83,7 +83,7 @@ def squad(folder: Path, embedder: Embedder, count: int, seed: int) -> dict[str, 
     for question, case in zip(questions, answered, strict=False):
         places = [i for i, passage in enumerate(case.passages) if passage.id == question["document"]]
         for method in METHODS if places else ():
-            gold[method].append(shared(attribute(case, reader, method=method))[places[0]])
+            gold[method].append(shared(attribute_case(case, reader, method=method))[places[0]])
     return {"questions": len(gold["equal"]), **{f"gold_{method}": mean(each) for method, each in gold.items()}}
 
 

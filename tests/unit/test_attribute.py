@@ -9,8 +9,8 @@ from decimal import Decimal
 
 import pytest
 
-from attribution.cases.attribute import METHODS, attribute
 from attribution.cases.case import CaseError, decode_case, encode_result
+from attribution.cases.methods import METHODS, attribute_case
 from serving.valuing.reader import CaseReader
 from tests.benchmarks import attacks
 
@@ -40,7 +40,7 @@ def weights(result):
 
 def test_the_result_is_what_the_contract_says(reader):
     found = case(passage("a", LIGHTHOUSE, contributor="mary"), passage("b", BREAD))
-    result = json.loads(encode_result(attribute(found, reader)))
+    result = json.loads(encode_result(attribute_case(found, reader)))
     assert list(result) == [
         "id", "shares", "model_residual", "method", "estimated", "value_all", "value_none", "value_function"
     ]  # fmt: skip
@@ -60,7 +60,7 @@ def test_weights_and_residual_sum_to_one(reader, method, answer):
         passage("c", BREAD, score=0.0, contributor="mary"),
         answer=answer,
     )
-    result = attribute(found, reader, method=method)
+    result = attribute_case(found, reader, method=method)
     assert sum(share.weight for share in result.shares) + result.model_residual == pytest.approx(1, abs=1e-12)
     assert all(share.weight >= 0 for share in result.shares)
     assert result.model_residual >= 0
@@ -68,7 +68,7 @@ def test_weights_and_residual_sum_to_one(reader, method, answer):
 
 def test_no_passages_leave_it_all_to_the_model(reader):
     for method in METHODS:
-        result = attribute(case(), reader, method=method)
+        result = attribute_case(case(), reader, method=method)
         assert (result.shares, result.model_residual) == ((), 1.0)
 
 
@@ -79,7 +79,7 @@ def test_the_methods_divide_as_their_names_say(reader):
         answer="Said [2], said [2], said [1], said [9].",
     )
     raw = {
-        method: [share.raw for share in attribute(found, reader, method=method).shares]
+        method: [share.raw for share in attribute_case(found, reader, method=method).shares]
         for method in ("token-count", "score-proportional", "citation-count", "equal")
     }
     assert raw == {
@@ -88,13 +88,13 @@ def test_the_methods_divide_as_their_names_say(reader):
         "citation-count": [1, 2],
         "equal": [1, 1],
     }
-    result = attribute(case(passage("a", LIGHTHOUSE), passage("b", BREAD)), reader, method="equal")
+    result = attribute_case(case(passage("a", LIGHTHOUSE), passage("b", BREAD)), reader, method="equal")
     assert weights(result)["a"] == weights(result)["b"] == (1 - result.model_residual) / 2
 
 
 def test_quotes_are_citations_where_there_are_no_markers(reader):
     found = case(passage("a", BREAD), passage("b", f"{LIGHTHOUSE} It is red."), answer=f"{LIGHTHOUSE}\nIt is red.")
-    assert [share.raw for share in attribute(found, reader, method="citation-count").shares] == [0, 2]
+    assert [share.raw for share in attribute_case(found, reader, method="citation-count").shares] == [0, 2]
 
 
 def test_leaving_one_out_finds_that_neither_of_two_equals_is_needed(reader):
@@ -102,7 +102,7 @@ def test_leaving_one_out_finds_that_neither_of_two_equals_is_needed(reader):
         passage("a", LIGHTHOUSE),
         passage("b", "The Vellmar lighthouse is of 1847; Ottilie Brandt, an engineer, built it."),
     )
-    result = attribute(found, reader, method="leave-one-out")
+    result = attribute_case(found, reader, method="leave-one-out")
     assert sum(weights(result).values()) == pytest.approx(0, abs=0.02)
 
 
@@ -111,14 +111,14 @@ def test_leaving_one_out_finds_that_neither_of_two_equals_is_needed(reader):
 def test_exact_copies_do_not_pay(reader, count, names):
     """The owner of the copies earns what the original earned alone, and so do the others."""
     others = [passage("b", TOWER, contributor="bo"), passage("c", BREAD, contributor="cy")]
-    alone = attribute(case(passage("a", LIGHTHOUSE, contributor="mary"), *others), reader)
+    alone = attribute_case(case(passage("a", LIGHTHOUSE, contributor="mary"), *others), reader)
     copies = [
         passage(
             f"a{i}", f"  {LIGHTHOUSE} \n" if i % 2 else LIGHTHOUSE, contributor="mary" if names[0] == "o" else f"m{i}"
         )
         for i in range(count)
     ]
-    result = attribute(case(*copies, *others), reader)
+    result = attribute_case(case(*copies, *others), reader)
     owned = sum(weight for name, weight in weights(result).items() if name.startswith("a"))
     assert owned == pytest.approx(weights(alone)["a"], rel=1e-9)
     assert weights(result)["b"] == pytest.approx(weights(alone)["b"], rel=1e-9)
@@ -153,8 +153,8 @@ def test_near_copies_do_not_pay(reader, kind, dated, many, count):
         )
         for i in range(1, count)
     ]
-    alone = weights(attribute(case(work, *others), reader))
-    found = weights(attribute(case(*copies, *others, work), reader))
+    alone = weights(attribute_case(case(work, *others), reader))
+    found = weights(attribute_case(case(*copies, *others, work), reader))
     assert alone["a"] > 0.3
     for name in "bcd":
         assert found[name] == pytest.approx(alone[name], rel=0.02, abs=1e-6)
@@ -167,14 +167,14 @@ def test_near_copies_do_not_pay(reader, kind, dated, many, count):
 def test_a_copy_that_is_hidden_among_other_sentences_does_not_pay(reader, kind, most):
     """It is no copy as a whole; what an earlier one says is not read in it again. Words piled up have some evidence."""
     work = passage("a", WORK, contributor="mary", registered_at="2026-01-01")
-    alone = weights(attribute(case(work, passage("b", BREAD, contributor="bo")), reader))
+    alone = weights(attribute_case(case(work, passage("b", BREAD, contributor="bo")), reader))
     text = attacks.HIDDEN[kind](WORK, random.Random(1))
     for date in ("2026-02-01", None):
         hidden = passage("hidden", text, contributor="thief", registered_at=date)
-        found = weights(attribute(case(hidden, passage("b", BREAD, contributor="bo"), work), reader))
+        found = weights(attribute_case(case(hidden, passage("b", BREAD, contributor="bo"), work), reader))
         assert found["hidden"] == pytest.approx(0, abs=most)
         assert found["a"] == pytest.approx(alone["a"], abs=most)
-    undated = weights(attribute(case({**work, "registered_at": None}, passage("hidden", text)), reader))
+    undated = weights(attribute_case(case({**work, "registered_at": None}, passage("hidden", text)), reader))
     assert undated["hidden"] > 0.1
 
 
@@ -186,21 +186,21 @@ def test_a_passage_of_which_nothing_is_left_earns_nothing(reader):
         passage("second", second, contributor="bo", registered_at="2026-01-02"),
     ]
     both = passage("both", WORK, title="Vellmar lighthouse", contributor="thief", registered_at="2026-01-03")
-    found = weights(attribute(case(*said, both), reader))
+    found = weights(attribute_case(case(*said, both), reader))
     assert found["both"] == 0 < found["first"]
 
 
 def test_a_part_of_a_text_is_its_copy_and_a_form_filled_anew_is_not(reader):
     part = passage("part", LIGHTHOUSE, contributor="thief", registered_at="2026-02-01")
     whole = passage("whole", WORK, contributor="mary", registered_at="2026-01-01")
-    found = weights(attribute(case(part, whole), reader))
+    found = weights(attribute_case(case(part, whole), reader))
     assert found["part"] == 0 < found["whole"]
     form = "{} is a lighthouse of the northern coast, built in {}, with a lamp of {} candles and a keeper's house."
     forms = [
         passage(name, form.format(name, year, lamp), contributor=name, registered_at=f"{year}-01-01")
         for name, year, lamp in (("Osk", 1847, 300), ("Vellmar", 1902, 415))
     ]
-    found = weights(attribute(case(*forms), reader))
+    found = weights(attribute_case(case(*forms), reader))
     assert found["Vellmar"] > 0
 
 
@@ -208,12 +208,12 @@ def test_of_copies_the_first_registered_earns(reader):
     times = ["2026-03-01T00:00:00Z", "2026-01-31T23:30:00-01:00", None, "2026-02-01T00:29:59Z"]
     copies = [passage(str(i), LIGHTHOUSE, contributor=f"m{i}", registered_at=time) for i, time in enumerate(times)]
     for order in itertools.permutations(copies):
-        found = weights(attribute(case(*order), reader))
+        found = weights(attribute_case(case(*order), reader))
         assert [name for name, weight in found.items() if weight] == ["3"]
 
 
 def test_copies_of_unknown_age_share_equally(reader):
-    found = weights(attribute(case(*[passage(str(i), LIGHTHOUSE, contributor=f"m{i}") for i in range(4)]), reader))
+    found = weights(attribute_case(case(*[passage(str(i), LIGHTHOUSE, contributor=f"m{i}") for i in range(4)]), reader))
     assert len(set(found.values())) == 1
 
 
@@ -221,8 +221,8 @@ def test_a_contributor_gains_nothing_by_cutting_a_work(reader):
     """The passages of one contributor are one player; under different names they would be several."""
     split = [passage("a1", LIGHTHOUSE), passage("a2", TOWER)]
     rival = passage("b", "Ottilie Brandt built the lighthouse at Vellmar in 1847, of granite.", contributor="bo")
-    together = weights(attribute(case(*[each | {"contributor": "mary"} for each in split], rival), reader))
-    apart = weights(attribute(case(*[each | {"contributor": each["id"]} for each in split], rival), reader))
+    together = weights(attribute_case(case(*[each | {"contributor": "mary"} for each in split], rival), reader))
+    apart = weights(attribute_case(case(*[each | {"contributor": each["id"]} for each in split], rival), reader))
     assert together["a1"] + together["a2"] < apart["a1"] + apart["a2"]
     assert together["b"] > apart["b"]
 
@@ -234,9 +234,9 @@ def test_the_order_of_passages_makes_no_difference(reader):
         passage("c", BREAD, contributor="mary"),
         passage("d", LIGHTHOUSE, contributor="cy", title="A copy"),
     ]
-    expected = weights(attribute(case(*passages), reader))
+    expected = weights(attribute_case(case(*passages), reader))
     for order in itertools.permutations(passages):
-        assert weights(attribute(case(*order), reader)) == pytest.approx(expected, abs=1e-15)
+        assert weights(attribute_case(case(*order), reader)) == pytest.approx(expected, abs=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_the_order_of_passages_makes_no_difference(reader):
 )
 def test_amounts_sum_to_the_charge(reader, charge, currency):
     found = case(passage("a", LIGHTHOUSE), passage("b", TOWER), passage("c", BREAD), charge=charge)
-    result = attribute(found, reader)
+    result = attribute_case(found, reader)
     amounts = [share.amount for share in result.shares] + [result.residual_amount]
     assert {each["currency"] for each in amounts} == {currency}
     whole = Decimal(str(charge["amount"] if isinstance(charge, dict) else charge))
@@ -292,13 +292,13 @@ def test_what_is_no_case_is_refused_with_the_reason(line, reason):
 )
 def test_a_charge_that_is_no_amount_is_refused(reader, charge, reason):
     with pytest.raises(CaseError, match=f"charge: .*{reason}"):
-        attribute(case(passage("a", BREAD), charge=charge), reader)
+        attribute_case(case(passage("a", BREAD), charge=charge), reader)
 
 
 def test_what_the_method_lacks_is_named(reader):
     with pytest.raises(CaseError, match="score of every passage"):
-        attribute(case(passage("a", BREAD, score=1), passage("b", TOWER)), reader, method="score-proportional")
+        attribute_case(case(passage("a", BREAD, score=1), passage("b", TOWER)), reader, method="score-proportional")
     with pytest.raises(CaseError, match="no method 'shapely'; there are shapley"):
-        attribute(case(), reader, method="shapely")
+        attribute_case(case(), reader, method="shapely")
     with pytest.raises(CaseError, match="no value function 'support/0'; there is support/1"):
-        attribute(case(), reader, value_function="support/0")
+        attribute_case(case(), reader, value_function="support/0")

@@ -11,8 +11,8 @@ from math import fsum
 import numpy as np
 import pytest
 
-from attribution.cases.attribute import METHODS, attribute
 from attribution.cases.case import CaseError, decode_case, encode_result
+from attribution.cases.methods import METHODS, attribute_case
 from attribution.games.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
 from attribution.value_functions.likelihood import LikelihoodError, Prompt, Unscorable, log_likelihood
 from serving.valuing.reader import CaseReader
@@ -106,7 +106,7 @@ def fillers(count):
 
 
 def by_model(found, reader, scorer, **chosen):
-    return attribute(found, reader, value_function="log_likelihood/1", scorer=scorer, **chosen)
+    return attribute_case(found, reader, value_function="log_likelihood/1", scorer=scorer, **chosen)
 
 
 def weights(result):

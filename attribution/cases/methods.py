@@ -79,7 +79,7 @@ class Reader(supporting.Reader, Protocol):
         ...
 
 
-def attribute(
+def attribute_case(
     case: Case,
     reader: Reader,
     *,
