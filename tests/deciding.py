@@ -18,8 +18,7 @@ import numpy as np
 
 from attribution.agreement import agreement
 from attribution.arithmetic import Floats, exponential, logarithm
-from attribution.cases.case import Case as OutsideCase
-from attribution.cases.case import CasePassage
+from attribution.cases.case import Case, CasePassage
 from attribution.cases.methods import attribute_case
 from attribution.games.estimation import estimate, estimate_owen
 from attribution.games.semivalues import SEMIVALUES, from_tables
@@ -122,9 +121,9 @@ def answers(database: Path) -> Iterator[tuple[str, Any]]:
         yield f"lexical {number}", np.concatenate([each.lexical for each in evidence])
         yield f"sources {number}", [(each.document.id, each.score) for each in found.documents]
         yield f"answer {number}", (made.text, made.citations)
-        yield f"worths {number}", np.concatenate(made.case.worths)
+        yield f"worths {number}", np.concatenate(made.grounded.worths)
         for function in functions:
-            table = function.table(made.case)
+            table = function.table(made.grounded)
             yield f"{function.name} {number}", table
             record = a_record(
                 id=f"{number} {function.name}",
@@ -179,7 +178,7 @@ def cases(embedder: HashedEmbedder) -> Iterator[tuple[str, Any]]:
             CasePassage(name, text, name, f"c{i % 4}", registered_at=f"2026-01-{i + 1:02}T00:00:00Z")
             for i, (name, text) in enumerate(list(texts().items())[:count])
         )
-        case = OutsideCase(f"case {count}", QUESTIONS[1], passages, " ".join(list(TEXTS.values())[:3]))
+        case = Case(f"case {count}", QUESTIONS[1], passages, " ".join(list(TEXTS.values())[:3]))
         yield case.id, attribute_case(case, CaseReader(embedder))
 
 

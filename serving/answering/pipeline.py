@@ -183,7 +183,7 @@ class Answering:
         sent: bool = False,
     ) -> tuple[Answered, UsageRecord]:
         """What the customer is shown, and what is logged. Runs in a worker thread."""
-        value_function, values = self._valuing.value(values_by, delivered.case, sent=sent)
+        value_function, values = self._valuing.value(values_by, delivered.grounded, sent=sent)
         tokens = min(self._embedder.count_tokens(delivered.text), most.output_tokens)
         record = call.record(
             Usage(most.input_tokens, tokens, len(retrieval.documents)),
@@ -191,10 +191,10 @@ class Answering:
             values=values.tolist(),
             uses=_uses(retrieval, {citation.source for citation in delivered.citations}),
             provenance=msgspec.structs.replace(
-                self._provenance, answered=bool(delivered.case.answer.strip()), epoch=retrieval.epoch
+                self._provenance, answered=bool(delivered.grounded.answer.strip()), epoch=retrieval.epoch
             ),
         )
-        self._samples.keep(record, delivered.case, sent=sent)
+        self._samples.keep(record, delivered.grounded, sent=sent)
         return _answered(record, retrieval, delivered, interrupted), record
 
 

@@ -10,7 +10,7 @@ import structlog
 
 from attribution.agreement import drawn
 from metering.records import UsageRecord
-from serving.generators.case import Case
+from serving.generators.grounded_answer import GroundedAnswer
 from serving.rules.rulebook import Rulebook
 from serving.store.vault import Vault, VaultError
 
@@ -43,7 +43,7 @@ class Samples:
         self._rulebook = rulebook
         self._kept_ms = dispute_days * DAY_MS
 
-    def keep(self, record: UsageRecord, case: Case, *, sent: bool) -> None:
+    def keep(self, record: UsageRecord, grounded: GroundedAnswer, *, sent: bool) -> None:
         """Keep the text of a query if its record is drawn.
 
         Called before the capture, so that what is charged and drawn is kept; what is never charged is in no period.
@@ -54,7 +54,7 @@ class Samples:
             SQLAlchemyError: the database refuses, and the answer was not sent.
         """
         if drawn(record, self._rulebook.policy_of(record.policy_version).ablation_ppm):
-            sealed = self._vault.seal(case.encode(), _owner(record.id))
+            sealed = self._vault.seal(grounded.encode(), _owner(record.id))
             row = {"record": record.id, "at_ms": record.finished_ms, "sealed": sealed}
             try:
                 with self._engine.begin() as connection:
@@ -64,8 +64,8 @@ class Samples:
                     raise
                 _log.error("a sampled query was not kept", receipt=record.id, reason=str(error.__cause__ or error))
 
-    def open(self, record: str) -> Case | None:
-        """The case of a sampled record, or None if its text is destroyed.
+    def open(self, record: str) -> GroundedAnswer | None:
+        """The grounded answer of a sampled record, or None if its text is destroyed.
 
         Raises:
             SampleError: it is sealed with another key, or written by another version.
@@ -75,7 +75,7 @@ class Samples:
         if sealed is None:
             return None
         try:
-            return Case.decode(self._vault.open(sealed, _owner(record)))
+            return GroundedAnswer.decode(self._vault.open(sealed, _owner(record)))
         except (VaultError, ValueError) as error:
             raise SampleError(f"the text of sampled query {record} cannot be read: {error}") from error
 

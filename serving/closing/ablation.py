@@ -84,12 +84,14 @@ def run(books: Books, period: str, function: ValueFunction, progress: Progress |
     new = destroyed = 0
     unscorable: list[str] = []
     for done, record in enumerate(_records(books, waiting), 1):
-        case = books.samples.open(record.id)
-        if case is None:
+        grounded = books.samples.open(record.id)
+        if grounded is None:
             destroyed += 1
         else:
             try:
-                found = agreement(record, owen_shares(record)[0], function.table(case), function.name, function.model)
+                found = agreement(
+                    record, owen_shares(record)[0], function.table(grounded), function.name, function.model
+                )
             except Unscorable as error:
                 unscorable.append(f"{record.id}: {error}")
             else:

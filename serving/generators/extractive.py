@@ -19,8 +19,8 @@ import numpy.typing as npt
 from attribution.arithmetic import exponential
 from retrieval.chunking import SENTENCE_CHARS_MAX
 from retrieval.retriever import Retrieval, RetrievedDocument
-from serving.generators.case import DOCUMENTS_READ, Case
 from serving.generators.generator import Citation, Delivered
+from serving.generators.grounded_answer import DOCUMENTS_READ, GroundedAnswer
 from serving.generators.query import Query
 
 NO_ANSWER: Final = "The documents do not answer this question."
@@ -103,7 +103,7 @@ class Extractive:
         """The answer. Where the documents do not answer, it says nothing that could be worth something."""
         found = answer(retrieval)
         said = found.text if found.slots else ""
-        return Delivered(found.text, found.citations, Case(retrieval, said, found.worths, found.slots))
+        return Delivered(found.text, found.citations, GroundedAnswer(retrieval, said, found.worths, found.slots))
 
 
 @dataclass(frozen=True, slots=True)

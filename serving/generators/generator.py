@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from retrieval.retriever import Retrieval
-from serving.generators.case import Case
+from serving.generators.grounded_answer import GroundedAnswer
 from serving.generators.query import Query
 
 CHARS_PER_TOKEN_MAX: Final = 16
@@ -54,7 +54,7 @@ class Delivered:
 
     text: str
     citations: tuple[Citation, ...]
-    case: Case
+    grounded: GroundedAnswer
     """What it is valued by."""
     finish: str = "stop"
     """Why the text ends: ``stop``, ``length``, or what else the model says."""

@@ -18,8 +18,8 @@ import structlog
 from pydantic import SecretStr
 
 from retrieval.retriever import Retrieval, RetrievedPassage
-from serving.generators.case import DOCUMENTS_READ, Case
 from serving.generators.generator import Citation, Delivered, GeneratorBusy, GeneratorError
+from serving.generators.grounded_answer import DOCUMENTS_READ, GroundedAnswer
 from serving.generators.query import Message, Query
 
 TIMEOUT: Final = httpx.Timeout(5.0, read=None)
@@ -127,8 +127,8 @@ class _Generation:
     def delivered(self, text: str, finish: str) -> Delivered:
         """See :meth:`Generation.delivered`."""
         citations = _citations(text, self._numbered)
-        case = Case(_given(self._retrieval, self._numbered), _unmarked(text, citations))
-        return Delivered(text, citations, case, finish or "stop")
+        grounded = GroundedAnswer(_given(self._retrieval, self._numbered), _unmarked(text, citations))
+        return Delivered(text, citations, grounded, finish or "stop")
 
 
 def _conversation(query: Query) -> tuple[Message, ...]:

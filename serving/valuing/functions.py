@@ -28,7 +28,7 @@ from metering.records import VALUE_ONE
 from retrieval.evidence import Question
 from retrieval.retriever import Retrieval
 from serving.generators import extractive
-from serving.generators.case import Case, own_text
+from serving.generators.grounded_answer import GroundedAnswer, own_text
 
 RERUN: Final = "rerun/1"
 REST_SECONDS: Final = 5.0
@@ -59,25 +59,25 @@ class ValueFunction(Protocol):
         """The language model, if it has one."""
         ...
 
-    def table(self, case: Case) -> Table:
+    def table(self, grounded: GroundedAnswer) -> Table:
         """The worth of every coalition of the ``n`` documents read, shape ``[2 ** n]``.
 
         Raises:
-            Unscorable: this function cannot value the case.
+            Unscorable: this function cannot value the answer.
             LikelihoodError: it cannot value any now.
         """
         ...
 
 
 class Counterfactual:
-    """What the extractive generator would have answered from each coalition; it leaves in the case what that takes."""
+    """What the extractive generator would have answered from each coalition: it left the worths in the answer."""
 
     name = COUNTERFACTUAL
     model = ""
 
-    def table(self, case: Case) -> Table:
+    def table(self, grounded: GroundedAnswer) -> Table:
         """See :meth:`ValueFunction.table`."""
-        return counterfactual(case.worths, case.slots)
+        return counterfactual(grounded.worths, grounded.slots)
 
 
 class Support:
@@ -89,10 +89,10 @@ class Support:
     def __init__(self, reader: Reader) -> None:
         self._reader = reader
 
-    def table(self, case: Case) -> Table:
+    def table(self, grounded: GroundedAnswer) -> Table:
         """See :meth:`ValueFunction.table`. A document is one passage: all that was retrieved of it."""
-        passages = [Passage(own_text(each), each.document.title) for each in case.read]
-        return support(case.retrieval.question.text, case.answer, passages, self._reader).table()
+        passages = [Passage(own_text(each), each.document.title) for each in grounded.read]
+        return support(grounded.retrieval.question.text, grounded.answer, passages, self._reader).table()
 
 
 class LogLikelihood:
@@ -104,10 +104,10 @@ class LogLikelihood:
         self._scorer = scorer
         self.model = scorer.name
 
-    def table(self, case: Case) -> Table:
+    def table(self, grounded: GroundedAnswer) -> Table:
         """See :meth:`ValueFunction.table`. A document begins with its title."""
-        texts = [f"{each.document.title}\n{own_text(each)}" for each in case.read]
-        return log_likelihood(case.retrieval.question.text, case.answer, texts, self._scorer).values
+        texts = [f"{each.document.title}\n{own_text(each)}" for each in grounded.read]
+        return log_likelihood(grounded.retrieval.question.text, grounded.answer, texts, self._scorer).values
 
 
 class Rerun:
@@ -116,13 +116,13 @@ class Rerun:
     name = RERUN
     model = ""
 
-    def table(self, case: Case) -> Table:
+    def table(self, grounded: GroundedAnswer) -> Table:
         """See :meth:`ValueFunction.table`."""
-        given = _words(case.answer)
-        values = np.zeros(2 ** len(case.read), np.int64)
+        given = _words(grounded.answer)
+        values = np.zeros(2 ** len(grounded.read), np.int64)
         for members in range(1, len(values)):
-            documents = tuple(each for i, each in enumerate(case.read) if members >> i & 1)
-            again = extractive.answer(Retrieval(case.retrieval.question, documents))
+            documents = tuple(each for i, each in enumerate(grounded.read) if members >> i & 1)
+            again = extractive.answer(Retrieval(grounded.retrieval.question, documents))
             if again.citations:
                 values[members] = _f1(given, _words(again.text))
         return values
@@ -154,7 +154,7 @@ class Valuing:
             raise NotComputable(f"policy {policy.version} is in force: {error}; {advice}") from error
 
     def prove(self, policy: Policy) -> None:
-        """Make the functions of a policy, and let each value a small case.
+        """Make the functions of a policy, and let each value a small answer.
 
         Raises:
             NotComputable: one of them cannot be computed here, or not now.
@@ -162,7 +162,7 @@ class Valuing:
         for generated in (False, True):
             function = self._function(policy.values_by(generated=generated))
             try:
-                function.table(_TRIAL)
+                function.table(_PROBE)
             except LikelihoodError as error:
                 raise NotComputable(f"{function.name} cannot be computed here: {error}") from error
 
@@ -180,12 +180,12 @@ class Valuing:
         if function.model and time.monotonic() < self._rests_until:
             raise NotValued("answers cannot be valued now, so none is given")
 
-    def value(self, name: str, case: Case, *, sent: bool) -> tuple[str, Table]:
+    def value(self, name: str, grounded: GroundedAnswer, *, sent: bool) -> tuple[str, Table]:
         """Value an answer by the function of a name, and no other. Computes; call it in a thread.
 
         Args:
             name: the function, by name and version.
-            case: an answer that says nothing is worth nothing.
+            grounded: an answer that says nothing is worth nothing.
             sent: whether the customer has the answer, so that it is charged whatever happens here.
 
         Returns:
@@ -196,9 +196,9 @@ class Valuing:
             NotValued: an answer that was not sent cannot be valued.
         """
         try:
-            if not case.answer.strip():
-                return name, np.zeros(2 ** len(case.read), np.int64)
-            return name, self._function(name).table(case)
+            if not grounded.answer.strip():
+                return name, np.zeros(2 ** len(grounded.read), np.int64)
+            return name, self._function(name).table(grounded)
         except Exception as error:
             # Whatever it is: what was sent is charged, and no other function takes the place of this one.
             if not isinstance(error, Unscorable):
@@ -221,7 +221,7 @@ class Valuing:
             return self._made[name]
 
 
-_TRIAL: Final = Case(
+_PROBE: Final = GroundedAnswer(
     Retrieval(Question("What is this?", np.zeros(0, np.float32), np.zeros(0, np.uint32), np.zeros(0)), ()),
     "This is a trial.",
 )

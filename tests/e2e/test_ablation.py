@@ -21,7 +21,7 @@ from serving.assembly import open_ablation_function, open_books, open_metering
 from serving.books import Books
 from serving.closing import ablation, closing
 from serving.closing.ablation import AblationError
-from serving.generators.case import Case
+from serving.generators.grounded_answer import GroundedAnswer
 from serving.settings import Settings
 from serving.upkeep.audit import audit
 from serving.valuing.functions import Rerun
@@ -175,16 +175,16 @@ def test_no_text_lies_open_in_the_data_directory(month):
 
 
 class Dying(Rerun):
-    """Is killed at its third case."""
+    """Is killed at its third answer."""
 
     def __init__(self) -> None:
-        self.cases = 0
+        self.scored = 0
 
-    def table(self, case: Case) -> Table:
-        self.cases += 1
-        if self.cases == 3:
+    def table(self, grounded: GroundedAnswer) -> Table:
+        self.scored += 1
+        if self.scored == 3:
             raise KeyboardInterrupt
-        return super().table(case)
+        return super().table(grounded)
 
 
 def test_an_audit_that_is_killed_goes_on_where_it_stopped(copy: Books, period: str):
@@ -199,10 +199,10 @@ def test_an_audit_that_is_killed_goes_on_where_it_stopped(copy: Books, period: s
 
 def test_a_close_in_the_middle_ends_the_audit_and_keeps_what_is_on_its_statements(copy: Books, period: str):
     class Closing(Rerun):
-        def table(self, case: Case) -> Table:
+        def table(self, grounded: GroundedAnswer) -> Table:
             if count(copy, "ablations") == 2 and not count(copy, "closed_periods"):
                 closing.close(copy, period, early=True)
-            return super().table(case)
+            return super().table(grounded)
 
     with pytest.raises(AblationError, match="closed meanwhile"):
         ablation.run(copy, period, Closing())
@@ -213,12 +213,12 @@ def test_a_close_in_the_middle_ends_the_audit_and_keeps_what_is_on_its_statement
     assert failed(copy) == []
 
 
-def test_a_case_that_cannot_be_scored_waits_for_another_function(copy: Books, period: str):
+def test_an_answer_that_cannot_be_scored_waits_for_another_function(copy: Books, period: str):
     class Choosy(Rerun):
-        def table(self, case: Case) -> Table:
-            if "owl" in case.answer:
+        def table(self, grounded: GroundedAnswer) -> Table:
+            if "owl" in grounded.answer:
                 raise Unscorable("too long for this model")
-            return super().table(case)
+            return super().table(grounded)
 
     done = ablation.run(copy, period, Choosy())
     assert [reason.split(": ")[1] for reason in done.unscorable] == ["too long for this model"]

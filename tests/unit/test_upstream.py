@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from retrieval.catalogue import Catalogue
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.retriever import Retrieval, Retriever
-from serving.generators.case import DOCUMENTS_READ, own_text
 from serving.generators.generator import CHARS_PER_TOKEN_MAX, GeneratorError, Transcript
+from serving.generators.grounded_answer import DOCUMENTS_READ, own_text
 from serving.generators.query import Message, Query
 from serving.generators.upstream import Upstream
 from tests.databases import new_sqlite

@@ -22,7 +22,7 @@ from retrieval.documents import Document
 from retrieval.embedding import MiniLMEmbedder
 from retrieval.retriever import Retrieval, Retriever
 from serving.generators import extractive
-from serving.generators.case import Case, own_text
+from serving.generators.grounded_answer import GroundedAnswer, own_text
 from serving.generators.query import Query
 from serving.valuing import functions
 from serving.valuing.functions import Counterfactual, LogLikelihood, NotComputable, NotValued, Support, Valuing
@@ -53,11 +53,11 @@ def retriever(embedder: MiniLMEmbedder, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture(scope="module")
-def case(embedder: MiniLMEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+def grounded(embedder: MiniLMEmbedder, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GroundedAnswer]:
     """Five documents, of which the last has the answer too, and had it later."""
     again = document("copy", f"{ANSWER} {BARN}", contributor="ben")
     for found in opened(tmp_path_factory.mktemp("few"), embedder, *shelf()[:4], again):
-        yield Case(found.retrieve(QUESTION, top_k=5, purpose="answer", price=0), ANSWER)
+        yield GroundedAnswer(found.retrieve(QUESTION, top_k=5, purpose="answer", price=0), ANSWER)
 
 
 @pytest.fixture
@@ -65,8 +65,8 @@ def by_support(embedder: MiniLMEmbedder) -> Support:
     return Support(CaseReader(embedder))
 
 
-def place(case: Case, name: str) -> int:
-    return [each.document.id for each in case.read].index(name)
+def place(grounded: GroundedAnswer, name: str) -> int:
+    return [each.document.id for each in grounded.read].index(name)
 
 
 def alone(table: np.ndarray, member: int) -> float:
@@ -82,7 +82,7 @@ class Broken:
     def __init__(self, error: Exception) -> None:
         self.error = error
 
-    def table(self, case: Case):  # noqa: ARG002 # it fails whatever it is
+    def table(self, grounded: GroundedAnswer):  # noqa: ARG002 # it fails whatever it is
         raise self.error
 
 
@@ -91,39 +91,43 @@ def missing():
 
 
 class TestSupport:
-    def test_the_game_is_that_of_the_documents_texts(self, case: Case, by_support: Support, embedder):
-        passages = [Passage(own_text(each), each.document.title) for each in case.read]
+    def test_the_game_is_that_of_the_documents_texts(self, grounded: GroundedAnswer, by_support: Support, embedder):
+        passages = [Passage(own_text(each), each.document.title) for each in grounded.read]
         expected = support(QUESTION, ANSWER, passages, CaseReader(embedder)).table()
-        np.testing.assert_array_equal(by_support.table(case), expected)
-        assert alone(expected, place(case, "lighthouse")) > 0.9
+        np.testing.assert_array_equal(by_support.table(grounded), expected)
+        assert alone(expected, place(grounded, "lighthouse")) > 0.9
 
-    def test_a_sentence_that_another_document_had_before_earns_nothing(self, case: Case, by_support: Support):
-        table = by_support.table(case)
-        copy = place(case, "copy")
-        assert "1870" not in own_text(case.read[copy])
-        assert "A storm" in own_text(case.read[copy])
+    def test_a_sentence_that_another_document_had_before_earns_nothing(
+        self, grounded: GroundedAnswer, by_support: Support
+    ):
+        table = by_support.table(grounded)
+        copy = place(grounded, "copy")
+        assert "1870" not in own_text(grounded.read[copy])
+        assert "A storm" in own_text(grounded.read[copy])
         assert alone(table, copy) < 0.1
 
-    def test_a_document_that_the_generator_was_not_given_is_a_null_player(self, case: Case, by_support: Support):
-        documents = [replace(case.read[0], passages=()), *case.read[1:]]
-        table = by_support.table(replace(case, retrieval=Retrieval(case.retrieval.question, tuple(documents))))
+    def test_a_document_that_the_generator_was_not_given_is_a_null_player(
+        self, grounded: GroundedAnswer, by_support: Support
+    ):
+        documents = [replace(grounded.read[0], passages=()), *grounded.read[1:]]
+        table = by_support.table(replace(grounded, retrieval=Retrieval(grounded.retrieval.question, tuple(documents))))
         assert len(table) == 2 ** len(documents)
         np.testing.assert_array_equal(table[1::2], table[::2])
 
     def test_twelve_documents_play_and_no_document_is_no_game(self, retriever: Retriever, by_support: Support):
         retrieval = retriever.retrieve(QUESTION, top_k=15, purpose="answer", price=0)
-        assert len(by_support.table(Case(retrieval, ANSWER))) == 2**TABLE_PLAYERS_MAX
-        assert by_support.table(Case(Retrieval(retrieval.question, ()), ANSWER)).tolist() == [0]
+        assert len(by_support.table(GroundedAnswer(retrieval, ANSWER))) == 2**TABLE_PLAYERS_MAX
+        assert by_support.table(GroundedAnswer(Retrieval(retrieval.question, ()), ANSWER)).tolist() == [0]
 
-    def test_a_case_is_stored_with_everything_that_it_is_valued_by(self, case: Case, by_support: Support):
-        again = Case.decode(case.encode())
-        np.testing.assert_array_equal(by_support.table(again), by_support.table(case))
+    def test_an_answer_is_stored_with_all_that_it_is_valued_by(self, grounded: GroundedAnswer, by_support: Support):
+        again = GroundedAnswer.decode(grounded.encode())
+        np.testing.assert_array_equal(by_support.table(again), by_support.table(grounded))
 
 
-def test_the_counterfactual_is_that_of_the_answer_that_was_given(case: Case):
-    found = extractive.answer(case.retrieval)
-    made = extractive.Extractive().begin(Query(QUESTION, "patronage-extractive"), case.retrieval)
-    table = Counterfactual().table(made.case)
+def test_the_counterfactual_is_that_of_the_answer_that_was_given(grounded: GroundedAnswer):
+    found = extractive.answer(grounded.retrieval)
+    made = extractive.Extractive().begin(Query(QUESTION, "patronage-extractive"), grounded.retrieval)
+    table = Counterfactual().table(made.grounded)
 
     def best(coalition: int) -> int:
         """The sum of the sentences that the answer would have, of these documents alone."""
@@ -132,7 +136,7 @@ def test_the_counterfactual_is_that_of_the_answer_that_was_given(case: Case):
 
     assert table.tolist() == [best(coalition) for coalition in range(2 ** len(found.worths))]
     assert table[-1] > table[0] == 0
-    np.testing.assert_array_equal(Counterfactual().table(Case.decode(made.case.encode())), table)
+    np.testing.assert_array_equal(Counterfactual().table(GroundedAnswer.decode(made.grounded.encode())), table)
 
 
 def test_documents_that_do_not_answer_are_worth_nothing_by_any_function(retriever: Retriever, by_support: Support):
@@ -141,45 +145,47 @@ def test_documents_that_do_not_answer_are_worth_nothing_by_any_function(retrieve
     found = Valuing({"support/1": lambda: by_support, "counterfactual/1": Counterfactual})
     assert made.text == extractive.NO_ANSWER
     for name in ("support/1", "counterfactual/1"):
-        assert found.value(name, made.case, sent=False)[1].tolist() == [0] * 2**5
+        assert found.value(name, made.grounded, sent=False)[1].tolist() == [0] * 2**5
 
 
 class TestFailures:
-    def test_what_was_not_sent_is_not_valued_and_says_nothing_of_the_reason(self, case: Case):
+    def test_what_was_not_sent_is_not_valued_and_says_nothing_of_the_reason(self, grounded: GroundedAnswer):
         found = Valuing({"log_likelihood/1": lambda: Broken(LikelihoodError("http://inside refuses"))})
         with pytest.raises(NotValued) as caught:
-            found.value("log_likelihood/1", case, sent=False)
+            found.value("log_likelihood/1", grounded, sent=False)
         assert "inside" not in str(caught.value)
         assert found.unvalued == 0
 
     @pytest.mark.parametrize("error", [LikelihoodError("down"), Unscorable("long"), MemoryError(), KeyError("bug")])
-    def test_what_was_sent_is_a_game_of_nobody_whatever_fails(self, case: Case, error: Exception):
+    def test_what_was_sent_is_a_game_of_nobody_whatever_fails(self, grounded: GroundedAnswer, error: Exception):
         found = Valuing({"log_likelihood/1": lambda: Broken(error)})
-        name, table = found.value("log_likelihood/1", case, sent=True)
+        name, table = found.value("log_likelihood/1", grounded, sent=True)
         assert (name, table.tolist(), found.unvalued) == ("unvalued", [0], 1)
 
-    def test_a_function_that_cannot_be_made_is_never_another(self, case: Case):
+    def test_a_function_that_cannot_be_made_is_never_another(self, grounded: GroundedAnswer):
         found = Valuing({"log_likelihood/1": missing, "support/1": lambda: Broken(KeyError())})
-        assert found.value("log_likelihood/1", case, sent=True)[0] == "unvalued"
+        assert found.value("log_likelihood/1", grounded, sent=True)[0] == "unvalued"
         with pytest.raises(NotValued):
             found.demand("log_likelihood/1")
 
-    def test_after_a_failure_nothing_is_begun_for_a_while(self, case: Case, monkeypatch: pytest.MonkeyPatch):
+    def test_after_a_failure_nothing_is_begun_for_a_while(
+        self, grounded: GroundedAnswer, monkeypatch: pytest.MonkeyPatch
+    ):
         monkeypatch.setattr(functions, "REST_SECONDS", 0.2)
         found = Valuing(
             {"log_likelihood/1": lambda: Broken(LikelihoodError("down")), "counterfactual/1": Counterfactual}
         )
         found.demand("log_likelihood/1")
-        found.value("log_likelihood/1", case, sent=True)
+        found.value("log_likelihood/1", grounded, sent=True)
         with pytest.raises(NotValued):
             found.demand("log_likelihood/1")
         found.demand("counterfactual/1")
         time.sleep(0.25)
         found.demand("log_likelihood/1")
 
-    def test_a_case_that_one_model_cannot_score_does_not_stop_the_next(self, case: Case):
+    def test_an_answer_that_one_model_cannot_score_does_not_stop_the_next(self, grounded: GroundedAnswer):
         found = Valuing({"log_likelihood/1": lambda: Broken(Unscorable("too long"))})
-        name, table = found.value("log_likelihood/1", case, sent=True)
+        name, table = found.value("log_likelihood/1", grounded, sent=True)
         assert (name, table.tolist(), found.unvalued) == ("unvalued", [0], 1)
         found.demand("log_likelihood/1")  # raises while a model that failed has its rest
 
@@ -212,33 +218,33 @@ def served(scorer: Scorer, seconds: float = 60.0) -> ScoringServer:
     return ScoringServer(url, model, key=None, batch_tokens=16_384, seconds=seconds)
 
 
-def test_the_likelihood_reads_what_each_document_brings(case: Case, tmp_path: Path):
+def test_the_likelihood_reads_what_each_document_brings(grounded: GroundedAnswer, tmp_path: Path):
     with Scorer(tmp_path / "scorer") as scorer:
-        table = LogLikelihood(served(scorer)).table(case)
-    assert alone(table, place(case, "lighthouse")) > 0.3
-    assert abs(alone(table, place(case, "copy"))) < 0.1, "it was said before"
+        table = LogLikelihood(served(scorer)).table(grounded)
+    assert alone(table, place(grounded, "lighthouse")) > 0.3
+    assert abs(alone(table, place(grounded, "copy"))) < 0.1, "it was said before"
 
 
-def test_a_scorer_that_hangs_is_given_up(case: Case, tmp_path: Path):
+def test_a_scorer_that_hangs_is_given_up(grounded: GroundedAnswer, tmp_path: Path):
     with Scorer(tmp_path / "scorer") as scorer:
         scorer.go.clear()
         began = time.monotonic()
         with pytest.raises(LikelihoodError):
-            LogLikelihood(served(scorer, 0.3)).table(case)
+            LogLikelihood(served(scorer, 0.3)).table(grounded)
         assert time.monotonic() - began < 5
 
 
-def test_a_scorer_that_is_slow_in_many_small_requests_is_given_up_too(case: Case, tmp_path: Path):
+def test_a_scorer_that_is_slow_in_many_small_requests_is_given_up_too(grounded: GroundedAnswer, tmp_path: Path):
     with Scorer(tmp_path / "scorer") as scorer:
         slow = served(scorer, 0.05)
         slow._batch_tokens = 1
         with pytest.raises(LikelihoodError, match=r"took longer than 0\.05 s|cannot be reached"):
-            LogLikelihood(slow).table(case)
-        assert scorer.asked < 2 ** len(case.read)
+            LogLikelihood(slow).table(grounded)
+        assert scorer.asked < 2 ** len(grounded.read)
 
 
-def test_a_scorer_that_is_not_there_is_an_error(case: Case, tmp_path: Path):
+def test_a_scorer_that_is_not_there_is_an_error(grounded: GroundedAnswer, tmp_path: Path):
     with Scorer(tmp_path / "scorer") as scorer:
         found = served(scorer)
     with socket.socket(), pytest.raises(LikelihoodError, match="cannot be reached"):
-        LogLikelihood(found).table(case)
+        LogLikelihood(found).table(grounded)

@@ -1,4 +1,4 @@
-"""The case of one answer: what it was made from and what it says. All that a value function needs, and storable."""
+"""A grounded answer: what it says and what it was made from. All that a value function needs, and storable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOCUMENTS_READ: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
+class GroundedAnswer:
     """An answer with its question and its documents."""
 
     retrieval: Retrieval
@@ -34,12 +34,12 @@ class Case:
         return self.retrieval.documents[:DOCUMENTS_READ]
 
     def encode(self) -> bytes:
-        """The case as bytes."""
+        """The answer as bytes."""
         return _ENCODER.encode(self)
 
     @classmethod
-    def decode(cls, data: bytes) -> Case:
-        """The case in bytes of :meth:`encode`.
+    def decode(cls, data: bytes) -> GroundedAnswer:
+        """The answer in bytes of :meth:`encode`.
 
         Raises:
             ValueError: they are of another version of the program.
@@ -79,4 +79,4 @@ def _array(kind: Any, plain: Any) -> Any:
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)
-_DECODER = msgspec.msgpack.Decoder(Case, dec_hook=_array)
+_DECODER = msgspec.msgpack.Decoder(GroundedAnswer, dec_hook=_array)
