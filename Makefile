@@ -9,7 +9,7 @@ TORCH := torch==2.13.0
 T := tests
 PART = $(if $(filter tests tests/%,$(firstword $(T))),$(T),tests -k "$(T)")
 
-.PHONY: install torch demo serve lint check test explore bench format clean
+.PHONY: install torch demo serve lint check test explore bench format hooks audit-dependencies clean
 
 install: $(VENV)/.installed
 
@@ -69,6 +69,19 @@ test: $(VENV)/.dev $(VENV)/.torch
 # New examples each time; those that failed are kept in .hypothesis/ and tried first the next time.
 explore: $(VENV)/.dev $(VENV)/.torch
 	$(BIN)/pytest $(if $(filter tests,$(T)),tests/properties,$(PART)) -n 2 --dist worksteal -q --durations=15 --timeout=7200 --hypothesis-profile=explore
+
+# git runs .githooks/pre-commit before each commit from then on.
+hooks: $(VENV)/.dev
+	git config core.hooksPath .githooks
+
+$(VENV)/.audit: $(VENV)/.dev requirements-audit.lock
+	$(PIP) --no-deps -r requirements-audit.lock
+	@echo '$(TORCH)' > $@
+
+# Every pinned package, asked of the database of known vulnerabilities. What could not be looked up is no pass.
+audit-dependencies: $(VENV)/.audit
+	@$(BIN)/pip-audit --strict --no-deps --disable-pip --progress-spinner off $(foreach lock,$(wildcard requirements*.lock) $<,-r $(lock)) || \
+	{ echo "A package has a known vulnerability, or could not be looked up: the lines above say which. Without the network nothing is known."; false; }
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks

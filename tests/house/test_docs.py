@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,13 +15,14 @@ import pytest
 import serving.api
 from metering.pricing import Usage
 from serving.books import Books
+from serving.rules import pricelist
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from tools import reference
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / ".github").rglob("*.md")), *sorted(DOCS.rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -98,7 +100,8 @@ def test_links_resolve(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "adr"], ids=named)
 def test_paths_that_a_page_names_exist(page):
     """Decisions may name what was moved since; NNNN and NAME stand for what a reader chooses."""
-    tops = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()}
+    tops = {path.name for path in ROOT.iterdir() if path.is_dir()} - ignored
     for span in re.findall(r"`([^`\s]+/[^`\s]*)`", prose(page)):
         path = re.sub(r"NNNN|NAME", "*", span.rstrip("/"))
         if path.split("/")[0] in tops:
@@ -108,7 +111,8 @@ def test_paths_that_a_page_names_exist(page):
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_commands_that_a_reader_types_exist(page):
     known = reference.commands()
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z-]+)", prose(page))) <= targets
     for line in shell(page):
         if line.startswith("make "):
             assert line.split()[1] in targets, line
@@ -136,6 +140,16 @@ def test_the_picture_of_a_dollar_is_what_a_new_deployment_charges_for_its_query(
     assert cents == [round(100 * part / charge) for part in amounts[1:]]
     assert sum(cents[:3]) == 100
     assert cents[3] + cents[4] == cents[2]
+
+
+def test_the_price_list_of_an_upstream_model_goes_on_selling_what_is_sold(books: Books):
+    page = (DOCS / "operations.md").read_text(encoding="utf-8")
+    [listed] = re.findall(r"cat > prices\.json <<'END'\n(.*?)^END$", page, re.MULTILINE | re.DOTALL)
+    [model] = re.findall(r"export PATRONAGE_UPSTREAM_MODEL=(\S+)", page)
+    found = pricelist.parse(json.loads(listed), books.currency).models
+
+    assert set(found) == {*books.rulebook.prices.models, model}
+    assert {name: found[name] for name in books.rulebook.prices.models} == books.rulebook.prices.models
 
 
 def test_every_audit_check_has_its_section_in_the_runbook():

@@ -76,11 +76,18 @@ def test_what_pyproject_pins_its_lock_pins_too(requirements: list[str], file: st
     assert {package: locked.get(package) for package in pins(requirements)} == pins(requirements)
 
 
-def test_a_package_stands_in_one_lock():
-    files = sorted(path.name for path in ROOT.glob("requirements*.lock"))
-    assert "requirements-demo.lock" in files
-    every = [package for file in files for package in lock(file)]
-    assert len(every) == len(set(every))
+def test_a_package_has_one_version_whatever_the_lock():
+    locks = [lock(path.name) for path in sorted(ROOT.glob("requirements*.lock"))]
+    every = {item for each in locks for item in each.items()}
+    assert len(every) == len({package for package, _ in every})
+
+
+def test_what_looks_for_vulnerabilities_looks_at_every_lock():
+    done = subprocess.run(
+        ["make", "--dry-run", "audit-dependencies"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    [command] = [line for line in done.stdout.splitlines() if "pip-audit --strict" in line]
+    assert {path.name for path in ROOT.glob("requirements*.lock")} <= set(command.split())
 
 
 def test_only_the_demo_asks_with_the_openai_client():
