@@ -103,10 +103,10 @@ def attributed(data_dir: Path, questions: list[str], value_function: str) -> flo
         valuing.load(books.rulebook.policy)
         for question in questions:
             retrieval = retriever.retrieve(question, top_k=5, purpose="answer", price=VALUE_ONE)
-            case = Extractive().begin(Query(question, EXTRACTIVE), retrieval).case
-            uses = tuple(a_use(f"d{i}", f"c{i}") for i in range(len(case.read)))
+            grounded = Extractive().begin(Query(question, EXTRACTIVE), retrieval).grounded
+            uses = tuple(a_use(f"d{i}", f"c{i}") for i in range(len(grounded.read)))
             began = time.perf_counter()
-            _, table = valuing.value(value_function, case, sent=False)
+            _, table = valuing.value(value_function, grounded, sent=False)
             spent += time.perf_counter() - began
             record = a_record(values=tuple(table.tolist()), uses=uses)
             began = time.perf_counter()

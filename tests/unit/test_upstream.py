@@ -131,16 +131,18 @@ def test_markers_are_cited_where_they_stand(retrieval: Retrieval, text: str, num
         assert str(number) in text[start:end]
 
 
-def test_the_case_of_an_answer_is_what_the_model_was_given_and_what_it_said(retrieval: Retrieval):
+def test_a_grounded_answer_is_what_the_model_was_given_and_what_it_said(retrieval: Retrieval):
     given = retrieval.documents[0].passages[0]
     generation = upstream(context_chars=len(given.text)).begin(_QUERY, retrieval)
-    case = generation.delivered("Built [1] in 1870 [1][99].  See [2024].", "stop").case
+    grounded = generation.delivered("Built [1] in 1870 [1][99].  See [2024].", "stop").grounded
 
-    assert case.answer == "Built in 1870[99].  See [2024].", "only marks of citation are taken out"
-    assert [len(each.passages) for each in case.retrieval.documents] == [1] + [0] * (len(retrieval.documents) - 1)
-    assert own_text(case.read[0]) == given.text
-    assert own_text(case.read[1]) == "", "what the model was not given is worth nothing to its answer"
-    assert [each.document.id for each in case.retrieval.documents] == [each.document.id for each in retrieval.documents]
+    assert grounded.answer == "Built in 1870[99].  See [2024].", "only marks of citation are taken out"
+    assert [len(each.passages) for each in grounded.retrieval.documents] == [1] + [0] * (len(retrieval.documents) - 1)
+    assert own_text(grounded.read[0]) == given.text
+    assert own_text(grounded.read[1]) == "", "what the model was not given is worth nothing to its answer"
+    assert [each.document.id for each in grounded.retrieval.documents] == [
+        each.document.id for each in retrieval.documents
+    ]
 
 
 def test_what_is_read_is_the_conversation_or_the_question():
