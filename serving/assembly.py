@@ -49,7 +49,7 @@ from serving.store.data_dir import DataDir
 from serving.store.database import open_database, sqlite_url
 from serving.store.vault import Vault
 from serving.valuing.functions import Counterfactual, LogLikelihood, Rerun, Support, ValueFunction, Valuing
-from serving.valuing.reader import CaseReader
+from serving.valuing.text_analyzer import EmbeddingAnalyzer
 
 # As many streams as queries may be in progress; no connection waits for another.
 _UPSTREAM_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
@@ -67,7 +67,7 @@ def open_valuing(settings: Settings, embedder: Callable[[], Embedder]) -> Valuin
     return Valuing(
         {
             COUNTERFACTUAL: Counterfactual,
-            SUPPORT: lambda: Support(CaseReader(embedder())),
+            SUPPORT: lambda: Support(EmbeddingAnalyzer(embedder())),
             LOG_LIKELIHOOD: lambda: LogLikelihood(open_scorer(settings, settings.value_seconds)),
         }
     )

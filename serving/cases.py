@@ -29,7 +29,7 @@ from retrieval.embedding import Embedder
 from serving.assembly import open_embedder, open_scorer
 from serving.settings import Settings
 from serving.store.data_dir import DataDir
-from serving.valuing.reader import CaseReader
+from serving.valuing.text_analyzer import EmbeddingAnalyzer
 
 LINE_BYTES_MAX: Final = 10_000_000
 _READ_AHEAD: Final = 4
@@ -50,7 +50,7 @@ class Attributor:
         budget: int = BUDGET,
     ) -> None:
         """See :func:`attribution.cases.methods.attribute_case`."""
-        self._reader = CaseReader(embedder)
+        self._analyzer = EmbeddingAnalyzer(embedder)
         self._method = method
         self._value_function = value_function
         self._currency = currency
@@ -66,7 +66,7 @@ class Attributor:
         """
         return methods.attribute_case(
             case,
-            self._reader,
+            self._analyzer,
             method=self._method,
             value_function=self._value_function,
             scorer=self._scorer,

@@ -37,7 +37,7 @@ from serving.generators.query import Query
 from serving.rules.rulebook import EXTRACTIVE
 from serving.store.database import open_database, sqlite_url
 from serving.valuing.functions import Counterfactual, Rerun, Support
-from serving.valuing.reader import CaseReader
+from serving.valuing.text_analyzer import EmbeddingAnalyzer
 from tests.records import a_record, a_use
 from tests.unit.retrieval.library import TEXTS, bring, document
 
@@ -110,7 +110,7 @@ def answers(database: Path) -> Iterator[tuple[str, Any]]:
     embedder = HashedEmbedder()
     catalogue = Catalogue(open_database(sqlite_url(database)))
     retriever = Retriever(catalogue, embedder)
-    functions = [Counterfactual(), Support(CaseReader(embedder)), Rerun()]
+    functions = [Counterfactual(), Support(EmbeddingAnalyzer(embedder)), Rerun()]
     records = []
     for number, question in enumerate(QUESTIONS):
         found = retriever.retrieve(question, top_k=10, purpose="answer", price=10**9)
@@ -179,7 +179,7 @@ def cases(embedder: HashedEmbedder) -> Iterator[tuple[str, Any]]:
             for i, (name, text) in enumerate(list(texts().items())[:count])
         )
         case = Case(f"case {count}", QUESTIONS[1], passages, " ".join(list(TEXTS.values())[:3]))
-        yield case.id, attribute_case(case, CaseReader(embedder))
+        yield case.id, attribute_case(case, EmbeddingAnalyzer(embedder))
 
 
 def steps(database: Path) -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,6 @@ from attribution.games.semivalues import BANZHAF, LEAVE_ONE_OUT, SEMIVALUES, SHA
 from attribution.games.shapley import unions_of
 from attribution.games.solving import Game, LargeGame, TableGame
 from attribution.games.values import TABLE_PLAYERS_MAX
-from attribution.value_functions import support as supporting
 from attribution.value_functions.likelihood import (
     LOG_LIKELIHOOD,
     LikelihoodError,
@@ -35,7 +34,7 @@ from attribution.value_functions.likelihood import (
     Unscorable,
     log_likelihood,
 )
-from attribution.value_functions.support import SUPPORT, Passage, Span, support
+from attribution.value_functions.support import SUPPORT, Passage, Span, TextAnalyzer, support
 from metering.money import Currency
 from metering.records import VALUE_ONE
 
@@ -67,8 +66,8 @@ _MARKER: Final = re.compile(r"\[(\d{1,4})\]")
 _WORD: Final = re.compile(r"\w+")
 
 
-class Reader(supporting.Reader, Protocol):
-    """What it takes to read and to compare the texts of a case."""
+class CaseAnalyzer(TextAnalyzer, Protocol):
+    """Also tells which texts of a case repeat which."""
 
     def relation(self, texts: Sequence[str]) -> Relation:
         """Which of the texts repeats which."""
@@ -81,7 +80,7 @@ class Reader(supporting.Reader, Protocol):
 
 def attribute_case(
     case: Case,
-    reader: Reader,
+    analyzer: CaseAnalyzer,
     *,
     method: str = SHAPLEY.name,
     value_function: str = SUPPORT,
@@ -93,7 +92,7 @@ def attribute_case(
 
     Args:
         case: what was asked, answered and retrieved.
-        reader: how texts are read and compared.
+        analyzer: how texts are read and compared.
         method: one of ``METHODS``. The value function decides what all passages earned together; the method divides it.
         value_function: the name and version of what says how much a coalition is worth, one of ``VALUE_FUNCTIONS``.
         scorer: the language model of ``log_likelihood/1``; no other function needs one.
@@ -111,13 +110,13 @@ def attribute_case(
         raise CaseError(f"there is no value function {value_function!r}; there is {', '.join(VALUE_FUNCTIONS)}")
     if not BUDGET_MIN <= budget <= BUDGET_MAX:
         raise CaseError(f"a budget of {budget} coalitions is not between {BUDGET_MIN} and {BUDGET_MAX}")
-    members = _members(case, reader)
-    texts = _texts([case.passages[each.original] for each in members], reader)
+    members = _members(case, analyzer)
+    texts = _texts([case.passages[each.original] for each in members], analyzer)
     try:
         if value_function == LOG_LIKELIHOOD:
             game = _likelihood(case, texts, scorer, budget)
         else:
-            game = support(case.question, case.answer or "", texts, reader)
+            game = support(case.question, case.answer or "", texts, analyzer)
         earned = METHODS[method](case, members, game)
         value_all, value_none = game.value_all, game.value_none
     except Unscorable as error:
@@ -180,26 +179,26 @@ def _estimated(result: Result, members: Groups, found: Estimate) -> Result:
     )
 
 
-def _members(case: Case, reader: Reader) -> Groups:
+def _members(case: Case, analyzer: CaseAnalyzer) -> Groups:
     """The passages with their near-duplicates; what belongs together does not depend on the order they come in.
 
     Of passages of one date that repeat one another, nothing says which was there first. The one that has most of the
     words of the question and the answer is read, so that what was said is not lost with one that was cut elsewhere.
     """
     passages = case.passages
-    wanted = {*reader.stems(case.question), *reader.stems(case.answer or "")}
-    named = [len(wanted.intersection(reader.stems(passage.text))) for passage in passages]
+    wanted = {*analyzer.stems(case.question), *analyzer.stems(case.answer or "")}
+    named = [len(wanted.intersection(analyzer.stems(passage.text))) for passage in passages]
     order = sorted(range(len(passages)), key=lambda i: (-named[i], *_identity(passages[i])))
     ids = dict(zip(order, (f"{place:04}" for place in range(len(order))), strict=True))
     found = groups(
-        reader.relation([passage.text for passage in passages]),
+        analyzer.relation([passage.text for passage in passages]),
         [_microseconds(passage.registered) for passage in passages],
         [ids[i] for i in range(len(passages))],
     )
     return sorted(found, key=lambda group: group.original)
 
 
-def _texts(originals: Sequence[CasePassage], reader: Reader) -> list[Passage]:
+def _texts(originals: Sequence[CasePassage], analyzer: CaseAnalyzer) -> list[Passage]:
     """What is read of each: a sentence that one of an earlier date has plays there, as in a paid query.
 
     Of passages of one date, and of those without one, nothing says which had a sentence first: it plays for all.
@@ -208,7 +207,7 @@ def _texts(originals: Sequence[CasePassage], reader: Reader) -> list[Passage]:
     texts = [each.text for each in originals]
     if len(set(dates)) > 1:
         order = sorted(range(len(originals)), key=lambda i: (dates[i] is None, dates[i] or 0, *_identity(originals[i])))
-        for i, found in zip(order, reader.repeated([texts[i] for i in order]), strict=True):
+        for i, found in zip(order, analyzer.repeated([texts[i] for i in order]), strict=True):
             for (start, end), first in reversed(found):
                 if dates[order[first]] != dates[i]:
                     texts[i] = texts[i][:start] + texts[i][end:]

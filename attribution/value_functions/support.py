@@ -54,8 +54,8 @@ Span = tuple[int, int]
 Vectors = npt.NDArray[np.int64]
 
 
-class Reader(Protocol):
-    """What it takes to read a text. Spans are code points, end exclusive."""
+class TextAnalyzer(Protocol):
+    """Sentences, words and vectors of a text. Spans are code points, end exclusive."""
 
     def sentences(self, text: str) -> Sequence[Span]:
         """The sentences of a text, in order."""
@@ -108,14 +108,14 @@ class _Read:
     """All stems of the passage and its title."""
 
 
-def support(question: str, answer: str, passages: Sequence[Passage], reader: Reader) -> MaxGame:
+def support(question: str, answer: str, passages: Sequence[Passage], analyzer: TextAnalyzer) -> MaxGame:
     """The game of one case: its players are the passages.
 
     Args:
         question: what was asked.
         answer: what was answered; where it is empty, the question says what is worth something.
         passages: what was retrieved, in any order. A blank one has nothing, whatever its title.
-        reader: how texts are read; the values depend on nothing else.
+        analyzer: how texts are read; the values depend on nothing else.
 
     Returns:
         The game, with a row of scores for each key point. Its values are between 0 and ``VALUE_ONE``.
@@ -123,21 +123,21 @@ def support(question: str, answer: str, passages: Sequence[Passage], reader: Rea
     playing = [i for i, passage in enumerate(passages) if passage.text.strip()]
     if not playing:
         return MaxGame(np.zeros((0, len(passages)), np.int64), np.zeros(0, np.int64))
-    game = _contrast(_evidence(question, answer, [passages[i] for i in playing], reader))
+    game = _contrast(_evidence(question, answer, [passages[i] for i in playing], analyzer))
     scores = np.zeros((len(game.baseline), len(passages)), np.int64)
     scores[:, playing] = game.scores
     return MaxGame(scores, game.baseline)
 
 
-def _evidence(question: str, answer: str, passages: Sequence[Passage], reader: Reader) -> Floats:
+def _evidence(question: str, answer: str, passages: Sequence[Passage], analyzer: TextAnalyzer) -> Floats:
     """What each passage has for each key point, shape ``[points, passages]``."""
-    read = [_read(passage, reader) for passage in passages]
-    points = _points(question, answer, reader)
+    read = [_read(passage, analyzer) for passage in passages]
+    points = _points(question, answer, analyzer)
     frequency = Counter(word for each in read for word in each.words)
-    asked = _weighted(reader.subject(question), frequency, len(read))
+    asked = _weighted(analyzer.subject(question), frequency, len(read))
     wanted = asked | _weighted(sorted({stem for point in points for stem in point.stems}), frequency, len(read))
-    vectors = [_vectors(each, wanted, READ_CHARS // len(read), reader) for each in read]
-    common = _common_evidence(reader.stems(question), asked, read)
+    vectors = [_vectors(each, wanted, READ_CHARS // len(read), analyzer) for each in read]
+    common = _common_evidence(analyzer.stems(question), asked, read)
     links = _links(read)
     scores = np.empty((len(points), len(read)))
     for row, point in zip(scores, points, strict=True):
@@ -163,23 +163,24 @@ def _contrast(evidence: Floats) -> MaxGame:
     return MaxGame(worth(evidence), worth(np.full_like(best, _BACKGROUND))[:, 0])
 
 
-def _read(passage: Passage, reader: Reader) -> _Read:
-    sentences = tuple(passage.text[start:end] for start, end in reader.sentences(passage.text))
-    stems = tuple(tuple(reader.stems(sentence)) for sentence in sentences)
+def _read(passage: Passage, analyzer: TextAnalyzer) -> _Read:
+    sentences = tuple(passage.text[start:end] for start, end in analyzer.sentences(passage.text))
+    stems = tuple(tuple(analyzer.stems(sentence)) for sentence in sentences)
     name = html.unescape(passage.title).replace("_", " ")
-    title = tuple(reader.stems(_PARENTHESES.sub("", name)))
-    return _Read(sentences, stems, title, frozenset([*reader.stems(name), *(word for each in stems for word in each)]))
+    title = tuple(analyzer.stems(_PARENTHESES.sub("", name)))
+    words = frozenset([*analyzer.stems(name), *(word for each in stems for word in each)])
+    return _Read(sentences, stems, title, words)
 
 
-def _points(question: str, answer: str, reader: Reader) -> list[_Point]:
+def _points(question: str, answer: str, analyzer: TextAnalyzer) -> list[_Point]:
     text = f"{question} {answer}"
     offset = len(question) + 1
     said = []
-    for start, end in reader.sentences(answer)[:POINTS_MAX]:
-        stems = frozenset(reader.subject(answer[start:end]))
+    for start, end in analyzer.sentences(answer)[:POINTS_MAX]:
+        stems = frozenset(analyzer.subject(answer[start:end]))
         if stems and not stems <= _SAYS_NOTHING:
             said.append(((offset + start, offset + end), stems))
-    asked, *vectors = reader.vectors(text, [(0, len(question)), *(span for span, _ in said)])
+    asked, *vectors = analyzer.vectors(text, [(0, len(question)), *(span for span, _ in said)])
     if not said:
         return [_Point(asked, frozenset())]
     return [_Point(asked + vector, stems) for vector, (_, stems) in zip(vectors, said, strict=True)]
@@ -190,7 +191,7 @@ def _weighted(words: Iterable[str], frequency: Counter[str], passages: int) -> d
     return {word: logarithm(2 * passages + 2, 2 * frequency[word] + 1) for word in words}
 
 
-def _vectors(read: _Read, wanted: dict[str, float], chars: int, reader: Reader) -> Vectors:
+def _vectors(read: _Read, wanted: dict[str, float], chars: int, analyzer: TextAnalyzer) -> Vectors:
     """Embeds the sentences that share most with what is wanted, about ``chars`` of them and at least one."""
     shared = [fsum(weight for word, weight in wanted.items() if word in stems) for stems in map(set, read.stems)]
     chosen: list[int] = []
@@ -203,7 +204,7 @@ def _vectors(read: _Read, wanted: dict[str, float], chars: int, reader: Reader) 
     for i in sorted(chosen):
         spans.append((len(text), len(text) + len(read.sentences[i])))
         text += f"{read.sentences[i]} "
-    return reader.vectors(text, spans)
+    return analyzer.vectors(text, spans)
 
 
 def _common_evidence(question: Sequence[str], asked: dict[str, float], read: Sequence[_Read]) -> tuple[Floats, float]:

@@ -23,7 +23,7 @@ import structlog
 from attribution.games.values import COUNTERFACTUAL, UNVALUED, Table, counterfactual
 from attribution.policy import Policy, PolicyError
 from attribution.value_functions.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer, Unscorable, log_likelihood
-from attribution.value_functions.support import SUPPORT, Passage, Reader, support
+from attribution.value_functions.support import SUPPORT, Passage, TextAnalyzer, support
 from metering.records import VALUE_ONE
 from retrieval.evidence import Question
 from retrieval.retriever import Retrieval
@@ -86,13 +86,13 @@ class Support:
     name = SUPPORT
     model = ""
 
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
+    def __init__(self, analyzer: TextAnalyzer) -> None:
+        self._analyzer = analyzer
 
     def table(self, grounded: GroundedAnswer) -> Table:
         """See :meth:`ValueFunction.table`. A document is one passage: all that was retrieved of it."""
         passages = [Passage(own_text(each), each.document.title) for each in grounded.read]
-        return support(grounded.retrieval.question.text, grounded.answer, passages, self._reader).table()
+        return support(grounded.retrieval.question.text, grounded.answer, passages, self._analyzer).table()
 
 
 class LogLikelihood:

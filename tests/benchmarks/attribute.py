@@ -27,7 +27,7 @@ from retrieval.retriever import Retriever
 from serving.assembly import open_books
 from serving.generators import extractive
 from serving.settings import Settings
-from serving.valuing.reader import CaseReader
+from serving.valuing.text_analyzer import EmbeddingAnalyzer
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HOTPOTQA, SQUAD = "hotpotqa-annotated", "squad-dev"
@@ -45,12 +45,12 @@ def hotpotqa(folder: Path, embedder: Embedder) -> dict[str, Any]:
     lines = (folder / "cases.jsonl").read_bytes().splitlines()
     marks = [[passage["relevance"] for passage in json.loads(line)["passages"]] for line in lines]
     cases = [decode_case(line) for line in lines]
-    reader = CaseReader(embedder)
-    attribute_case(cases[0], reader)  # the first call loads what later ones find loaded
+    analyzer = EmbeddingAnalyzer(embedder)
+    attribute_case(cases[0], analyzer)  # the first call loads what later ones find loaded
     results, latencies, used = [], [], []
     for case in cases:
         began, before = time.perf_counter(), time.process_time()
-        results.append(attribute_case(case, reader))
+        results.append(attribute_case(case, analyzer))
         latencies.append((time.perf_counter() - began) * 1000)
         used.append((time.process_time() - before) * 1000)
     marked = [{i for i, mark in enumerate(each) if mark} for each in marks]
@@ -66,7 +66,7 @@ def hotpotqa(folder: Path, embedder: Embedder) -> dict[str, Any]:
         "documents_add": mean(result.value_all - result.value_none for result in results),
     }
     for method in METHODS_COMPARED:
-        weights = [shared(attribute_case(case, reader, method=method)) for case in cases]
+        weights = [shared(attribute_case(case, analyzer, method=method)) for case in cases]
         found[f"jaccard_{method}"] = mean(jaccard(each, most) for each, most in zip(weights, marked, strict=True))
     return found
 
@@ -78,12 +78,12 @@ def squad(folder: Path, embedder: Embedder, count: int, seed: int) -> dict[str, 
     random.Random(seed).shuffle(questions)
     texts = {each["id"]: each for each in map(json.loads, (folder / "documents.jsonl").read_text().splitlines())}
     answered = _answered(folder, embedder, [each["question"] for each in questions[:count]], texts)
-    reader = CaseReader(embedder)
+    analyzer = EmbeddingAnalyzer(embedder)
     gold: dict[str, list[float]] = {method: [] for method in METHODS}
     for question, case in zip(questions, answered, strict=False):
         places = [i for i, passage in enumerate(case.passages) if passage.id == question["document"]]
         for method in METHODS if places else ():
-            gold[method].append(shared(attribute_case(case, reader, method=method))[places[0]])
+            gold[method].append(shared(attribute_case(case, analyzer, method=method))[places[0]])
     return {"questions": len(gold["equal"]), **{f"gold_{method}": mean(each) for method, each in gold.items()}}
 
 

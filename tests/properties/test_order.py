@@ -27,7 +27,7 @@ from retrieval.passage_table import PreparedPassage
 from retrieval.retriever import _standardised
 from retrieval.similarity import cosine, cosines, stepped
 from serving.generators.extractive import _softmax
-from serving.valuing.reader import CaseReader
+from serving.valuing.text_analyzer import EmbeddingAnalyzer
 from tests.deciding import DIMENSION, QUESTIONS, HashedEmbedder
 from tests.records import a_record, a_use
 from tests.unit.retrieval.library import TEXTS
@@ -210,11 +210,11 @@ def test_worths_of_coalitions(worths, slots, seed):
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_support_of_passages(question):
     passages = [Passage(text, name) for name, text in TEXTS.items()]
-    reader, answer = CaseReader(HashedEmbedder()), " ".join(passage.text for passage in passages[:3])
-    game = support(question, answer, passages, reader)
+    analyzer, answer = EmbeddingAnalyzer(HashedEmbedder()), " ".join(passage.text for passage in passages[:3])
+    game = support(question, answer, passages, analyzer)
     for seed in range(5):
         order = shuffled(len(passages), seed)
-        again = support(question, answer, [passages[i] for i in order], reader)
+        again = support(question, answer, [passages[i] for i in order], analyzer)
         same(again.scores, game.scores[:, order])
         same(again.baseline, game.baseline)
 

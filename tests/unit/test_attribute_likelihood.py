@@ -15,8 +15,8 @@ from attribution.cases.case import CaseError, decode_case, encode_result
 from attribution.cases.methods import METHODS, attribute_case
 from attribution.games.estimation import BUDGET, BUDGET_MAX, BUDGET_MIN
 from attribution.value_functions.likelihood import LikelihoodError, Prompt, Unscorable, log_likelihood
-from serving.valuing.reader import CaseReader
 from serving.valuing.scoring_server import ScoringServer
+from serving.valuing.text_analyzer import EmbeddingAnalyzer
 from tests.benchmarks import attacks
 from tests.scorer import Scorer
 
@@ -79,8 +79,8 @@ class Words:
 
 
 @pytest.fixture
-def reader(embedder):
-    return CaseReader(embedder)
+def analyzer(embedder):
+    return EmbeddingAnalyzer(embedder)
 
 
 @pytest.fixture
@@ -105,16 +105,16 @@ def fillers(count):
     return [passage(f"filler{i}", text) for i, text in enumerate(FILLERS[:count])]
 
 
-def by_model(found, reader, scorer, **chosen):
-    return attribute_case(found, reader, value_function="log_likelihood/1", scorer=scorer, **chosen)
+def by_model(found, analyzer, scorer, **chosen):
+    return attribute_case(found, analyzer, value_function="log_likelihood/1", scorer=scorer, **chosen)
 
 
 def weights(result):
     return {share.passage_id: share.weight for share in result.shares}
 
 
-def test_a_small_case_is_exact_and_says_no_more_than_others(reader, words):
-    result = by_model(case([*parts(), *fillers(9)]), reader, words)
+def test_a_small_case_is_exact_and_says_no_more_than_others(analyzer, words):
+    result = by_model(case([*parts(), *fillers(9)]), analyzer, words)
     plain = json.loads(encode_result(result))
     assert list(plain) == [
         "id", "shares", "model_residual", "method", "estimated", "value_all", "value_none", "value_function"
@@ -128,19 +128,19 @@ def test_a_small_case_is_exact_and_says_no_more_than_others(reader, words):
     assert all(abs(weights(result)[f"filler{i}"]) < 1e-9 for i in range(9))
 
 
-def test_no_passages_leave_the_model_what_it_has(reader, words):
-    result = by_model(case([]), reader, words)
+def test_no_passages_leave_the_model_what_it_has(analyzer, words):
+    result = by_model(case([]), analyzer, words)
     assert (result.shares, result.model_residual) == ((), 1.0)
     assert result.value_all == result.value_none == pytest.approx(np.exp(-2), abs=1e-8)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("lies", [0, 1, 3])
-def test_weights_and_residual_sum_to_one(reader, words, method, lies):
+def test_weights_and_residual_sum_to_one(analyzer, words, method, lies):
     """Also where passages harm the answer, and where all of them together do."""
     told = [passage(f"lie{i}", f"{FILLERS[i]} A lie of {i}.", score=1.0) for i in range(lies)]
     found = case([*parts(score=0.5), *told], charge="1.000001")
-    result = by_model(found, reader, words, method=method)
+    result = by_model(found, analyzer, words, method=method)
     assert fsum(weights(result).values()) + result.model_residual == pytest.approx(1, abs=1e-12)
     amounts = [share.amount["amount"] for share in result.shares] + [result.residual_amount["amount"]]
     assert sum(map(Decimal, amounts)) == Decimal("1.000001")
@@ -151,14 +151,14 @@ def test_weights_and_residual_sum_to_one(reader, words, method, lies):
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["alone", "in unions"])
-def test_a_large_case_is_estimated_and_says_how(reader, words, together):
+def test_a_large_case_is_estimated_and_says_how(analyzer, words, together):
     """Those who add nothing change nobody's value, so that of a small case is what must be found."""
     fields = {"contributor": "mary"} if together else {}
     named = [*parts()[:2], *(each | fields for each in parts()[2:])]
     others = [each | fields if i == 0 else each for i, each in enumerate(fillers(12))]
-    exact = weights(by_model(case([*named, *others[:5]]), reader, words))
+    exact = weights(by_model(case([*named, *others[:5]]), analyzer, words))
     words.scored.clear()
-    result = by_model(case([*named, *others]), reader, words)
+    result = by_model(case([*named, *others]), analyzer, words)
 
     assert len(words.scored) == len(set(words.scored)) <= BUDGET
     assert (result.estimated, result.budget, result.confidence) == (True, BUDGET, 0.95)
@@ -168,9 +168,9 @@ def test_a_large_case_is_estimated_and_says_how(reader, words, together):
         assert low <= share.weight <= high
         assert share.weight == pytest.approx(exact.get(share.passage_id, 0.0), abs=0.02)
         assert low - 0.01 <= exact.get(share.passage_id, 0.0) <= high + 0.01
-    again = by_model(case([*named, *others]), reader, Words())
+    again = by_model(case([*named, *others]), analyzer, Words())
     assert encode_result(again) == encode_result(result), "whoever recomputes it gets the same bytes"
-    other = by_model(case([*named, *others], id="c2"), reader, words)
+    other = by_model(case([*named, *others], id="c2"), analyzer, words)
     assert other.seed != result.seed
     assert 0 <= result.seed < 2**48
     plain = json.loads(encode_result(result))
@@ -178,9 +178,9 @@ def test_a_large_case_is_estimated_and_says_how(reader, words, together):
     assert all(len(share["interval"]) == 2 for share in plain["shares"])
 
 
-def test_the_budget_is_kept(reader, words):
+def test_the_budget_is_kept(analyzer, words):
     found = case([*parts(), *fillers(10)])
-    assert by_model(found, reader, words, budget=BUDGET_MIN).budget == BUDGET_MIN
+    assert by_model(found, analyzer, words, budget=BUDGET_MIN).budget == BUDGET_MIN
     assert len(words.scored) <= BUDGET_MIN
 
 
@@ -189,7 +189,7 @@ def test_a_table_holds_twelve_documents(words):
         log_likelihood("what?", "it", [""] * 13, words)
 
 
-def test_copies_are_read_once(reader, words):
+def test_copies_are_read_once(analyzer, words):
     dice = random.Random(1)
     text = f"{PARTS['first']} {PARTS['second']} {FILLERS[0]}"
     work = passage("work", text, contributor="mary", registered_at="2026-01-01")
@@ -197,54 +197,54 @@ def test_copies_are_read_once(reader, words):
         passage(f"copy{i}", attacks.word_edits(text, dice), contributor=f"thief{i}", registered_at="2026-02-01")
         for i in range(12)
     ]
-    alone = by_model(case([work, *parts()[2:]]), reader, words)
-    found = by_model(case([*copies, work, *parts()[2:]]), reader, words)
+    alone = by_model(case([work, *parts()[2:]]), analyzer, words)
+    found = by_model(case([*copies, work, *parts()[2:]]), analyzer, words)
     assert not found.estimated
     assert weights(found)["work"] == pytest.approx(weights(alone)["work"], rel=1e-9)
     assert all(weights(found)[each["id"]] == 0 for each in copies)
 
 
-def test_other_methods_of_a_large_case(reader, words):
+def test_other_methods_of_a_large_case(analyzer, words):
     found = case([*parts(), *fillers(10)])
     for method in ("banzhaf", "leave-one-out"):
         with pytest.raises(CaseError, match=f"{method} of 13 passages is not estimated: 12 can be tabulated"):
-            by_model(found, reader, words, method=method)
+            by_model(found, analyzer, words, method=method)
     words.scored.clear()
-    result = by_model(found, reader, words, method="equal")
+    result = by_model(found, analyzer, words, method="equal")
     assert (result.estimated, sorted(words.scored)) == (False, [0, 2**13 - 1])
 
 
-def test_what_is_missing_is_named(reader, words):
+def test_what_is_missing_is_named(analyzer, words):
     with pytest.raises(CaseError, match=r"log_likelihood/1 needs an answer: .* support/1 takes the question"):
-        by_model(case(parts(), answer=" "), reader, words)
+        by_model(case(parts(), answer=" "), analyzer, words)
     with pytest.raises(LikelihoodError, match="needs a language model"):
-        by_model(case(parts()), reader, None)
+        by_model(case(parts()), analyzer, None)
     for budget in (BUDGET_MIN - 1, BUDGET_MAX + 1):
         with pytest.raises(CaseError, match=f"a budget of {budget} coalitions is not between 42 and 65536"):
-            by_model(case(parts()), reader, words, budget=budget)
+            by_model(case(parts()), analyzer, words, budget=budget)
     owned = [each | {"contributor": "mary" if i < 2 else f"c{i}"} for i, each in enumerate([*parts(), *fillers(11)])]
     with pytest.raises(CaseError, match=r"too small for 14 players; the least is 522"):
-        by_model(case(owned), reader, words, budget=521)
+        by_model(case(owned), analyzer, words, budget=521)
     words.refuses = Unscorable("too long for it")
     for count in (1, 11):
         with pytest.raises(CaseError, match="too long for it"):
-            by_model(case([*parts(), *fillers(count)]), reader, words)
+            by_model(case([*parts(), *fillers(count)]), analyzer, words)
     words.refuses, words.blind = None, True
     for method in ("shapley", "equal"):
         with pytest.raises(CaseError, match="words gives no probability for some tokens of the answer"):
-            by_model(case([*parts(), *fillers(11)]), reader, words, method=method)
+            by_model(case([*parts(), *fillers(11)]), analyzer, words, method=method)
     words.refuses = LikelihoodError("away")
     with pytest.raises(LikelihoodError, match="away"):
-        by_model(case(parts()), reader, words)
+        by_model(case(parts()), analyzer, words)
 
 
 @pytest.mark.parametrize("count", [4, 12])
-def test_a_server_that_scores(reader, tmp_path, count):
+def test_a_server_that_scores(analyzer, tmp_path, count):
     with Scorer(tmp_path / "model") as served:
         url, model = served.env["PATRONAGE_LIKELIHOOD_URL"], str(served.folder)
         upstream = ScoringServer(url, model, key=None, batch_tokens=16_384)
         said = passage("said", f"{FILLERS[0]} It is told that {ANSWER}.")
-        result = by_model(case([said, *fillers(count)[1:], parts()[0]]), reader, upstream, budget=100)
+        result = by_model(case([said, *fillers(count)[1:], parts()[0]]), analyzer, upstream, budget=100)
     assert max(weights(result), key=weights(result).get) == "said"
     assert weights(result)["said"] > 0.3
     assert result.estimated == (count > 11)

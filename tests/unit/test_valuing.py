@@ -26,8 +26,8 @@ from serving.generators.grounded_answer import GroundedAnswer, own_text
 from serving.generators.query import Query
 from serving.valuing import functions
 from serving.valuing.functions import Counterfactual, LogLikelihood, NotComputable, NotValued, Support, Valuing
-from serving.valuing.reader import CaseReader
 from serving.valuing.scoring_server import ScoringServer
+from serving.valuing.text_analyzer import EmbeddingAnalyzer
 from tests.databases import new_sqlite
 from tests.scorer import Scorer
 from tests.unit.retrieval.library import bring, document, shelf
@@ -62,7 +62,7 @@ def grounded(embedder: MiniLMEmbedder, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def by_support(embedder: MiniLMEmbedder) -> Support:
-    return Support(CaseReader(embedder))
+    return Support(EmbeddingAnalyzer(embedder))
 
 
 def place(grounded: GroundedAnswer, name: str) -> int:
@@ -93,7 +93,7 @@ def missing():
 class TestSupport:
     def test_the_game_is_that_of_the_documents_texts(self, grounded: GroundedAnswer, by_support: Support, embedder):
         passages = [Passage(own_text(each), each.document.title) for each in grounded.read]
-        expected = support(QUESTION, ANSWER, passages, CaseReader(embedder)).table()
+        expected = support(QUESTION, ANSWER, passages, EmbeddingAnalyzer(embedder)).table()
         np.testing.assert_array_equal(by_support.table(grounded), expected)
         assert alone(expected, place(grounded, "lighthouse")) > 0.9
 
