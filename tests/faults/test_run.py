@@ -135,7 +135,7 @@ def test_a_damaged_part_is_computed_again(few, computed):
 
 def test_parts_of_other_code_are_not_used(few, computed, monkeypatch):
     closing.preview(few, PERIOD)
-    monkeypatch.setattr(hours, "_code", lambda: "another version")
+    monkeypatch.setattr(hours, "code_of", lambda _: "another version")
     closing.preview(few, PERIOD)
     assert len(computed) == 60
 

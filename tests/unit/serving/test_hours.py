@@ -75,5 +75,5 @@ def test_other_code_rules_and_segments_have_other_parts(tmp_path, monkeypatch):
     first = path()
     assert path() == first
     assert path("1" * 64) != first
-    monkeypatch.setattr(hours, "code_of", lambda _root: "another")
+    monkeypatch.setattr(hours, "code_of", lambda _: "another")
     assert path() != first
