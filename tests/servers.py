@@ -6,12 +6,12 @@ import contextvars
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from unittest.mock import patch
@@ -21,11 +21,9 @@ import structlog
 
 from metering import periods
 from serving.cli import entry
+from tests.processes import PATIENCE_SECONDS, ended, start
 
 Found = TypeVar("Found")
-
-PATIENCE_SECONDS = 60
-"""What the slowest machine may take for what is done in a moment. Nothing is measured by it."""
 
 
 def cli(data_dir: Path, *arguments: str, env: dict[str, str] | None = None, status: int = 0) -> dict[str, Any]:
@@ -102,8 +100,8 @@ class Server:
         """``module`` is what Python runs, with its own first arguments; the command line by default."""
         self.data_dir = data_dir
         self.module = module
-        self._env = {**os.environ, "PATRONAGE_SHUTDOWN_GRACE_SECONDS": "0", **(env or {})}
-        self.process: subprocess.Popen[bytes] | None = None
+        self._env = {"PATRONAGE_SHUTDOWN_GRACE_SECONDS": "0", **(env or {})}
+        self.process: ForkServerProcess | None = None
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -118,12 +116,11 @@ class Server:
         return self.data_dir.with_name(self.data_dir.name + "-server.log")
 
     def start(self) -> None:
-        program = [sys.executable, "-m", *self.module, "--data-dir", str(self.data_dir), "serve", "--port", "0"]
-        with self.log.open("ab") as sink:
-            self.process = subprocess.Popen(program, stdout=sink, stderr=sink, env=self._env)
+        arguments = (*self.module, "--data-dir", str(self.data_dir), "serve", "--port", "0")
+        self.process = start(*arguments, env=self._env, output=self.log)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < deadline:
-            assert self.process.poll() is None, f"the server ended: {self.log.read_text()[-2000:]}"
+            assert self.process.exitcode is None, f"the server ended: {self.log.read_text()[-2000:]}"
             try:
                 described = json.loads((self.data_dir / "server.lock").read_text())
                 if described["pid"] == self.process.pid:
@@ -138,14 +135,14 @@ class Server:
     def stop(self) -> None:
         if self.process is not None:
             self.process.terminate()
-            self.process.wait(60)
+            ended(self.process)
             self.process = None
 
     def kill(self) -> None:
         """``kill -9``."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(PATIENCE_SECONDS)
+        self.process.kill()
+        ended(self.process)
         self.process = None
 
     def client(self, key: str | None = None, **options: Any) -> httpx.Client:

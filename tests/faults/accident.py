@@ -16,14 +16,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 import sqlalchemy as sa
 
+from tests.processes import ended, start
 from tests.servers import wait_for
 
 Action = Literal["kill", "kill-redis", "stop-redis", "disk-full", "busy", "stop"]
@@ -134,6 +135,16 @@ def _redis() -> psutil.Process:
     if named:
         return psutil.Process(int(named))
     return redis_of(Path(sys.argv[sys.argv.index("--data-dir") + 1]))
+
+
+def killed(data_dir: Path, env: Mapping[str, str], accident: Accident, *arguments: str) -> None:
+    """Run a command as a process that an accident kills."""
+    happened, output = data_dir.with_name("happened"), data_dir.with_name("killed.log")
+    happened.unlink(missing_ok=True)
+    accident = replace(accident, marker=str(happened))
+    options = (accident.to_json(), "--data-dir", str(data_dir), *arguments)
+    process = start("tests.faults.accident", *options, env=env, output=output)
+    assert (ended(process), happened.exists()) == (-signal.SIGKILL, True), output.read_text()
 
 
 def redis_of(data_dir: Path) -> psutil.Process:

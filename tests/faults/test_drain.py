@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import subprocess
-import sys
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +14,7 @@ from serving.store.database import open_database
 from tests.contracts.test_drain import SHARDS, Rig, numbered
 from tests.databases import new_sqlite
 from tests.faults.drainer import POINTS
+from tests.processes import ended, start
 from tests.records import a_record
 
 pytestmark = pytest.mark.anyio
@@ -43,10 +42,9 @@ async def test_a_drainer_killed_at_any_point_loses_and_doubles_nothing(engine, a
         await rig.capture(*numbered(7), shard=0)
         await rig.capture(a_record(id="other"), shard=1)
         url = engine.url.render_as_string(hide_password=False)
-        command = [sys.executable, "-m", "tests.faults.drainer", point, any_redis_url, url,
-                   str(tmp_path / "segments"), rig.id, str(SHARDS)]  # fmt: skip
-        died = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False, timeout=60)
-        assert died.returncode == -signal.SIGKILL, died.stderr
+        arguments = (point, any_redis_url, url, str(tmp_path / "segments"), rig.id, str(SHARDS))
+        drainer = start("tests.faults.drainer", *arguments, env={}, output=tmp_path / "drainer.log")
+        assert await asyncio.to_thread(ended, drainer) == -signal.SIGKILL, (tmp_path / "drainer.log").read_text()
         await rig.capture(a_record(id="later"), shard=0)
         for shard in range(SHARDS):
             await rig.client.delete(drainer_key(shard))

@@ -3,29 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-from dataclasses import replace
 
 import pytest
 
 from retrieval.ingest import BATCH_DOCUMENTS
-from tests.faults.accident import Accident, redis_of
+from tests.faults.accident import Accident, killed, redis_of
 from tests.faults.conftest import QUESTIONS
 from tests.faults.customers import answered, asking, assert_books_hold, finish
 from tests.servers import cli, run, this_period, wait_for
-
-
-def kill(data_dir, environment, accident, *arguments):
-    """Run a command as a process that is killed at a point."""
-    happened = data_dir.with_name("happened")
-    happened.unlink(missing_ok=True)
-    accident = replace(accident, marker=str(happened)).to_json()
-    program = [sys.executable, "-m", "tests.faults.accident", accident, "--data-dir", str(data_dir), *arguments]
-    killed = subprocess.run(program, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, check=False)
-    assert (killed.returncode, happened.exists()) == (-signal.SIGKILL, True)
 
 
 def test_the_server_killed_under_load_loses_and_doubles_nothing(server, data_dir, environment, key):
@@ -102,7 +88,7 @@ def test_a_flushed_redis_is_refused(data_dir, environment, key, server):
 def test_a_first_command_that_is_killed_leaves_a_directory_that_the_next_can_use(tmp_path, environment, target, when):
     data_dir = tmp_path / "data"
     first = ["customer", "add", "Acme", "--id", "acme", "--credit", "1"]
-    kill(data_dir, environment, Accident(target, when, "kill"), *first)
+    killed(data_dir, environment, Accident(target, when, "kill"), *first)
     if run(data_dir, *first, env=environment).returncode:  # the first had added it
         assert cli(data_dir, "customer", "show", "acme", env=environment)["id"] == "acme"
     assert cli(data_dir, "audit", env=environment)["balanced"]
@@ -118,7 +104,7 @@ def test_an_ingest_that_is_killed_is_finished_by_the_next(tmp_path, environment,
             file.write(json.dumps({"id": f"d{i}", "title": f"Place{i}", "text": text, "contributor": "c"}) + "\n")
     data_dir = tmp_path / "data"
     ingest = ["ingest", str(corpus), "--create-contributors"]
-    kill(data_dir, environment, Accident("retrieval.catalogue:Catalogue.put", when, "kill", nth=nth), *ingest)
+    killed(data_dir, environment, Accident("retrieval.catalogue:Catalogue.put", when, "kill", nth=nth), *ingest)
     again = cli(data_dir, *ingest, env=environment)
     assert again["unchanged"] == BATCH_DOCUMENTS * (nth - (when == "before"))
     assert again["documents"] + again["unchanged"] == many
@@ -135,6 +121,6 @@ def test_a_close_that_is_killed_is_finished_by_the_next(server, data_dir, enviro
     server.stop()
     close = ["period", "close", this_period(), "--early"]
     for target, when in (("_attribute", "before"), ("_attribute", "after"), ("_write", "before"), ("_write", "after")):
-        kill(data_dir, environment, Accident(f"serving.closing.closing:{target}", when, "kill"), *close)
+        killed(data_dir, environment, Accident(f"serving.closing.closing:{target}", when, "kill"), *close)
     assert cli(data_dir, *close, env=environment)["records"] == 40
     assert cli(data_dir, "audit", env=environment)["balanced"]

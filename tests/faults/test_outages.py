@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from metering.redis.server import find_redis_server
 from metering.spool import state_of
 from tests.faults.shop import PATH, PLAIN, STREAM, events, open_shop, spent_by, text_of
+from tests.processes import ended
 from tests.servers import PATIENCE_SECONDS, cli, run, wait_for
 from tests.upstream import PIECES, Script
 
@@ -229,7 +230,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_delivers(shop, env):
         shop.world.server.process.terminate()
         wait_for(lambda: not ready(shop))
     assert text_of(events(replies[0].content)) == _WHOLE
-    assert shop.world.server.process.wait(PATIENCE_SECONDS) == 0
+    assert ended(shop.world.server.process) == 0
     shop.world.server.start()
     renewed(shop, account)
 
@@ -259,7 +260,7 @@ def test_a_server_that_cannot_wait_is_paid_for_what_it_delivered(tmp_path, env, 
         if twice:
             wait_for(lambda: not ready(shop))
             shop.world.server.process.terminate()
-        assert shop.world.server.process.wait(PATIENCE_SECONDS) == 0
+        assert ended(shop.world.server.process) == 0
         client.join(10)
         shop.world.server.start()
         renewed(shop, account)

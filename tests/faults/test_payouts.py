@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import subprocess
-import sys
 
 import pytest
 
@@ -14,56 +12,24 @@ from metering.ledger import Transfer
 from serving.assembly import open_metering
 from serving.money import funding, payouts
 from serving.upkeep.audit import audit
+from tests.faults.accident import Accident, killed
 from tests.records import MOMENT_MS
 from tests.servers import command, run
 
 OWED = 10**10
-PROGRAM = """
-import os, signal, sys
-import sqlalchemy as sa
-from metering import ledger, withdrawals
-from metering.redis.meter import RedisMeter
-from serving.money import payouts
-from serving.cli.entry import run
-
-def die(*_, **__):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def after(owner, name):
-    real = getattr(owner, name)
-    def dying(*arguments, **options):
-        real(*arguments, **options)
-        die()
-    setattr(owner, name, dying)
-
-def after_awaiting(owner, name):
-    real = getattr(owner, name)
-    async def dying(*arguments, **options):
-        await real(*arguments, **options)
-        die()
-    setattr(owner, name, dying)
-
-match sys.argv[1]:
-    case "before the transfer": ledger.post = die
-    case "transfer inserted": ledger._move = die
-    case "balances moved": after(ledger, "_move")
-    case "about to commit": sa.event.listen(sa.Engine, "commit", die)
-    case "committed": payouts.Payout.to_json = die
-    case "row written": after(withdrawals, "_begin")
-    case "set aside": after_awaiting(RedisMeter, "set_aside")
-    case "refund inserted": after(ledger, "post")
-    case "refund committed": after(withdrawals, "_post")
-    case "meter told": RedisMeter.put_back = die
-    case "put back": after_awaiting(RedisMeter, "put_back")
-sys.exit(run(sys.argv[2:]))
-"""
-
-
-def killed(books, point: str, *arguments: str) -> None:
-    """Run a command that is killed at a point."""
-    program = [sys.executable, "-c", PROGRAM, point, "--data-dir", str(books.directory.path), *arguments]
-    done = subprocess.run(program, capture_output=True, check=False, timeout=60)
-    assert done.returncode == -signal.SIGKILL, (done.stdout, done.stderr)
+POINTS = {
+    "before the transfer": Accident("metering.ledger:post", "before", "kill"),
+    "transfer inserted": Accident("metering.ledger:_add_to_balances", "before", "kill"),
+    "balances moved": Accident("metering.ledger:_add_to_balances", "after", "kill"),
+    "about to commit": Accident("sqlalchemy.engine.base:Connection._commit_impl", "before", "kill"),
+    "committed": Accident("serving.money.payouts:Payout.to_json", "before", "kill"),
+    "row written": Accident("metering.withdrawals:_begin", "after", "kill"),
+    "set aside": Accident("metering.redis.meter:RedisMeter.set_aside", "after", "kill"),
+    "refund inserted": Accident("metering.ledger:post", "after", "kill"),
+    "refund committed": Accident("metering.withdrawals:_post", "after", "kill"),
+    "meter told": Accident("metering.redis.meter:RedisMeter.put_back", "before", "kill"),
+    "put back": Accident("metering.redis.meter:RedisMeter.put_back", "after", "kill"),
+}
 
 
 def balances(books) -> dict[str, int]:
@@ -106,7 +72,7 @@ def test_a_payout_that_is_killed_is_as_it_was_or_done_and_repeating_it_does_it_o
     if step != "start":
         payouts.start(owing, "mary", OWED * 4 // 10, "wire")
     before = balances(owing)
-    killed(owing, point, *arguments)
+    killed(owing.directory.path, {}, POINTS[point], *arguments)
     assert balances(owing) == (after if point == "committed" else before)
     with owing.engine.connect() as connection:
         assert ledger.drifted(connection) == []
@@ -156,7 +122,7 @@ def test_a_refund_that_is_killed_is_not_made_or_made_once(books, monkeypatch, po
 
     arguments = ("customer", "refund", "acme", "7", "--reference", "r", "--reason", "why")
     asyncio.run(fund())
-    killed(books, point, *arguments)
+    killed(books.directory.path, {}, POINTS[point], *arguments)
     made = point in ("refund committed", "meter told", "put back")
     assert balances(books)["customer:acme"] == (OWED * 3 // 10 if made else OWED)
     assert asyncio.run(available()) == (OWED if point == "row written" else OWED * 3 // 10)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.accident import Accident
 from tests.faults.customers import answered, asking, assert_books_hold, finish
-from tests.servers import PATIENCE_SECONDS, Server, wait_for
+from tests.servers import Server, wait_for
 
 METER = "metering.redis.meter:RedisMeter"
 DRAIN = "metering.drain:Drain"
@@ -101,7 +101,7 @@ def test_an_accident_costs_no_one_anything(mode, name, environment, data_dir, ke
             server.module = ("serving.cli",)
             ended = accident.action in ("kill", "stop")
             if ended:
-                server.process.wait(PATIENCE_SECONDS)
+                ended(server.process)
                 server.start()
             before = answered(customers)
             wait_for(lambda: answered(customers) > before + 5)
