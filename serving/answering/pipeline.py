@@ -159,7 +159,7 @@ class Answering:
         self, generator: Generator, query: Query, call: PaidCall, most: Usage, values_by: str
     ) -> tuple[Retrieval, Generation | tuple[Answered, UsageRecord]]:
         """Retrieve, and generate and value what is there at once. Runs in a worker thread."""
-        self._valuing.demand(values_by)
+        self._valuing.ensure_available(values_by)
         retrieval = self._retriever.retrieve(
             query.question,
             top_k=query.top_k,

@@ -151,8 +151,8 @@ async def policy(service: TheService) -> Response:
 @router.post("/policy")
 async def adopt_policy(body: PolicyBody, service: TheService) -> Response:
     """Put a new policy in force, for queries from now on."""
-    adopt, demand = service.books.rulebook.adopt_policy, service.valuing.prove
-    adopted = await asyncio.to_thread(adopt, body.model_dump(), demand)
+    adopt, validate = service.books.rulebook.adopt_policy, service.valuing.prove
+    adopted = await asyncio.to_thread(adopt, body.model_dump(), validate)
     return json_response(adopted.to_json(), 201)
 
 

@@ -137,20 +137,20 @@ class Rulebook:
         with self._engine.connect() as connection:
             return Policy.from_json(json.loads(connection.execute(query).scalar_one()))
 
-    def adopt_policy(self, changes: Mapping[str, int | str | None], demand: Callable[[Policy], None]) -> Policy:
+    def adopt_policy(self, changes: Mapping[str, int | str | None], validate: Callable[[Policy], None]) -> Policy:
         """Put a new policy in force, for queries from now on.
 
         Args:
             changes: fields of :class:`Policy`; what is missing or None stays as it is in the newest.
-            demand: raises ``PolicyError`` for a policy that this deployment cannot compute.
+            validate: raises ``PolicyError`` for a policy that this deployment cannot compute.
 
         Raises:
-            PolicyError: a field is wrong, ``demand`` refuses, or another policy was adopted at the same moment.
+            PolicyError: a field is wrong, ``validate`` refuses, or another policy was adopted at the same moment.
         """
         current = self._newest(policies)
         chosen = {name: value for name, value in changes.items() if value is not None}
         policy = Policy.from_json({**current, **chosen, "version": current["version"] + 1})
-        demand(policy)
+        validate(policy)
         row = {"version": policy.version, "body": json.dumps(policy.to_json()), "created_ms": _now_ms()}
         try:
             with self._engine.begin() as connection:

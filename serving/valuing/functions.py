@@ -154,7 +154,7 @@ class Valuing:
             raise NotComputable(f"policy {policy.version} is in force: {error}; {advice}") from error
 
     def prove(self, policy: Policy) -> None:
-        """Make the functions of a policy, and let each value a small answer.
+        """Load the functions of a policy and let each value a small answer.
 
         Raises:
             NotComputable: one of them cannot be computed here, or not now.
@@ -166,7 +166,7 @@ class Valuing:
             except LikelihoodError as error:
                 raise NotComputable(f"{function.name} cannot be computed here: {error}") from error
 
-    def demand(self, name: str) -> None:
+    def ensure_available(self, name: str) -> None:
         """Refuse what could not be valued afterwards, before anything is generated.
 
         Raises:

@@ -166,7 +166,7 @@ class TestFailures:
         found = Valuing({"log_likelihood/1": missing, "support/1": lambda: Broken(KeyError())})
         assert found.value("log_likelihood/1", grounded, sent=True)[0] == "unvalued"
         with pytest.raises(NotValued):
-            found.demand("log_likelihood/1")
+            found.ensure_available("log_likelihood/1")
 
     def test_after_a_failure_nothing_is_begun_for_a_while(
         self, grounded: GroundedAnswer, monkeypatch: pytest.MonkeyPatch
@@ -175,19 +175,19 @@ class TestFailures:
         found = Valuing(
             {"log_likelihood/1": lambda: Broken(LikelihoodError("down")), "counterfactual/1": Counterfactual}
         )
-        found.demand("log_likelihood/1")
+        found.ensure_available("log_likelihood/1")
         found.value("log_likelihood/1", grounded, sent=True)
         with pytest.raises(NotValued):
-            found.demand("log_likelihood/1")
-        found.demand("counterfactual/1")
+            found.ensure_available("log_likelihood/1")
+        found.ensure_available("counterfactual/1")
         time.sleep(0.25)
-        found.demand("log_likelihood/1")
+        found.ensure_available("log_likelihood/1")
 
     def test_an_answer_that_one_model_cannot_score_does_not_stop_the_next(self, grounded: GroundedAnswer):
         found = Valuing({"log_likelihood/1": lambda: Broken(Unscorable("too long"))})
         name, table = found.value("log_likelihood/1", grounded, sent=True)
         assert (name, table.tolist(), found.unvalued) == ("unvalued", [0], 1)
-        found.demand("log_likelihood/1")  # raises while a model that failed has its rest
+        found.ensure_available("log_likelihood/1")  # raises while a model that failed has its rest
 
 
 class TestPolicies:
