@@ -47,7 +47,7 @@ from serving.settings import Settings
 from serving.store import deployment
 from serving.store.data_dir import DataDir
 from serving.store.database import open_database, sqlite_url
-from serving.store.vault import Vault
+from serving.store.encryption import Encryption
 from serving.valuing.functions import Counterfactual, LogLikelihood, Rerun, Support, ValueFunction, Valuing
 from serving.valuing.text_analyzer import EmbeddingAnalyzer
 
@@ -150,7 +150,7 @@ def open_books(settings: Settings) -> Iterator[Books]:
             raise AssemblyError(
                 f"the database belongs to another data directory than {directory.path}: its log and keys are there"
             )
-    vault = Vault(directory.encryption_key())
+    encryption = Encryption(directory.encryption_key())
     try:
         yield Books(
             settings=settings,
@@ -163,8 +163,8 @@ def open_books(settings: Settings) -> Iterator[Books]:
             log=UsageLog(directory.segments),
             limits=limits.defaults(settings, found.currency),
             low_balance=limits.parse_amount("PATRONAGE_LOW_BALANCE", settings.low_balance, found.currency) or 0,
-            vault=vault,
-            samples=Samples(engine, vault, rulebook, settings.dispute_days),
+            encryption=encryption,
+            samples=Samples(engine, encryption, rulebook, settings.dispute_days),
         )
     finally:
         engine.dispose()
@@ -254,7 +254,7 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             spool=metering.spool,
             rulebook=books.rulebook,
             engine=books.engine,
-            vault=books.vault,
+            encryption=books.encryption,
             currency=books.currency,
             settings=books.settings,
             limits=books.limits,
@@ -321,7 +321,7 @@ def provenance_of(books: Books, embedder: Embedder) -> Provenance:
         engine=__version__,
         counted_by=embedder.name,
         tokenizer=embedder.tokenizer,
-        machine=books.vault.pseudonym(platform.node()),
+        machine=books.encryption.pseudonym(platform.node()),
         tags=(),
     )
 

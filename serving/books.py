@@ -24,7 +24,7 @@ from serving.rules.rulebook import Rulebook
 from serving.settings import Settings
 from serving.store.data_dir import DataDir
 from serving.store.deployment import Deployment
-from serving.store.vault import Vault
+from serving.store.encryption import Encryption
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,7 @@ class Books:
     identities: Identities
     rulebook: Rulebook
     log: UsageLog
-    vault: Vault
+    encryption: Encryption
     limits: Limits
     """What the settings let every API key do."""
     low_balance: int

@@ -28,7 +28,7 @@ from serving.generators.query import Idempotency, MaxPriceExceeded
 from serving.people.identity import Caller
 from serving.rules.rulebook import Rulebook
 from serving.settings import Settings
-from serving.store.vault import Vault
+from serving.store.encryption import Encryption
 
 T = TypeVar("T")
 
@@ -124,7 +124,7 @@ class PaidCalls:
         spool: Spool,
         rulebook: Rulebook,
         engine: sa.Engine,
-        vault: Vault,
+        encryption: Encryption,
         currency: Currency,
         settings: Settings,
         limits: Limits,
@@ -137,7 +137,7 @@ class PaidCalls:
         self._spool = spool
         self._rulebook = rulebook
         self._engine = engine
-        self._vault = vault
+        self._encryption = encryption
         self._currency = currency
         self._settings = settings
         self._limits = limits
@@ -197,7 +197,7 @@ class PaidCalls:
             raise
         if isinstance(hold, Replay):
             self._running -= 1
-            return replace(hold, response=self._vault.open(hold.response, caller.id))
+            return replace(hold, response=self._encryption.open(hold.response, caller.id))
         return PaidCall(hold, model, purpose, price, prices.version, self._rulebook.policy, started_ms)
 
     async def charge(self, call: PaidCall, record: UsageRecord, response: bytes) -> None:
@@ -265,7 +265,7 @@ class PaidCalls:
 
     async def _charge(self, call: PaidCall, record: UsageRecord, response: bytes) -> None:
         try:
-            kept = self._vault.seal(response, record.account) if response else b""
+            kept = self._encryption.seal(response, record.account) if response else b""
             await self._join_group()
             try:
                 await self._meter.capture(call.hold, record, kept)

@@ -12,7 +12,7 @@ from attribution.agreement import drawn
 from metering.records import UsageRecord
 from serving.generators.grounded_answer import GroundedAnswer
 from serving.rules.rulebook import Rulebook
-from serving.store.vault import Vault, VaultError
+from serving.store.encryption import DecryptionError, Encryption
 
 _log = structlog.get_logger()
 METADATA = sa.MetaData()
@@ -36,10 +36,10 @@ class SampleError(RuntimeError):
 class Samples:
     """What was kept. Thread-safe."""
 
-    def __init__(self, engine: sa.Engine, vault: Vault, rulebook: Rulebook, dispute_days: int) -> None:
+    def __init__(self, engine: sa.Engine, encryption: Encryption, rulebook: Rulebook, dispute_days: int) -> None:
         """Text is kept for ``dispute_days`` after the query."""
         self._engine = engine
-        self._vault = vault
+        self._encryption = encryption
         self._rulebook = rulebook
         self._kept_ms = dispute_days * DAY_MS
 
@@ -54,7 +54,7 @@ class Samples:
             SQLAlchemyError: the database refuses, and the answer was not sent.
         """
         if drawn(record, self._rulebook.policy_of(record.policy_version).ablation_ppm):
-            sealed = self._vault.seal(grounded.encode(), _owner(record.id))
+            sealed = self._encryption.seal(grounded.encode(), _owner(record.id))
             row = {"record": record.id, "at_ms": record.finished_ms, "sealed": sealed}
             try:
                 with self._engine.begin() as connection:
@@ -75,8 +75,8 @@ class Samples:
         if sealed is None:
             return None
         try:
-            return GroundedAnswer.decode(self._vault.open(sealed, _owner(record)))
-        except (VaultError, ValueError) as error:
+            return GroundedAnswer.decode(self._encryption.open(sealed, _owner(record)))
+        except (DecryptionError, ValueError) as error:
             raise SampleError(f"the text of sampled query {record} cannot be read: {error}") from error
 
     def destroy(self) -> int:

@@ -98,7 +98,7 @@ async def change(books: Books, meter: Meter, account: str, changes: dict[str, An
     elif "webhook" in changes:
         url = check_url(changes["webhook"], private=books.settings.webhook_private_hosts)
         secret = new_secret()
-        values |= {"url": url, "secret": books.vault.seal(secret.encode(), _owner(account))}
+        values |= {"url": url, "secret": books.encryption.seal(secret.encode(), _owner(account))}
     if values:
         await asyncio.to_thread(_store, books, account, values)
         await check(books, meter, [account])
@@ -108,7 +108,7 @@ async def change(books: Books, meter: Meter, account: str, changes: dict[str, An
 
 def secret_of(books: Books, account: str, sealed: bytes) -> str:
     """The secret that an account's webhook is signed with."""
-    return books.vault.open(sealed, _owner(account)).decode()
+    return books.encryption.open(sealed, _owner(account)).decode()
 
 
 async def check(books: Books, meter: Meter, accounts: Iterable[str]) -> None:

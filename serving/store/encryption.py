@@ -14,11 +14,11 @@ _NONCE_BYTES: Final = 12
 _PSEUDONYM_HEX: Final = 12
 
 
-class VaultError(RuntimeError):
+class DecryptionError(RuntimeError):
     """Ciphertext that this deployment's key does not open for this owner."""
 
 
-class Vault:
+class Encryption:
     """AES-256-GCM, bound to the owner of what is encrypted."""
 
     def __init__(self, key: bytes) -> None:
@@ -39,9 +39,9 @@ class Vault:
         """The plain text.
 
         Raises:
-            VaultError: another key, another owner, or an altered text.
+            DecryptionError: another key, another owner, or an altered text.
         """
         try:
             return self._cipher.decrypt(sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:], owner.encode())
         except (InvalidTag, ValueError) as error:
-            raise VaultError("a stored response cannot be decrypted") from error
+            raise DecryptionError("a stored response cannot be decrypted") from error
