@@ -1,6 +1,6 @@
 """The catalogue: contributors, documents and their versions, in SQL; their passages are in :mod:`passage_table`.
 
-Every change to what may be retrieved advances one clock in the same transaction. A replica that has seen clock
+Every change to what may be retrieved advances its epoch in the same transaction. A replica that has seen epoch
 ``n`` asks for what changed since, so a withdrawal reaches every replica with its next query.
 Versions are kept for ever, because citations are spans into them; passages only for what may be retrieved.
 """
@@ -61,7 +61,7 @@ versions = sa.Table(
     sa.Column("added_ms", sa.BigInteger, nullable=False),
 )
 
-clock = sa.Table(
+epoch_table = sa.Table(
     "catalogue_clock",
     METADATA,
     sa.Column("id", sa.Integer, primary_key=True),
@@ -134,10 +134,10 @@ class Catalogue:
         with self._engine.connect() as connection:
             return {row.id: row.name for row in connection.execute(query)}
 
-    def clock(self) -> int:
+    def epoch(self) -> int:
         """The number of the last change; one indexed read."""
         with self._engine.connect() as connection:
-            return _clock(connection)
+            return _epoch(connection)
 
     def get(self, ids: Sequence[str]) -> dict[str, StoredDocument]:
         """The documents of those ids that exist, by id."""
@@ -181,11 +181,11 @@ class Catalogue:
         now = _now_ms()
         changes: list[Change | DocumentError] = []
         with self._engine.begin() as connection:
-            tick = _advance(connection)
+            epoch = _advance(connection)
             stored = _by_id(connection, [document.id for document, _ in batch])
             for document, prepared in batch:
                 try:
-                    change = _put(connection, stored.get(document.id), document, prepared, embedder, tick, now)
+                    change = _put(connection, stored.get(document.id), document, prepared, embedder, epoch, now)
                 except DocumentError as error:
                     changes.append(error)
                     continue
@@ -201,7 +201,7 @@ class Catalogue:
         withdrawn = []
         orphaned: list[int] = []
         with self._engine.begin() as connection:
-            tick = _advance(connection)
+            epoch = _advance(connection)
             for document in _by_id(connection, ids).values():
                 if contributor is not None and document.contributor != contributor:
                     continue
@@ -209,9 +209,9 @@ class Catalogue:
                 if document.withdrawn_ms is not None:
                     continue
                 change = sa.update(documents).where(documents.c.number == document.number)
-                connection.execute(change.values(withdrawn_ms=now, changed=tick))
+                connection.execute(change.values(withdrawn_ms=now, changed=epoch))
                 orphaned += passage_table.remove(connection, document.number)
-            _mark(connection, passage_table.mark_copies(connection, orphaned), tick)
+            _mark(connection, passage_table.mark_copies(connection, orphaned), epoch)
         return withdrawn
 
     def replace_passages(
@@ -219,18 +219,18 @@ class Catalogue:
     ) -> None:
         """Store new passages of documents whose text has not changed, in one transaction."""
         with self._engine.begin() as connection:
-            tick = _advance(connection)
+            epoch = _advance(connection)
             for document, prepared in batch:
                 same = (documents.c.number == document.number, documents.c.version == document.version)
                 live = documents.c.withdrawn_ms.is_(None)
-                changed = connection.execute(sa.update(documents).where(*same, live).values(changed=tick))
+                changed = connection.execute(sa.update(documents).where(*same, live).values(changed=epoch))
                 if changed.rowcount == 1:
-                    _replace(connection, document.number, document.id, document.version, prepared, embedder, tick)
+                    _replace(connection, document.number, document.id, document.version, prepared, embedder, epoch)
 
     def changes(self, since: int) -> tuple[int, list[StoredDocument]]:
-        """A clock, and every document that changed after ``since``, up to that clock at least."""
+        """An epoch, and every document that changed after ``since``, up to that epoch at least."""
         with self._engine.connect() as connection:
-            now = _clock(connection)
+            now = _epoch(connection)
             query = sa.select(documents).where(documents.c.changed > since).order_by(documents.c.number)
             return now, [_document(row) for row in connection.execute(query)]
 
@@ -276,7 +276,7 @@ def _put(
     document: Document,
     prepared: Sequence[PreparedPassage] | None,
     embedder: str,
-    tick: int,
+    epoch: int,
     now: int,
 ) -> Change:
     if stored is not None and stored.contributor != document.contributor:
@@ -287,21 +287,21 @@ def _put(
     if stored is None:
         if prepared is None:
             raise DocumentError(f"document {document.id} disappeared while it was compared; try again")
-        inserted = connection.execute(sa.insert(documents).values(**row, added_ms=now, changed=tick))
+        inserted = connection.execute(sa.insert(documents).values(**row, added_ms=now, changed=epoch))
         (number,) = inserted.inserted_primary_key or (0,)
         _store_version(connection, document, now)
         since = [now] * len(prepared)
         stored_now = passage_table.store(connection, number, document.version, prepared, since, embedder)
-        _mark(connection, stored_now, tick)
+        _mark(connection, stored_now, epoch)
         return "added"
     if stored.version != document.version:
         if prepared is None:
             raise DocumentError(f"document {document.id} changed while it was compared; try again")
         _store_version(connection, document, now)
-        _replace(connection, stored.number, document.id, document.version, prepared, embedder, tick)
+        _replace(connection, stored.number, document.id, document.version, prepared, embedder, epoch)
     elif row == _row_of(stored):
         return "unchanged"
-    connection.execute(sa.update(documents).where(documents.c.number == stored.number).values(**row, changed=tick))
+    connection.execute(sa.update(documents).where(documents.c.number == stored.number).values(**row, changed=epoch))
     return "updated" if stored.version == document.version else "replaced"
 
 
@@ -322,7 +322,7 @@ def _replace(
     version: str,
     prepared: Sequence[PreparedPassage],
     embedder: str,
-    tick: int,
+    epoch: int,
 ) -> None:
     """Other passages for a document. What an older version had keeps the date of that version."""
     table = versions.c
@@ -337,15 +337,15 @@ def _replace(
     since = passage_table.first_registered(dated, prepared, own)
     orphaned = passage_table.remove(connection, number)
     changed = passage_table.store(connection, number, version, prepared, since, embedder)
-    _mark(connection, changed | passage_table.mark_copies(connection, orphaned), tick)
+    _mark(connection, changed | passage_table.mark_copies(connection, orphaned), epoch)
 
 
-def _mark(connection: sa.Connection, numbers: Iterable[int], tick: int) -> None:
+def _mark(connection: sa.Connection, numbers: Iterable[int], epoch: int) -> None:
     """Say that documents changed for retrieval: replicas take them in anew."""
     every = sorted(numbers)
     for i in range(0, len(every), _CHUNK):
         chosen = documents.c.number.in_(every[i : i + _CHUNK])
-        connection.execute(sa.update(documents).where(chosen).values(changed=tick))
+        connection.execute(sa.update(documents).where(chosen).values(changed=epoch))
 
 
 def _row(document: Document) -> dict[str, object]:
@@ -403,14 +403,14 @@ def _by_id(connection: sa.Connection, ids: Sequence[str]) -> dict[str, StoredDoc
     return found
 
 
-def _clock(connection: sa.Connection) -> int:
-    return int(connection.execute(sa.select(clock.c.value).where(clock.c.id == 1)).scalar_one())
+def _epoch(connection: sa.Connection) -> int:
+    return int(connection.execute(sa.select(epoch_table.c.value).where(epoch_table.c.id == 1)).scalar_one())
 
 
 def _advance(connection: sa.Connection) -> int:
-    """Advance the clock; the row's lock makes changes visible in the order of their numbers."""
-    connection.execute(sa.update(clock).where(clock.c.id == 1).values(value=clock.c.value + 1))
-    return _clock(connection)
+    """Advance the epoch; the row's lock makes changes visible in the order of their numbers."""
+    connection.execute(sa.update(epoch_table).where(epoch_table.c.id == 1).values(value=epoch_table.c.value + 1))
+    return _epoch(connection)
 
 
 def _now_ms() -> int:

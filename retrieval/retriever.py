@@ -1,6 +1,6 @@
 """Hybrid retrieval: dense and lexical candidates, fused, then ranked again by the evidence of their sentences.
 
-The index follows the catalogue: every retrieval first asks for the catalogue's clock, and takes in what changed.
+The index follows the catalogue: every retrieval first asks for the catalogue's epoch, and takes in what changed.
 """
 
 from __future__ import annotations
@@ -87,17 +87,17 @@ class Retrieval:
     question: Question
     documents: tuple[RetrievedDocument, ...]
     epoch: int = 0
-    """The catalogue's clock that it was found at; 0 where nothing was looked for."""
+    """The catalogue's epoch that it was found at; 0 where nothing was looked for."""
 
 
 @dataclass(frozen=True, slots=True)
 class _View:
-    """The index at one clock. Arrays have one entry a row; rows are never renumbered within a view's life.
+    """The index at one epoch. Arrays have one entry a row; rows are never renumbered within a view's life.
 
     Only originals have rows. So copies change neither what is found nor the statistics it is ranked by.
     """
 
-    clock: int
+    epoch: int
     dense: DenseIndex
     lexical: LexicalView
     passage: Rows
@@ -188,7 +188,7 @@ class Retriever:
                 )
                 for number, indexes in ranked
             ),
-            view.clock,
+            view.epoch,
         )
 
     def _looked_at(
@@ -247,17 +247,17 @@ class Retriever:
 
     def _current(self) -> _View:
         view = self._view
-        if self._catalogue.clock() == view.clock:
+        if self._catalogue.epoch() == view.epoch:
             return view
         with self._writing:
-            if self._catalogue.clock() != self._view.clock:
+            if self._catalogue.epoch() != self._view.epoch:
                 self._view = self._updated(self._view)
             return self._view
 
     def _empty(self) -> _View:
         none = np.empty(0, np.int64)
         return _View(
-            clock=-1,
+            epoch=-1,
             dense=DenseIndex(self._embedder.dimension),
             lexical=self._lexical.update((), ()),
             passage=none,
@@ -269,13 +269,13 @@ class Retriever:
         )
 
     def _updated(self, view: _View) -> _View:
-        clock, changed = self._catalogue.changes(view.clock)
+        epoch, changed = self._catalogue.changes(view.epoch)
         gone = np.isin(view.document, [document.number for document in changed])
         dead = len(view.alive) - int((view.alive & ~gone).sum())
         if dead and (len(view.alive) <= _REBUILT_ROWS_MAX or dead > len(view.alive) // 10):
             self._lexical = LexicalIndex()
             view = self._empty()
-            clock, changed = self._catalogue.changes(view.clock)
+            epoch, changed = self._catalogue.changes(view.epoch)
         numbers = {document.number for document in changed}
         live = {document.number: document for document in changed if document.withdrawn_ms is None}
         documents = {number: each for number, each in view.documents.items() if number not in numbers} | live
@@ -285,7 +285,7 @@ class Retriever:
         for i in range(0, len(live), _CHUNK):
             for stored in self._catalogue.passages_of(list(live)[i : i + _CHUNK]):
                 if stored.version != live[stored.document].version:
-                    continue  # replaced since the documents were read: the clock has moved, the next call sees it
+                    continue  # replaced since the documents were read: the epoch has moved, the next call sees it
                 if stored.embedder != self._embedder.name:
                     raise EmbedderMismatch(
                         f"the documents were embedded with {stored.embedder}, and the setting says "
@@ -302,7 +302,7 @@ class Retriever:
                 row += 1
         gone = np.isin(view.document, list(numbers))
         return _View(
-            clock=clock,
+            epoch=epoch,
             dense=view.dense.extended(np.asarray(vectors, np.float32)) if vectors else view.dense,
             lexical=self._lexical.update(numbers, entries),
             passage=np.concatenate(passage),

@@ -34,7 +34,7 @@ async def ready(request: Request, service: TheService) -> Response:
     except MeterUnavailable:
         checks["meter"] = False
     try:
-        await asyncio.to_thread(service.books.catalogue.clock)
+        await asyncio.to_thread(service.books.catalogue.epoch)
         checks["database"] = True
     except Exception:  # noqa: BLE001 # whatever the database says, it is not ready
         checks["database"] = False

@@ -68,7 +68,7 @@ class TestPut:
         stored = catalogue.get(["d"])["d"]
         for name in ("id", "title", "contributor", "url", "splits", "terms", "version"):
             assert getattr(stored, name) == getattr(brought, name), name
-        assert (stored.withdrawn_ms, stored.changed) == (None, catalogue.clock())
+        assert (stored.withdrawn_ms, stored.changed) == (None, catalogue.epoch())
         assert catalogue.by_number([stored.number]) == {stored.number: stored}
         assert catalogue.text("d", brought.version) == TEXT
 
@@ -103,7 +103,7 @@ class TestPut:
         before, parts = catalogue.get(["d"])["d"], [each.id for each in passages_of(catalogue, "d")]
         assert catalogue.put([(document(**change), None)], MODEL) == ["updated"]
         after = catalogue.get(["d"])["d"]
-        assert after == replace(before, **change, changed=catalogue.clock())
+        assert after == replace(before, **change, changed=catalogue.epoch())
         assert after.changed > before.changed
         assert [each.id for each in passages_of(catalogue, "d")] == parts
 
@@ -162,7 +162,7 @@ class TestWithdraw:
         assert catalogue.withdraw(["d"]) == ["d"]
         stored = catalogue.get(["d"])["d"]
         assert stored.withdrawn_ms is not None
-        assert stored.changed == catalogue.clock()
+        assert stored.changed == catalogue.epoch()
         assert passages_of(catalogue, "d") == []
         assert len(passages_of(catalogue, "e")) == 2
         assert catalogue.count() == (1, 2)
@@ -208,18 +208,18 @@ class TestClock:
             lambda: catalogue.withdraw(["b"]),
         ]
         for change, expected in zip(changes, [["a", "b"], ["a"], ["b"], ["a"], ["b"]], strict=True):
-            before = catalogue.clock()
+            before = catalogue.epoch()
             change()
-            assert catalogue.clock() > before
+            assert catalogue.epoch() > before
             assert changed_since(catalogue, before) == expected
-            assert catalogue.changes(before)[0] == catalogue.clock()
-            assert changed_since(catalogue, catalogue.clock()) == []
+            assert catalogue.changes(before)[0] == catalogue.epoch()
+            assert changed_since(catalogue, catalogue.epoch()) == []
         assert changed_since(catalogue, -1) == ["a", "b"]
 
     def test_what_is_refused_or_unchanged_is_not_among_the_changes(self, catalogue: Catalogue):
         put(catalogue, document(), document("gone"))
         catalogue.withdraw(["gone"])
-        before = catalogue.clock()
+        before = catalogue.epoch()
         put(catalogue, document(), document("gone"))
         put(catalogue, document(contributor="bo"))
         catalogue.withdraw(["gone", "nothing"])
@@ -251,7 +251,7 @@ class TestClock:
             finally:
                 over.set()
             assert reader.result() == {f"w{writer}/{i}" for writer in range(writers) for i in range(rounds)}
-        assert catalogue.clock() == writers * rounds
+        assert catalogue.epoch() == writers * rounds
 
 
 class TestPassages:
@@ -302,7 +302,7 @@ class TestPassages:
         new = [passage("New.", seed=1), passage("Newer.", seed=2)]
         catalogue.replace_passages([(before, new)], "model/2")
         self.assert_same(passages_of(catalogue, "d"), new)
-        assert catalogue.get(["d"])["d"] == replace(before, changed=catalogue.clock())
+        assert catalogue.get(["d"])["d"] == replace(before, changed=catalogue.epoch())
         assert {each.embedder for each in passages_of(catalogue, "d")} == {"model/2"}
         assert {each.embedder for each in passages_of(catalogue, "e")} == {MODEL}
 
@@ -311,7 +311,7 @@ class TestPassages:
         stale = catalogue.get(["d", "e"])
         put(catalogue, document(text="Another."))
         catalogue.withdraw(["e"])
-        before = catalogue.clock()
+        before = catalogue.epoch()
         catalogue.replace_passages([(each, [passage()]) for each in stale.values()], "model/2")
         assert [each.version for each in passages_of(catalogue, "d", "e")] == [document(text="Another.").version]
         assert {each.embedder for each in passages_of(catalogue, "d", "e")} == {MODEL}
@@ -371,7 +371,7 @@ class TestConcurrentWriters:
         with ThreadPoolExecutor(self.THREADS) as pool:
             list(pool.map(write, range(self.THREADS)))
         assert catalogue.count() == (self.THREADS * 8, self.THREADS * 8 * 2)
-        assert catalogue.clock() == self.THREADS * 8 * 2
+        assert catalogue.epoch() == self.THREADS * 8 * 2
 
     def test_one_document_always_has_the_passages_of_its_own_version(self, catalogue: Catalogue):
         put(catalogue, document())
@@ -384,7 +384,7 @@ class TestConcurrentWriters:
             list(pool.map(write, range(self.THREADS)))
         stored = catalogue.get(["d"])["d"]
         assert [each.version for each in passages_of(catalogue, "d")] == [stored.version] * 3
-        assert catalogue.clock() == stored.changed == 1 + self.THREADS * 8
+        assert catalogue.epoch() == stored.changed == 1 + self.THREADS * 8
         assert catalogue.text("d", stored.version) is not None
 
     def test_a_new_id_goes_to_one_contributor(self, catalogue: Catalogue):

@@ -113,7 +113,7 @@ def test_likeness_does_not_chain(catalogue: Catalogue):
 def test_a_withdrawal_makes_the_earliest_copy_the_original(catalogue: Catalogue):
     for name in ("ana/a", "bo/b", "cy/c"):
         put(catalogue, (name, (1, 2, 3)))
-    before = catalogue.clock()
+    before = catalogue.epoch()
     catalogue.withdraw(["ana/a"])
     assert copies(catalogue) == {"cy/c": {"bo/b"}}
     changed = {each.id for each in catalogue.changes(before)[1]}

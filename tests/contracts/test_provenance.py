@@ -42,12 +42,12 @@ async def test_an_answer_says_what_it_was_made_with(service):
     answered, refused = [await recorded(service, each.id) for each in asked]
 
     assert (answered.answered, refused.answered) == (True, False)
-    assert answered.epoch == refused.epoch == service.books.catalogue.clock() > 0
+    assert answered.epoch == refused.epoch == service.books.catalogue.epoch() > 0
     assert answered.engine == __version__
     assert answered.embedder == answered.counted_by == service.embedder.name
     assert answered.tokenizer == service.embedder.tokenizer
     assert (answered.snapshot, answered.tags) == ("", ())
-    assert answered.machine == service.books.vault.pseudonym(platform.node())
+    assert answered.machine == service.books.encryption.pseudonym(platform.node())
     assert platform.node() not in answered.machine
 
 
@@ -59,7 +59,7 @@ async def test_the_epoch_is_that_of_the_retrieval(service):
         epochs.append((await recorded(service, found.id)).epoch)
         service.books.catalogue.withdraw([document])
 
-    assert epochs[0] < epochs[1] < service.books.catalogue.clock()
+    assert epochs[0] < epochs[1] < service.books.catalogue.epoch()
 
 
 async def test_embeddings_retrieve_nothing(service):

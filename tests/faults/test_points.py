@@ -34,7 +34,7 @@ POINTS = {
     # an answer that fails, and its void
     "retrieval fails": Accident("retrieval.retriever:Retriever.retrieve", "before", "busy", nth=9, times=3),
     "retrieval finds the disk full": Accident(
-        "retrieval.catalogue:Catalogue.clock", "before", "disk-full", nth=9, times=3
+        "retrieval.catalogue:Catalogue.epoch", "before", "disk-full", nth=9, times=3
     ),
     "valuing fails": Accident("serving.valuing.functions:counterfactual", "before", "busy", nth=9, times=3),
     # Redis
