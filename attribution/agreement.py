@@ -1,11 +1,11 @@
-"""The agreement of what was paid with a dearer value function, query by query: the audit by ablation.
+"""The agreement of what was paid with a costlier value function, query by query: the audit by ablation.
 
 A sample of the records, drawn by their hashes, is recomputed with a value function that costs more. Two measures say
 whether the shares that were paid agree with it:
 
 - Kendall's tau-b (Kendall 1945): are the documents in the same order?
 - The linear datamodeling score (Park et al. 2023, "TRAK"): over coalitions, the rank correlation (Spearman) of what
-  the dearer function says the coalition is worth and the sum of what its members were paid. The coalitions are the
+  the costlier function says the coalition is worth and the sum of what its members were paid. The coalitions are the
   masks; here they are all that there are.
 """
 
@@ -38,7 +38,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """What the dearer value function says of one query."""
+    """What the costlier value function says of one query."""
 
     record: str
     """The record's leaf hash, in hex: names it to who has it, and tells nothing to who has not."""
@@ -118,13 +118,13 @@ def drawn(record: UsageRecord, sample_ppm: int) -> bool:
 
 
 def agreement(record: UsageRecord, paid: Sequence[int], table: Table, value_function: str, model: str) -> Agreement:
-    """Compare what was paid for a record with a dearer game over its first documents.
+    """Compare what was paid for a record with a costlier game over its first documents.
 
     Args:
         record: the query.
         paid: the share of each of its documents, in the order of its uses, in any unit.
-        table: the dearer function's value of every coalition of the first ``n``, shape ``[2 ** n]``.
-        value_function: the dearer function, by name and version.
+        table: the costlier function's value of every coalition of the first ``n``, shape ``[2 ** n]``.
+        value_function: the costlier function, by name and version.
         model: its language model, if it has one.
     """
     players = len(table).bit_length() - 1
