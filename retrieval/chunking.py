@@ -23,7 +23,7 @@ _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
 
 @dataclass(frozen=True, slots=True)
-class Passage:
+class PassageSpan:
     """A span of the text and the spans of its sentences, in order, without surrounding white space."""
 
     start: int
@@ -42,18 +42,18 @@ def sentences(text: str) -> list[Span]:
     return found
 
 
-def passages(text: str) -> list[Passage]:
+def passages(text: str) -> list[PassageSpan]:
     """``text`` as passages of whole sentences, at most ``PASSAGE_CHARS_MAX`` characters each.
 
     A stretch that must be cut is cut into pieces of about equal length, preferably at a blank line, so that no
     passage is a lonely last sentence.
     """
     spans = sentences(text)
-    result: list[Passage] = []
+    result: list[PassageSpan] = []
     first = 0
     while first < len(spans):
         last = _fill(text, spans, first)
-        result.append(Passage(spans[first][0], spans[last - 1][1], tuple(spans[first:last])))
+        result.append(PassageSpan(spans[first][0], spans[last - 1][1], tuple(spans[first:last])))
         first = last
     return result
 
