@@ -12,7 +12,7 @@ from serving.settings import Settings
 from tests.e2e.commands import refused
 from tests.e2e.files import write_jsonl
 from tests.scorer import Scorer
-from tests.servers import cli, run
+from tests.servers import cli, process, run
 
 
 def question(number):
@@ -93,7 +93,7 @@ def test_the_cases_are_never_overwritten(data_dir, tmp_path, e2e_env):
 
 def test_a_device_can_be_the_output(data_dir, tmp_path, e2e_env):
     cases = write_jsonl(tmp_path / "cases.jsonl", [question(1)])
-    done = run(data_dir, "attribute", str(cases), "-o", "/dev/stderr", env=e2e_env)
+    done = process(data_dir, "attribute", str(cases), "-o", "/dev/stderr", env=e2e_env)
     assert done.returncode == 0
     assert json.loads(done.stderr)["id"] == "case-1"
 
