@@ -149,11 +149,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """An authorized query: ``ceiling`` units are set aside until capture, void or expiry."""
+    """An authorized query: ``ceiling`` units are held until capture, void or expiry."""
 
     request: Request
     free: int = 0
-    """The part of the ceiling that is set aside from the month's free amount; the rest is from the account."""
+    """The part of the ceiling that is held of the month's free amount; the rest is held of the account."""
     quota: Quota | None = field(default=None, compare=False)
 
 
@@ -226,6 +226,14 @@ class Funding:
 class Meter(Protocol):
     """What serving pays through. Every method raises ``MeterUnavailable`` if the meter cannot be reached."""
 
+    async def claim(self, *, fresh: bool) -> None:
+        """Make sure that the meter carries this deployment's books; with ``fresh``, begin them.
+
+        Raises:
+            MeterLost: the books are another deployment's, or gone though the ledger has begun.
+        """
+        ...
+
     async def authorize(self, request: Request) -> Hold | Replay:
         """Check key, idempotency, limits and funds, and hold the ceiling: one atomic step.
 
@@ -244,7 +252,7 @@ class Meter(Protocol):
         Raises:
             HoldExpired: the hold lapsed, and its funds or its Idempotency-Key have been used since; nothing was
                 charged and nothing logged.
-            ValueError: the charge, or its free part, is above what the hold set aside; nothing was charged.
+            ValueError: the charge, or its free part, is above what is held; nothing was charged.
         """
         ...
 
@@ -256,20 +264,20 @@ class Meter(Protocol):
         """Bring the account's funds up to the ledger's view, opening the account if it is new."""
         ...
 
-    async def set_aside(self, account: str, withdrawal: str, units: int) -> None:
-        """Hold prepaid money for a withdrawal, without expiry. Repeating it is harmless.
+    async def reserve(self, account: str, withdrawal: str, units: int) -> None:
+        """Reserve prepaid money for a withdrawal, without expiry. Repeating it is harmless.
 
         Raises:
             InsufficientFunds: the account has less that is neither spent nor held; credit does not count.
         """
         ...
 
-    async def put_back(self, account: str, withdrawal: str) -> None:
-        """Release what a withdrawal has set aside. Repeating it is harmless."""
+    async def unreserve(self, account: str, withdrawal: str) -> None:
+        """Give up what a withdrawal has reserved. Repeating it is harmless."""
         ...
 
-    async def asides(self) -> list[tuple[str, str]]:
-        """Account and name of every withdrawal that has something set aside."""
+    async def reserves(self) -> list[tuple[str, str]]:
+        """Account and name of every withdrawal that has something reserved."""
         ...
 
     async def balance(self, account: str) -> Balance:
@@ -290,4 +298,8 @@ class Meter(Protocol):
 
     async def revoke(self, account: str, key: str) -> None:
         """Refuse the key from now on."""
+        ...
+
+    async def find_record(self, account: str, record: str) -> bytes | None:
+        """The canonical bytes of a record that was captured and is not in the ledger yet, or None."""
         ...

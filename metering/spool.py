@@ -5,7 +5,7 @@ synced and renamed, before the customer is told of the charge; it is sent again 
 start. A capture that is sent twice charges once, so a crash between the charge and the end of the file is harmless.
 
 A file is ``MAGIC``, the payload's length in eight bytes, its SHA-256, and the payload. One that does not hold
-together is put aside under the suffix ``.damaged``, one that the meter refuses under ``.refused``: the audit names
+together is quarantined under the suffix ``.damaged``, one that the meter refuses under ``.refused``: the audit names
 both, and neither is ever skipped silently.
 """
 
@@ -121,7 +121,7 @@ class Spool:
         except FileNotFoundError:
             return 0  # another process sent it
         except _Damaged:
-            await asyncio.to_thread(_set_aside, path, _DAMAGED)
+            await asyncio.to_thread(_quarantine, path, _DAMAGED)
             return 0
         record = decode_record(capture.record)
         # The meter knows a capture again until ten minutes after it is in the ledger; the ledger knows it for ever.
@@ -129,15 +129,14 @@ class Spool:
             try:
                 await meter.capture(Hold(capture.request), record, capture.response)
             except (HoldExpired, ValueError):
-                await asyncio.to_thread(_set_aside, path, _REFUSED)
+                await asyncio.to_thread(_quarantine, path, _REFUSED)
                 return 0
         await asyncio.to_thread(path.unlink, missing_ok=True)
         return 1
 
     def _posted(self, record: str) -> bool:
-        table = usage_index.receipts
         with self._engine.connect() as connection:
-            return connection.execute(sa.select(table.c.id).where(table.c.id == record)).first() is not None
+            return bool(usage_index.known(connection, [record]))
 
     def _path(self, record: str) -> Path:
         return self._folder / f"{record}{_WAITING}"
@@ -149,7 +148,7 @@ def state_of(folder: Path) -> SpoolState:
     return SpoolState(*(tuple(name for name in names if name.endswith(end)) for end in (_WAITING, _DAMAGED, _REFUSED)))
 
 
-def _set_aside(path: Path, suffix: str) -> None:
+def _quarantine(path: Path, suffix: str) -> None:
     with suppress(FileNotFoundError):  # another process did
         path.replace(path.with_suffix(suffix))
 

@@ -6,11 +6,24 @@ its charge is in the ledger.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 import sqlalchemy as sa
+
+from metering import periods
+from metering.sql import add_to_sums, insert_new
+from metering.stream_ids import BEFORE_ALL
+from metering.usage_log import Segment
 
 METADATA = sa.MetaData()
 
 _ID = sa.String(200)
+_DAY_MS: Final = 24 * 3600 * 1000
+_QUERY_IDS: Final = 500
+_ROWS: Final = 1_000
 
 shards = sa.Table(
     "shards",
@@ -78,3 +91,127 @@ usage_daily = sa.Table(
     sa.Column("free", sa.BigInteger, nullable=False, server_default="0"),
 )
 """The sums of the records of a day (UTC), in units and tokens."""
+
+
+class Mark(NamedTuple):
+    """How far a shard is registered."""
+
+    last: str
+    """The stream id of the last registered record."""
+    fence: int
+    """The fencing token of the drainer that registered it."""
+
+
+class Registered(NamedTuple):
+    """A registered record, as a capture that is sent again must be told from a new one."""
+
+    record: str
+    account: str
+    last: str
+    """The last stream id of its segment."""
+
+
+def begin(connection: sa.Connection, count: int) -> None:
+    """Begin the index, with so many shards of which nothing is registered."""
+    connection.execute(sa.insert(shards), [{"shard": shard, "last": BEFORE_ALL, "fence": 0} for shard in range(count)])
+
+
+def marks(connection: sa.Connection) -> dict[int, Mark]:
+    """The mark of every shard."""
+    return {row.shard: Mark(row.last, row.fence) for row in connection.execute(sa.select(shards))}
+
+
+def mark_of(connection: sa.Connection, shard: int) -> Mark:
+    """The mark of a shard."""
+    row = connection.execute(sa.select(shards.c.last, shards.c.fence).where(shards.c.shard == shard)).one()
+    return Mark(row.last, row.fence)
+
+
+def move_mark(connection: sa.Connection, shard: int, before: str, after: Mark) -> bool:
+    """Move a shard's mark on, in a transaction that begins with this call.
+
+    Returns:
+        False, and nothing is changed, if it is not ``before`` any more, or was moved under a later token.
+    """
+    moved = connection.execute(
+        sa.update(shards)
+        .where(shards.c.shard == shard, shards.c.last == before, shards.c.fence <= after.fence)
+        .values(last=after.last, fence=after.fence)
+    )
+    return moved.rowcount == 1
+
+
+def known(connection: sa.Connection, records: Iterable[str]) -> set[str]:
+    """Those of the records that are in the index."""
+    names, found = list(records), set[str]()
+    for i in range(0, len(names), _QUERY_IDS):
+        query = sa.select(receipts.c.id).where(receipts.c.id.in_(names[i : i + _QUERY_IDS]))
+        found |= set(connection.execute(query).scalars())
+    return found
+
+
+def since(connection: sa.Connection, moment_ms: int) -> Iterator[list[Registered]]:
+    """The records of every segment whose last one was captured since a moment, a batch at a time."""
+    # Stream ids begin with milliseconds, which have 13 digits until the year 2286: text order is time order.
+    query = (
+        sa.select(receipts.c.id, receipts.c.account, segments.c.last)
+        .join(segments, segments.c.name == receipts.c.segment)
+        .where(segments.c.last >= f"{moment_ms}-0")
+    )
+    for batch in connection.execution_options(yield_per=_ROWS).execute(query).partitions():
+        yield [Registered(*row) for row in batch]
+
+
+def add(connection: sa.Connection, segment: Segment, period: str, table: pa.Table) -> None:
+    """Add a segment, whose records are in ``table``, to a period."""
+    connection.execute(
+        sa.insert(segments).values(
+            name=segment.name,
+            shard=segment.shard,
+            first=segment.first,
+            last=segment.last,
+            records=segment.records,
+            sha256=segment.sha256,
+            period=period,
+            charge=pc.sum(table["charge"]).as_py(),
+        )
+    )
+    ids, accounts = table["id"].to_pylist(), table["account"].to_pylist()
+    connection.execute(
+        sa.insert(segment_hours),
+        [{"segment": segment.name, "hour": hour, "records": records} for hour, records in segment.hours],
+    )
+    connection.execute(
+        sa.insert(receipts),
+        [
+            {"id": name, "account": account, "segment": segment.name, "row": row}
+            for row, (name, account) in enumerate(zip(ids, accounts, strict=True))
+        ],
+    )
+    seen: list[dict[str, object]] = [
+        {"account": account, "fingerprint": fingerprint, "record": name}
+        for account, fingerprint, name in zip(accounts, table["idempotency"].to_pylist(), ids, strict=True)
+        if fingerprint
+    ]
+    if seen:
+        insert_new(connection, idempotency, seen)
+    _count_usage(connection, table)
+
+
+def _count_usage(connection: sa.Connection, table: pa.Table) -> None:
+    days = pc.divide(table["finished_ms"], _DAY_MS)
+    counted = table.append_column("day", days).append_column("queries", pa.repeat(1, table.num_rows))
+    order = [column.name for column in usage_daily.columns]
+    sums = [name for name in order if name not in usage_daily.primary_key.columns]
+    rows = [
+        row | {"day": periods.day_of(row["day"] * _DAY_MS)}
+        for row in sums_by(counted, ("account", "day", "model", "key"), sums)
+    ]
+    add_to_sums(connection, usage_daily, [tuple(row[name] for name in order) for row in rows])
+
+
+def sums_by(table: pa.Table, keys: Sequence[str], names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The sums of some columns for each combination of ``keys``, in the order of their first appearance."""
+    summed = table.group_by(list(keys), use_threads=False).aggregate([(name, "sum") for name in names])
+    for row in summed.to_pylist():
+        yield {name.removesuffix("_sum"): value for name, value in row.items()}

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from metering import formats
+from metering import formats, stream_ids
 from metering.durable import sync_folder, write_durably
 from metering.merkle import leaf_hash
 from metering.periods import HOUR_MS
@@ -56,8 +56,6 @@ RECORD_SCHEMA: Final = pa.schema(_fields_of(UsageRecord))
 """A record's columns, in the order of :class:`metering.records.UsageRecord`; null is what its format does not have."""
 
 DAMAGED: Final = ".damaged"
-NOTHING: Final = "0-0"
-"""The mark of a shard of which nothing is registered: before every stream id."""
 
 LEAF: Final = pa.field("leaf", pa.binary(32))
 _STREAM_ID: Final = pa.field("stream_id", pa.string())
@@ -157,13 +155,13 @@ class UsageLog:
     def unregistered(self, shard: int, after: str) -> Iterator[tuple[Segment, pa.Table]]:
         """Each segment after ``after``, in order: written, and not registered by a drainer that died.
 
-        A damaged one is put aside under the suffix ``.damaged``, for the audit to name; Redis may still have its
+        A damaged one is quarantined under the suffix ``.damaged``, for the audit to name; Redis may still have its
         records.
         """
         folder = self.folder / f"s{shard:02d}"
         found = {path.stem.partition("_")[0]: path for path in folder.glob("*_*.parquet")} if folder.is_dir() else {}
-        for first in sorted(found, key=stream_order):
-            if stream_order(first) <= stream_order(after):
+        for first in sorted(found, key=stream_ids.order):
+            if stream_ids.order(first) <= stream_ids.order(after):
                 continue
             whole = _whole(found[first], shard)
             if whole is None:
@@ -291,9 +289,3 @@ def records(table: pa.Table) -> Iterator[UsageRecord]:
     """The records in a segment's table, in order."""
     for row in table.select(RECORD_SCHEMA.names).to_pylist():
         yield msgspec.convert(row, UsageRecord)
-
-
-def stream_order(stream_id: str) -> tuple[int, int]:
-    """The sort key of a Redis stream id: milliseconds, then sequence."""
-    milliseconds, _, sequence = stream_id.partition("-")
-    return int(milliseconds), int(sequence)

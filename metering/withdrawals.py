@@ -1,11 +1,11 @@
 """Withdrawals: transfers that take money out of a customer's prepayment, from under the queries that spend it.
 
 The meter alone knows what is not spent and not held, the ledger alone may say what is owed, and the process may die
-between the two. So the money is set aside in the meter first, where no query can have it and it does not lapse; then
-the transfer is posted; then the meter hears the ledger's new view, and only then is the money no longer set aside.
+between the two. So the money is reserved in the meter first, where no query can have it and it does not lapse; then the
+transfer is posted; then the meter hears the ledger's new view, and only then is the reserve given up.
 At no moment does the meter let more be spent than both will agree on; between the last two steps it lets less.
 
-Whoever finds money set aside by a process that is gone deletes the withdrawal's row in SQL, and then goes through the
+Whoever finds the reserve of a process that is gone deletes the withdrawal's row in SQL, and then goes through the
 last two steps. The row is the permission to post: its owner deletes it in the transaction of the transfer, so a
 process that was only asleep finds the row gone and posts nothing.
 """
@@ -54,23 +54,23 @@ async def withdraw(engine: sa.Engine, meter: Meter, account: str, transfer: Tran
     name = uuid.uuid4().hex
     await asyncio.to_thread(_begin, engine, name)
     try:
-        await meter.set_aside(account, name, transfer.amount)
+        await meter.reserve(account, name, transfer.amount)
         await asyncio.to_thread(_post, engine, name, transfer)
     finally:
         await asyncio.to_thread(_end, engine, name)
-        await _settle(engine, meter, account, name)
+        await _finish(engine, meter, account, name)
 
 
 async def recover(engine: sa.Engine, meter: Meter) -> None:
     """End the withdrawals of processes that are gone."""
-    for account, name in await meter.asides():
+    for account, name in await meter.reserves():
         if await asyncio.to_thread(_lapse, engine, name):
-            await _settle(engine, meter, account, name)
+            await _finish(engine, meter, account, name)
 
 
-async def _settle(engine: sa.Engine, meter: Meter, account: str, name: str) -> None:
+async def _finish(engine: sa.Engine, meter: Meter, account: str, name: str) -> None:
     await meter.fund(await asyncio.to_thread(_funding, engine, account))
-    await meter.put_back(account, name)
+    await meter.unreserve(account, name)
 
 
 def _begin(engine: sa.Engine, name: str) -> None:

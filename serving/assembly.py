@@ -226,7 +226,7 @@ async def open_redis(books: Books) -> AsyncIterator[tuple[Client, tuple[Server, 
             raise AssemblyError(f"PATRONAGE_REDIS_URL cannot be used: {error}") from error
         try:
             servers = await redis_connection.examine(client)
-            redis_connection.demand(servers, settings.redis_ack)
+            redis_connection.ensure_fit(servers, settings.redis_ack)
             yield client, tuple(servers)
         finally:
             await client.aclose()

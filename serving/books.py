@@ -11,10 +11,9 @@ from attribution.runs.transparency import Signer
 from metering import withdrawals
 from metering.credit import funding_view
 from metering.drain import Drain
-from metering.meter import Funding, Limits
+from metering.meter import Funding, Limits, Meter
 from metering.money import Currency
 from metering.redis.connection import Server
-from metering.redis.meter import RedisMeter
 from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
@@ -62,7 +61,7 @@ class Metering:
     """The meter, its drain and its spool, on one Redis."""
 
     books: Books
-    meter: RedisMeter
+    meter: Meter
     drain: Drain
     servers: tuple[Server, ...]
     """Every Redis master, as it was when the meter was opened."""

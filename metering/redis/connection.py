@@ -1,34 +1,26 @@
 """Connecting to Redis: one server, by TCP, TLS or a unix socket, or a cluster, and the same code on each.
 
-Everything that depends on which of them it is stands here: how a client is made, what is tried again and for how
-long, how a script gets to the server that has its keys, and what a server must have before it may carry money.
+How a client is made, what is tried again and for how long, and what a server must have before it may carry money.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any, Final, Literal
 from urllib.parse import unquote, urlsplit
 
 from redis.asyncio import Redis
-from redis.asyncio.cluster import ClusterNode, PipelineCommand, RedisCluster
+from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import (
-    AskError,
-    ClusterDownError,
-    MovedError,
-    NoScriptError,
     RedisClusterException,
     RedisError,
     ResponseError,
-    TryAgainError,
 )
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from metering.meter import MeterUnavailable
@@ -37,8 +29,6 @@ from metering.redis.pipe import Pipe, Wire
 Acknowledgement = Literal["none", "aof"]
 
 VERSION_MIN: Final = (6, 2)
-SYNC_TIMEOUT_MS: Final = 2_000
-"""How long a capture waits for the disk where that is asked for: less than the socket's time-out."""
 
 _CLUSTER_SCHEMES: Final = {"redis+cluster": False, "rediss+cluster": True}
 _PORT: Final = 6379
@@ -50,9 +40,6 @@ _CONNECTIONS_MAX: Final = 10_000
 _RETRIES: Final = 1
 _CLUSTER_RETRIES: Final = 3
 _ERRORS: Final = (RedisError, RedisClusterException)
-_ELSEWHERE: Final = (
-    NoScriptError, MovedError, AskError, TryAgainError, ClusterDownError, RedisConnectionError, RedisTimeoutError,
-)  # fmt: skip
 
 # What Redis says, also in the middle of a script's error, and what an operator can do about it.
 _HINTS: Final = (
@@ -163,89 +150,6 @@ def connect(url: str) -> Client:
     )
 
 
-class Script:
-    """A Lua script of ``metering.redis.lua``, behind the prelude that all of them share."""
-
-    def __init__(self, client: Client, name: str) -> None:
-        """``name`` is the file's, without its suffix."""
-        lua = files("metering.redis.lua")
-        self._client = client
-        self._text = (lua / "_prelude.lua").read_text() + (lua / f"{name}.lua").read_text()
-        self._sha = hashlib.sha1(self._text.encode(), usedforsecurity=False).hexdigest()
-
-    async def __call__(self, *, keys: Sequence[str], args: Sequence[str | bytes | int]) -> list[Any]:
-        """Run it where its keys are. It may be run twice, so it must be harmless to repeat.
-
-        Raises:
-            RedisError, RedisClusterException: it was not run, or its answer was lost; see :func:`reached`.
-        """
-        wire = await self._client.wire(keys)
-        if wire is not None:
-            with suppress(RedisConnectionError):
-                reply = await wire.send("EVALSHA", self._sha, len(keys), *keys, *args)
-                if not isinstance(reply, Exception):
-                    return list(reply)
-                if "READONLY" in str(reply):
-                    wire.close()  # it leads to a master that was deposed
-        return await self._sent(keys, args)
-
-    async def _sent(self, keys: Sequence[str], args: Sequence[str | bytes | int]) -> list[Any]:
-        """Run it by redis-py, which connects anew, follows a cluster that moves, and raises what Redis replies."""
-        client: Any = self._client
-        try:
-            try:
-                reply: list[Any] = await client.evalsha(self._sha, len(keys), *keys, *args)
-            except NoScriptError:
-                # Its scripts were flushed, or it is another server since a failover. EVAL loads what it runs.
-                reply = await client.eval(self._text, len(keys), *keys, *args)
-        except ResponseError as error:
-            if "READONLY" in str(error) and isinstance(client, SingleClient):
-                # Connected to a master that was deposed: the next connection asks the name's address again.
-                await client.connection_pool.disconnect(inuse_connections=False)
-            raise
-        return reply
-
-    async def synced(self, *, keys: Sequence[str], args: Sequence[str | bytes | int]) -> list[Any]:
-        """Run it, and wait until its writes are in the append-only file on disk: one round trip, one connection.
-
-        The script is repeated if the cluster has moved or the connection broke, so it must be harmless to repeat,
-        and must write something each time: Redis waits for what the connection itself has written.
-
-        Raises:
-            RedisError, RedisClusterException: as when it is called; also if the disk takes too long.
-        """
-        run = ("EVALSHA", self._sha, len(keys), *keys, *args)
-        wait = ("WAITAOF", 1, 0, SYNC_TIMEOUT_MS)
-        reply, synced = await self._together(keys[0], run, wait)
-        if isinstance(reply, _ELSEWHERE):
-            await self(keys=keys, args=args)  # to the right server, which knows the script from then on
-            reply, synced = await self._together(keys[0], run, wait)
-        for answer in (reply, synced):
-            if isinstance(answer, Exception):
-                raise answer
-        if synced[0] < 1:
-            raise RedisTimeoutError(f"the append-only file was not synced within {SYNC_TIMEOUT_MS} ms")
-        return list(reply)
-
-    async def _together(self, key: str, *commands: tuple[str | bytes | int, ...]) -> list[Any]:
-        """The replies to commands that are sent together on one connection; errors among them."""
-        try:
-            if isinstance(self._client, SingleClient):
-                pipeline = self._client.pipeline(transaction=False)
-                for command in commands:
-                    pipeline.execute_command(*command)
-                return await pipeline.execute(raise_on_error=False)
-            await self._client.initialize()
-            node = self._client.get_node_from_key(key)
-            if node is None:
-                raise RedisConnectionError(f"no node of the cluster has the slot of {key}")
-            batch = [PipelineCommand(place, *command) for place, command in enumerate(commands)]
-            await node.execute_pipeline(batch)
-            return [command.result for command in batch]
-        except (RedisConnectionError, RedisTimeoutError) as error:
-            return [error] * len(commands)
-
-
 @dataclass(frozen=True, slots=True)
 class Server:
     """What one master says of itself. ``fsync`` is empty where it does not tell."""
@@ -311,7 +215,7 @@ async def examine(client: Client) -> list[Server]:
         return [await _server(client, node.name, {"target_nodes": node}) for node in client.get_primaries()]
 
 
-def demand(servers: Sequence[Server], ack: Acknowledgement) -> None:
+def ensure_fit(servers: Sequence[Server], ack: Acknowledgement) -> None:
     """Refuse a Redis that must not carry money.
 
     Raises:

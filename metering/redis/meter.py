@@ -1,13 +1,12 @@
 """The meter on Redis: each operation is one Lua script on one shard.
 
-The key layout is documented in ``lua/_prelude.lua``. The same code runs on the embedded server, an external one
-and a cluster, because all keys of a script share the account's hash tag.
+The same code runs on the embedded server, an external one and a cluster, because all keys of a script share the hash
+tag of the account's shard, see :mod:`metering.redis.keys`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -29,14 +28,14 @@ from metering.meter import (
     SpendingCapReached,
     TooManyTokens,
 )
-from metering.records import UsageRecord, fingerprint
-from metering.redis.connection import Acknowledgement, Client, Script, reached
+from metering.records import UsageRecord
+from metering.redis import keys
+from metering.redis.connection import Acknowledgement, Client, reached
+from metering.redis.scripts import Scripts, Word
+from metering.redis.usage_streams import entries
 
-DONE_TTL_MS: Final = 7 * 24 * 3600 * 1000
+CAPTURED_TTL_MS: Final = 7 * 24 * 3600 * 1000
 """How long a capture that is not in the ledger yet is recognised when it is sent again."""
-
-REGISTERED_TTL_MS: Final = 600 * 1000
-"""And how long once it is there: longer than anything sends it again without asking the ledger first."""
 
 RETRY_REPLAYS_MAX: Final = 3
 """How often one answer is replayed to a client's library that sends its request again."""
@@ -44,52 +43,12 @@ RETRY_REPLAYS_MAX: Final = 3
 IN_FLIGHT_MAX: Final = 64
 """Scripts sent at once. Redis runs one at a time, and where redis-py carries them each takes a connection."""
 
-_SCRIPTS = ("authorize", "capture", "void", "fund", "balance", "revoke", "check", "set_aside", "put_back")
-
-
-def shard_tag(shard: int) -> str:
-    """The hash tag of a shard, with its braces."""
-    return f"{{s{shard:02d}}}"
-
-
-def shard_of(account: str, shards: int) -> int:
-    """The shard that all keys of an account live on."""
-    return zlib.crc32(account.encode()) % shards
-
-
-def usage_stream(shard: int) -> str:
-    """The key of a shard's usage stream."""
-    return f"{shard_tag(shard)}:usage"
-
-
-def deployment_key(shard: int) -> str:
-    """The key that holds the id of the deployment whose books a shard carries."""
-    return f"{shard_tag(shard)}:deployment"
-
-
-def done_key(shard: int, record: str) -> str:
-    """The key that says that a record was captured, and as which entry of its stream."""
-    return f"{shard_tag(shard)}:done:{record}"
+_SCRIPTS: Final = ("authorize", "capture", "void", "fund", "balance", "revoke", "check", "reserve", "unreserve")
 
 
 def same_deployment(books: str, other: str) -> bool:
     """Whether two ids of books are those of one deployment, whatever was rebuilt in between: ``ID`` or ``ID/COUNT``."""
     return books.partition("/")[0] == other.partition("/")[0]
-
-
-def drainer_key(shard: int) -> str:
-    """The key of the lease of the drainer that owns a shard."""
-    return f"{shard_tag(shard)}:drainer"
-
-
-def fence_key(shard: int) -> str:
-    """The key of the last fencing token of a shard."""
-    return f"{shard_tag(shard)}:fence"
-
-
-def stream_entries(reply: Any) -> list[tuple[str, bytes]]:
-    """The entries of a usage stream, as Redis answers them: stream ids and canonical record bytes."""
-    return [(entry.decode(), fields[b"r"]) for entry, fields in reply]
 
 
 def _quota(request: Request, reply: Sequence[bytes]) -> Quota:
@@ -123,16 +82,12 @@ class RedisMeter:
         self._retry_ttl_ms = retry_ttl_ms
         self._ack = ack
         self._in_flight = asyncio.Semaphore(IN_FLIGHT_MAX)
-        self._scripts = {name: Script(client, name) for name in _SCRIPTS}
+        self._scripts = Scripts(client, deployment, _SCRIPTS)
 
     async def claim(self, *, fresh: bool) -> None:
-        """Check on every shard that the meter carries this deployment's books; with ``fresh``, begin them.
-
-        Raises:
-            MeterLost: the books are another deployment's, or gone though the ledger has begun.
-        """
+        """See :meth:`Meter.claim`."""
         for shard in range(self._shards):
-            key = deployment_key(shard)
+            key = keys.deployment(shard)
             with reached():
                 if fresh:
                     await self._client.set(key, self._deployment, nx=True)
@@ -149,21 +104,19 @@ class RedisMeter:
 
     async def authorize(self, request: Request) -> Hold | Replay:
         """See :meth:`Meter.authorize`."""
-        tag, account = self._place(request.account)
-        idem = self._idempotency_key(request)
-        limits = request.limits
+        name, limits = request.account, request.limits
+        shard = self._shard(name)
         reply = await self._run(
             "authorize",
+            shard,
             [
-                f"{tag}:deployment",
-                account,
-                f"{tag}:expiry:{request.account}",
-                f"{tag}:holds:{request.account}",
-                f"{tag}:keys:{request.account}",
-                idem,
+                keys.account(shard, name),
+                keys.expiry(shard, name),
+                keys.holds(shard, name),
+                keys.api_keys(shard, name),
+                keys.idempotency(shard, name, request.idempotency_key),
             ],
             [
-                self._deployment,
                 request.hold,
                 request.ceiling,
                 self._hold_ttl_ms,
@@ -205,25 +158,24 @@ class RedisMeter:
     async def capture(self, hold: Hold, record: UsageRecord, response: bytes = b"") -> None:
         """See :meth:`Meter.capture`."""
         request = hold.request
-        tag, account = self._place(request.account)
+        name, shard = request.account, self._shard(request.account)
         reply = await self._run(
             "capture",
+            shard,
             [
-                f"{tag}:deployment",
-                account,
-                f"{tag}:expiry:{request.account}",
-                f"{tag}:holds:{request.account}",
-                f"{tag}:done:{request.hold}",
-                f"{tag}:usage",
-                self._idempotency_key(request),
-                f"{tag}:keys:{request.account}",
+                keys.account(shard, name),
+                keys.expiry(shard, name),
+                keys.holds(shard, name),
+                keys.captured(shard, request.hold),
+                keys.usage(shard),
+                keys.idempotency(shard, name, request.idempotency_key),
+                keys.api_keys(shard, name),
             ],
             [
-                self._deployment,
                 request.hold,
                 record.charge,
                 record.encode(),
-                DONE_TTL_MS,
+                CAPTURED_TTL_MS,
                 "1" if request.idempotency_key else "0",
                 response,
                 self._replay_ttl_ms if request.retries is None else self._retry_ttl_ms,
@@ -241,28 +193,28 @@ class RedisMeter:
     async def void(self, hold: Hold) -> None:
         """See :meth:`Meter.void`."""
         request = hold.request
-        tag, account = self._place(request.account)
+        name, shard = request.account, self._shard(request.account)
         await self._run(
             "void",
+            shard,
             [
-                f"{tag}:deployment",
-                account,
-                f"{tag}:expiry:{request.account}",
-                f"{tag}:holds:{request.account}",
-                self._idempotency_key(request),
-                f"{tag}:keys:{request.account}",
+                keys.account(shard, name),
+                keys.expiry(shard, name),
+                keys.holds(shard, name),
+                keys.idempotency(shard, name, request.idempotency_key),
+                keys.api_keys(shard, name),
             ],
-            [self._deployment, request.hold, "1" if request.idempotency_key else "0"],
+            [request.hold, "1" if request.idempotency_key else "0"],
         )
 
     async def fund(self, funding: Funding) -> None:
         """See :meth:`Meter.fund`."""
-        tag, account = self._place(funding.account)
+        name, shard = funding.account, self._shard(funding.account)
         await self._run(
             "fund",
-            [f"{tag}:deployment", account, f"{tag}:keys:{funding.account}"],
+            shard,
+            [keys.account(shard, name), keys.api_keys(shard, name)],
             [
-                self._deployment,
                 funding.version,
                 funding.funded,
                 funding.spent,
@@ -273,44 +225,50 @@ class RedisMeter:
             ],
         )
 
-    async def set_aside(self, account: str, withdrawal: str, units: int) -> None:
-        """See :meth:`Meter.set_aside`."""
-        tag, key = self._place(account)
+    async def reserve(self, account: str, withdrawal: str, units: int) -> None:
+        """See :meth:`Meter.reserve`."""
+        shard = self._shard(account)
         reply = await self._run(
-            "set_aside",
+            "reserve",
+            shard,
             [
-                f"{tag}:deployment",
-                key,
-                f"{tag}:expiry:{account}",
-                f"{tag}:holds:{account}",
-                f"{tag}:keys:{account}",
-                f"{tag}:aside",
+                keys.account(shard, account),
+                keys.expiry(shard, account),
+                keys.holds(shard, account),
+                keys.api_keys(shard, account),
+                keys.reserves(shard),
             ],
-            [self._deployment, withdrawal, units, account],
+            [withdrawal, units, account],
         )
         if reply[0] == b"funds":
             raise InsufficientFunds(int(reply[1]), units)
 
-    async def put_back(self, account: str, withdrawal: str) -> None:
-        """See :meth:`Meter.put_back`."""
-        tag, key = self._place(account)
-        await self._run("put_back", [f"{tag}:deployment", key, f"{tag}:aside"], [self._deployment, withdrawal])
+    async def unreserve(self, account: str, withdrawal: str) -> None:
+        """See :meth:`Meter.unreserve`."""
+        shard = self._shard(account)
+        await self._run("unreserve", shard, [keys.account(shard, account), keys.reserves(shard)], [withdrawal])
 
-    async def asides(self) -> list[tuple[str, str]]:
-        """See :meth:`Meter.asides`."""
+    async def reserves(self) -> list[tuple[str, str]]:
+        """See :meth:`Meter.reserves`."""
         found: dict[Any, Any] = {}
         with reached():
             for shard in range(self._shards):
-                found |= await self._client.hgetall(f"{shard_tag(shard)}:aside")
+                found |= await self._client.hgetall(keys.reserves(shard))
         return [(value.partition(b" ")[2].decode(), name.decode()) for name, value in found.items()]
 
     async def balance(self, account: str) -> Balance:
         """See :meth:`Meter.balance`."""
-        tag, key = self._place(account)
+        shard = self._shard(account)
         reply = await self._run(
             "balance",
-            [f"{tag}:deployment", key, f"{tag}:expiry:{account}", f"{tag}:holds:{account}", f"{tag}:keys:{account}"],
-            [self._deployment],
+            shard,
+            [
+                keys.account(shard, account),
+                keys.expiry(shard, account),
+                keys.holds(shard, account),
+                keys.api_keys(shard, account),
+            ],
+            [],
             missing=KeyError(account),
         )
         funded, spent, held, credit_limit, free_used, free_held = map(int, reply[1:7])
@@ -318,48 +276,33 @@ class RedisMeter:
 
     async def revoke(self, account: str, key: str) -> None:
         """See :meth:`Meter.revoke`."""
-        tag, _ = self._place(account)
-        await self._run("revoke", [f"{tag}:deployment", f"{tag}:keys:{account}"], [self._deployment, key])
+        shard = self._shard(account)
+        await self._run("revoke", shard, [keys.api_keys(shard, account)], [key])
 
     async def check(self) -> None:
         """See :meth:`Meter.check`."""
         for shard in range(self._shards):
-            await self._run("check", [deployment_key(shard), f"{shard_tag(shard)}:probe"], [self._deployment])
+            await self._run("check", shard, [keys.probe(shard)], [])
 
     async def find_record(self, account: str, record: str) -> bytes | None:
-        """The canonical bytes of a captured record that is still in its stream, or None."""
-        tag, _ = self._place(account)
+        """See :meth:`Meter.find_record`."""
+        shard = self._shard(account)
         with reached():
-            entry = await self._client.get(f"{tag}:done:{record}")
+            entry = await self._client.get(keys.captured(shard, record))
             if entry is None:
                 return None
-            found = stream_entries(await self._client.xrange(f"{tag}:usage", entry, entry))
+            found = entries(await self._client.xrange(keys.usage(shard), entry, entry))
         return found[0][1] if found else None
 
-    def _place(self, account: str) -> tuple[str, str]:
-        tag = shard_tag(shard_of(account, self._shards))
-        return tag, f"{tag}:account:{account}"
-
-    def _idempotency_key(self, request: Request) -> str:
-        tag, _ = self._place(request.account)
-        # A request without one still names a key, because every key of a script must be declared.
-        name = fingerprint(request.idempotency_key)[:32] if request.idempotency_key else "none"
-        return f"{tag}:idem:{request.account}:{name}"
+    def _shard(self, account: str) -> int:
+        return keys.shard_of(account, self._shards)
 
     async def _run(
-        self,
-        name: str,
-        keys: Sequence[str],
-        args: Sequence[str | bytes | int],
-        missing: Exception | None = None,
+        self, name: str, shard: int, names: Sequence[str], args: Sequence[Word], missing: Exception | None = None
     ) -> list[Any]:
-        script = self._scripts[name]
-        run = script.synced if name == "capture" and self._ack == "aof" else script
         async with self._in_flight:
-            with reached():
-                reply = await run(keys=keys, args=args)
-        if reply[0] == b"lost":
-            raise MeterLost("Redis does not hold this deployment's accounts (flushed, or another server)")
+            synced = name == "capture" and self._ack == "aof"
+            reply = await self._scripts.run(name, shard, names, args, synced=synced)
         if reply[0] == b"account":
             raise missing or MeterLost("Redis does not hold this account")
         return reply

@@ -159,7 +159,7 @@ async def adopt_policy(body: PolicyBody, service: TheService) -> Response:
 @router.get("/periods/{period}/preview")
 async def preview(period: str, service: TheService) -> Response:
     """What closing the period now would give."""
-    await service.metering.drain.settle()
+    await service.metering.drain.flush()
     found = await asyncio.to_thread(closing.preview, service.books, period)
     return json_response(found.summary(service.books.currency))
 
@@ -167,7 +167,7 @@ async def preview(period: str, service: TheService) -> Response:
 @router.post("/periods/{period}/close")
 async def close(period: str, service: TheService, body: CloseBody | None = None) -> Response:
     """Close a period: attribute it, post the credits, issue the statements."""
-    await service.metering.drain.settle()
+    await service.metering.drain.flush()
     early = body is not None and body.early
     try:
         found = await asyncio.to_thread(closing.close, service.books, period, early=early)

@@ -39,7 +39,7 @@ async def report(receipt: str, body: OutcomeBody, caller: Customer, service: The
         except outcomes.UnknownReceipt:
             # It may be on its way to the log, or have come there meanwhile.
             if await service.metering.meter.find_record(caller.id, receipt):
-                await service.metering.drain.settle()
+                await service.metering.drain.flush()
             revision = await asyncio.to_thread(outcomes.report, books.engine, caller.id, receipt, outcome)
     except outcomes.UnknownReceipt as error:
         raise ApiError(404, "not_found", f"there is no receipt {receipt[:80]}") from error

@@ -150,7 +150,7 @@ def statement(
 async def drain_captured(books: Books) -> None:
     """Move everything that was captured into the log and the ledger."""
     async with open_metering(books) as metering:
-        await metering.drain.settle()
+        await metering.drain.flush()
 
 
 def _show(out: Out, summary: dict[str, Any], verb: str) -> None:

@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from metering import sql, usage_index
 from metering.money import Currency
-from metering.usage_log import NOTHING
 
 METADATA = sa.MetaData()
 
@@ -70,8 +69,7 @@ def begin(connection: sa.Connection, currency: Currency, shards: int, directory:
         "directory": directory,
     }
     connection.execute(sa.insert(table), [{"name": name, "value": value} for name, value in values.items()])
-    marks = [{"shard": shard, "last": NOTHING, "fence": 0} for shard in range(shards)]
-    connection.execute(sa.insert(usage_index.shards), marks)
+    usage_index.begin(connection, shards)
     return deployment
 
 

@@ -23,14 +23,14 @@ from attribution.policy import Policy
 from attribution.runs.adopted import Rules
 from attribution.runs.run import RunError
 from attribution.runs.statements import FORMAT, canonical, verify
-from metering import formats, ledger, merkle, periods, sql, usage_index
+from metering import formats, ledger, merkle, periods, sql, stream_ids, usage_index
 from metering.credit import funding_view, limit_max
 from metering.drain import Drain
+from metering.meter import Meter
 from metering.pricing import PriceBook, Usage, in_force
 from metering.records import PPM, UsageRecord
-from metering.redis.meter import RedisMeter
 from metering.spool import Spool
-from metering.usage_log import SegmentError, records, stream_order
+from metering.usage_log import SegmentError, records
 from retrieval import catalogue
 from serving.answering.embeddings import NO_GAME
 from serving.answering.sampled_texts import DAY_MS
@@ -86,7 +86,7 @@ async def audit(books: Books, metering: Metering, progress: Progress | None = No
     say = progress or (lambda _: None)
     say("draining")
     await metering.spool.replay(metering.meter)
-    await metering.drain.settle()
+    await metering.drain.flush()
     say("reading the log")
     log, sums = await asyncio.to_thread(_log, books)
     say("comparing the meter")
@@ -163,9 +163,9 @@ def _segments(books: Books, intact: Check) -> Iterator[tuple[str, str, list[Usag
     for path in books.log.damaged():
         intact.fault(f"{path} was damaged before it was registered")
     last: dict[int, str] = {}
-    for row in sorted(rows, key=lambda each: (each.shard, stream_order(each.first))):
+    for row in sorted(rows, key=lambda each: (each.shard, stream_ids.order(each.first))):
         intact.compared += 1
-        if row.shard in last and stream_order(row.first) <= stream_order(last[row.shard]):
+        if row.shard in last and stream_ids.order(row.first) <= stream_ids.order(last[row.shard]):
             intact.fault(f"segment {row.name} overlaps the one before it")
         last[row.shard] = row.last
         try:
@@ -202,7 +202,7 @@ def _follows(record: UsageRecord, prices: dict[int, PriceBook], policies: dict[i
     ) == policy.divide(charge, cost)
 
 
-async def _meter(books: Books, meter: RedisMeter, drain: Drain) -> Check:
+async def _meter(books: Books, meter: Meter, drain: Drain) -> Check:
     """Meter and ledger agree; while queries run, what is captured and not yet drained lies between them."""
     check = Check("the meter agrees with the ledger, and no account is below zero", unit="accounts")
     for customer in books.identities.customers():
@@ -216,7 +216,7 @@ async def _meter(books: Books, meter: RedisMeter, drain: Drain) -> Check:
             left = balance.funded + lent - balance.spent - balance.held
             if seen == told and left >= 0:
                 break
-            await drain.settle()
+            await drain.flush()
             if attempt == _STABLE_TRIES - 1 and seen != told:
                 check.fault(f"account {customer}: the meter has funded, lent and spent {seen}, the ledger {told}")
                 if balance.spent > view.spent and not (await drain.lag()).records:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from metering.meter import MeterUnavailable
 from metering.redis import connection as redis_connection
-from metering.redis.connection import RedisUnfit, Server, connect, demand
+from metering.redis.connection import RedisUnfit, Server, connect, ensure_fit
 from metering.redis.server import find_redis_server
 from metering.spool import state_of
 from retrieval.embedding import PACKAGED, packaged_model_folder
@@ -109,7 +109,7 @@ def _database(settings: Settings) -> str:
 def _redis(settings: Settings) -> str:
     if settings.redis_url:
         servers = asyncio.run(_servers(settings.redis_url))
-        demand(servers, settings.redis_ack)
+        ensure_fit(servers, settings.redis_ack)
         return "; ".join(", ".join([each.summary(), *each.warnings()]) for each in servers)
     binary = find_redis_server()
     if binary is None:

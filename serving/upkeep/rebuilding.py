@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from metering import usage_index
+from metering.redis import keys
 from metering.redis import rebuild as books_in_redis
 from metering.redis.connection import Client
-from metering.redis.meter import deployment_key
+from metering.redis.meter import CAPTURED_TTL_MS
 from metering.redis.rebuild import State
 from serving.assembly import metering_on, open_redis
 from serving.books import Books
@@ -81,17 +84,19 @@ async def rebuild(books: Books, *, force: bool = False, progress: Progress | Non
             rebuilds = found.rebuilds + 1
             meter = replace(found, rebuilds=rebuilds).meter
             metering = metering_on(client, books, meter, servers)
-            await books_in_redis.carry(client, meter, found.shards)
+            await books_in_redis.stamp(client, meter, found.shards)
             say("draining what is captured")
-            await books_in_redis.advance(client, books.engine, meter)
+            with books.engine.connect() as connection:
+                marks = {shard: mark.last for shard, mark in usage_index.marks(connection).items()}
+            await books_in_redis.advance_streams(client, meter, marks)
             drained = await metering.drain.drain()
-            await metering.drain.settle()
+            await metering.drain.flush()
             say("clearing what is left over")
             await books_in_redis.clear(client, lost)
             say("opening the accounts")
             await metering.catch_up()
             say("marking what is registered")
-            marked = await books_in_redis.remember(client, books.engine, found.shards)
+            marked = await _mark_captured(client, books)
             await metering.meter.check()
             await metering.drain.release()
             deployment.rebuilt_meter(books.engine, rebuilds)
@@ -103,10 +108,20 @@ async def _states(client: Client, books: Books) -> list[State]:
     return await books_in_redis.states(client, books.deployment.meter, books.deployment.shards)
 
 
+async def _mark_captured(client: Client, books: Books) -> int:
+    """Have the meter recognise the records that were registered lately, and give how many they are."""
+    marked, since_ms = 0, time.time_ns() // 1_000_000 - CAPTURED_TTL_MS
+    with books.engine.connect() as connection:
+        for batch in usage_index.since(connection, since_ms):
+            await books_in_redis.mark_captured(client, books.deployment.shards, batch)
+            marked += len(batch)
+    return marked
+
+
 def _refuse(states: list[State], meter: str, *, force: bool) -> None:
     if State.FOREIGN in states:
         raise RebuildError(
-            f"Redis holds another deployment's accounts ({deployment_key(states.index(State.FOREIGN))} is not "
+            f"Redis holds another deployment's accounts ({keys.deployment(states.index(State.FOREIGN))} is not "
             f"{meter[:8]}...): check PATRONAGE_REDIS_URL and --data-dir; they are never overwritten"
         )
     if not force and all(state is State.HELD for state in states):

@@ -23,8 +23,8 @@ from redis import Redis
 from metering.drain import SEGMENT_RECORDS_MAX, Drain
 from metering.money import Currency
 from metering.records import UsageRecord
+from metering.redis import keys
 from metering.redis.connection import connect
-from metering.redis.meter import deployment_key, usage_stream
 from metering.redis.server import RedisServer
 from metering.usage_log import UsageLog
 from serving.store import deployment
@@ -71,7 +71,7 @@ def _fill(redis: Redis, records: Iterator[UsageRecord]) -> None:
     while True:
         pipeline = redis.pipeline(transaction=False)
         for place, record in zip(range(5_000), records, strict=False):
-            pipeline.xadd(usage_stream(place % SHARDS), {"r": record.encode()})
+            pipeline.xadd(keys.usage(place % SHARDS), {"r": record.encode()})
         if not pipeline.execute():
             return
 
@@ -108,7 +108,7 @@ def _rows(redis: Redis, _: str, __: Path, database: str) -> float:
     insert = f"INSERT INTO usage VALUES ({', '.join([mark] * 4)})"  # a constant
     began = time.perf_counter()
     for shard in range(SHARDS):
-        stream = usage_stream(shard)
+        stream = keys.usage(shard)
         while page := redis.xrange(stream, count=SEGMENT_RECORDS_MAX):
             found = [(json.loads(fields[b"r"]), fields[b"r"].decode()) for _, fields in page]
             with engine.begin() as connection:
@@ -138,7 +138,7 @@ def _begin(redis: Redis, engine: sa.Engine) -> str:
     with engine.begin() as connection:
         name = deployment.begin(connection, Currency.of("USD"), SHARDS, "directory").id
     for shard in range(SHARDS):
-        redis.set(deployment_key(shard), name)
+        redis.set(keys.deployment(shard), name)
     return name
 
 

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 
 from metering import periods
 from metering.credit import funding_view, limit_max, set_limit
-from metering.drain import _count_usage
 from metering.ledger import LedgerError
 from metering.meter import (
     Funding,
@@ -29,6 +28,7 @@ from metering.meter import (
 from metering.pricing import ModelPrice, PriceBook
 from metering.redis.connection import connect
 from metering.redis.meter import RedisMeter
+from metering.usage_index import _count_usage
 from metering.usage_log import parse
 from serving.upkeep.audit import Check, _Free
 from tests.records import MOMENT_MS, a_record

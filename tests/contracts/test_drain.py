@@ -14,8 +14,10 @@ from metering.credit import funding_view
 from metering.drain import Drain, DrainBusy
 from metering.ledger import LedgerError, Transfer
 from metering.money import Currency
+from metering.redis import keys
 from metering.redis.connection import connect
-from metering.redis.meter import DONE_TTL_MS, REGISTERED_TTL_MS, deployment_key, done_key, usage_stream
+from metering.redis.meter import CAPTURED_TTL_MS
+from metering.redis.usage_streams import REGISTERED_TTL_MS
 from metering.usage_log import SegmentError, UsageLog, parse, records
 from serving.store import deployment
 from tests.records import MOMENT_MS, a_record
@@ -39,7 +41,7 @@ class Rig:
     async def __aenter__(self) -> Self:
         self.client = connect(self._url)
         for shard in range(SHARDS):
-            await self.client.set(deployment_key(shard), self.id)
+            await self.client.set(keys.deployment(shard), self.id)
         self.drain = self.another()
         return self
 
@@ -51,7 +53,7 @@ class Rig:
 
     async def capture(self, *found, shard: int = 0) -> None:
         for record in found:
-            await self.client.xadd(usage_stream(shard), {"r": record.encode()})
+            await self.client.xadd(keys.usage(shard), {"r": record.encode()})
 
     def rows(self, table: sa.Table) -> list:
         with self.engine.connect() as connection:
@@ -135,7 +137,7 @@ async def test_a_drainer_that_dies_before_it_registers_repeats_the_same_segment(
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("metering.drain._insert", die)
+            patch.setattr("metering.usage_index.add", die)
             with pytest.raises(KeyboardInterrupt):
                 await rig.drain.drain()
         assert rig.rows(usage_index.segments) == []
@@ -173,10 +175,10 @@ async def test_a_drainer_that_dies_before_it_trims_registers_nothing_twice(rig, 
 async def test_redis_soon_forgets_the_captures_that_the_ledger_knows(rig):
     found = numbered(7)
     async with rig:
-        marks = [done_key(0, each.id) for each in found]
-        waiting = done_key(0, "not drained yet")
+        marks = [keys.captured(0, each.id) for each in found]
+        waiting = keys.captured(0, "not drained yet")
         for mark in (*marks, waiting):
-            await rig.client.set(mark, "1-0", px=DONE_TTL_MS)
+            await rig.client.set(mark, "1-0", px=CAPTURED_TTL_MS)
         await rig.capture(*found)
         await rig.drain.drain()
 
@@ -190,7 +192,7 @@ async def test_two_drainers_share_the_work_and_double_nothing(rig):
         for round_ in range(10):
             await rig.capture(*[a_record(id=f"{round_}-{i}") for i in range(20)], shard=round_ % SHARDS)
             await asyncio.gather(first.drain(), second.drain())
-        await asyncio.gather(first.settle(), second.settle())
+        await asyncio.gather(first.flush(), second.flush())
         assert len(rig.logged()) == len(set(rig.logged())) == 200
         assert rig.balances()["customer:acme"] == -200 * 2_000_000
 
@@ -207,7 +209,7 @@ async def test_a_stale_fencing_token_registers_nothing(rig):
         with rig.engine.begin() as connection:
             connection.execute(sa.update(usage_index.shards).values(fence=stale + 1))
         with pytest.raises(DrainBusy):
-            rig.drain._register(0, mark, stale, segment, table)
+            rig.drain._register(segment, table, mark, stale)
         assert rig.logged() == ["r00000"]
 
 
@@ -219,7 +221,7 @@ async def test_a_moved_mark_registers_nothing(rig):
         table = parse([("1-1", a_record(id="again").encode())])
         segment = rig.log.write(0, table)
         with pytest.raises(DrainBusy):
-            rig.drain._register(0, "0-0", token, segment, table)
+            rig.drain._register(segment, table, "0-0", token)
         assert len(rig.logged()) == 2
 
 

@@ -64,7 +64,7 @@ async def drained(books: Books, *newer: UsageRecord) -> None:
             hold = Hold(Request(record.id, record.account, record.key, record.charge))
             await metering.meter.authorize(hold.request)
             await metering.meter.capture(hold, record)
-        await metering.drain.settle()
+        await metering.drain.flush()
 
 
 async def audited(books: Books) -> list[dict[str, Any]]:

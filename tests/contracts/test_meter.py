@@ -21,8 +21,10 @@ from metering.meter import (
     Replay,
     Request,
 )
-from metering.redis.connection import RedisUnfit, connect, demand, examine
-from metering.redis.meter import RedisMeter, deployment_key, shard_of, stream_entries, usage_stream
+from metering.redis import keys
+from metering.redis.connection import RedisUnfit, connect, ensure_fit, examine
+from metering.redis.meter import RedisMeter
+from metering.redis.usage_streams import entries
 from tests.records import MOMENT_MS, a_record
 
 SHARDS = 16
@@ -66,7 +68,7 @@ async def balance(meter, account="acme"):
 
 
 async def captured(client, account="acme"):
-    return stream_entries(await client.xrange(usage_stream(shard_of(account, SHARDS))))
+    return entries(await client.xrange(keys.usage(keys.shard_of(account, SHARDS))))
 
 
 async def test_a_hold_becomes_a_charge_and_a_record_in_one_step(client, meter):
@@ -169,7 +171,7 @@ async def test_funding_converges_whatever_the_order(meter):
 
 async def test_accounts_are_on_every_shard_and_strangers_are_unknown(meter):
     names = [f"account-{number}" for number in range(200)]
-    assert {shard_of(name, SHARDS) for name in names} == set(range(SHARDS))
+    assert {keys.shard_of(name, SHARDS) for name in names} == set(range(SHARDS))
     await asyncio.gather(*[meter.fund(Funding(name, 1, 7, 0)) for name in names])
     assert {await balance(meter, name) for name in names} == {(7, 0, 0)}
     with pytest.raises(KeyError):
@@ -188,7 +190,7 @@ async def test_another_deployments_books_are_refused(client, meter):
 
 
 async def test_a_shard_that_is_lost_is_refused(client, meter):
-    await client.delete(deployment_key(shard_of("acme", SHARDS)))
+    await client.delete(keys.deployment(keys.shard_of("acme", SHARDS)))
     for attempt in (meter.check(), meter.authorize(asked()), meter.balance("acme"), meter.claim(fresh=False)):
         with pytest.raises(MeterLost):
             await attempt
@@ -208,11 +210,11 @@ async def test_waiting_for_the_disk_is_a_feature_that_is_detected(client, meter)
     synced = a_meter(client, ack="aof")
     hold = await synced.authorize(asked())
     if all(server.waitaof for server in servers):
-        demand(servers, "aof")
+        ensure_fit(servers, "aof")
         await synced.capture(hold, a_record(id="h", charge=60))
     else:
         with pytest.raises(RedisUnfit, match="PATRONAGE_REDIS_ACK=aof needs WAITAOF"):
-            demand(servers, "aof")
+            ensure_fit(servers, "aof")
         with pytest.raises(MeterUnavailable):
             await synced.capture(hold, a_record(id="h", charge=60))
     assert await balance(meter) == (1_000, 60, 0)
@@ -233,7 +235,7 @@ async def test_a_redis_that_is_not_there_is_unavailable():
 
 async def test_what_carries_money_says_what_it_is(client, any_redis_url):
     servers = await examine(client)
-    demand(servers, "none")
+    ensure_fit(servers, "none")
     assert len(servers) == (3 if "cluster" in any_redis_url else 1)
     assert {(each.role, each.eviction, each.appendonly, each.fsync) for each in servers} == {
         ("master", "noeviction", True, "always" if "cluster" in any_redis_url else "everysec")

@@ -27,7 +27,7 @@ async def service(tmp_path, model_cache):
 
 
 async def recorded(service, receipt):
-    await service.metering.drain.settle()
+    await service.metering.drain.flush()
     record = lookup.find(service.books, receipt).record
     assert record.format == FORMAT
     return record.provenance

@@ -73,7 +73,7 @@ async def test_a_withdrawal_leaves_what_is_spent_and_held(any_books):
         assert await held(metering) == (1_000, 0, 400)
         await withdraw(any_books.engine, metering.meter, "acme", back(600))
         assert await held(metering) == (400, 0, 400)
-        assert (owed(any_books), rows(any_books), await metering.meter.asides()) == (400, 0, [])
+        assert (owed(any_books), rows(any_books), await metering.meter.reserves()) == (400, 0, [])
 
 
 STEPS = ("nothing", "row", "aside", "posted", "told")
@@ -88,8 +88,8 @@ async def test_a_process_that_dies_leaves_nothing_that_can_be_spent_twice(any_bo
         if step != "nothing":
             withdrawals._begin(engine, name)
         if step in STEPS[2:]:
-            await meter.set_aside("acme", name, 700)
-            await meter.set_aside("acme", name, 700)
+            await meter.reserve("acme", name, 700)
+            await meter.reserve("acme", name, 700)
         if step in STEPS[3:]:
             withdrawals._post(engine, name, back(700))
         if step == "told":
@@ -105,12 +105,12 @@ async def test_a_process_that_dies_leaves_nothing_that_can_be_spent_twice(any_bo
         await recover(engine, meter)
         assert await held(metering) == ((300 if is_posted else 1_000), 0, 0)
         assert owed(any_books) == (300 if is_posted else 1_000)
-        assert await meter.asides() == []
+        assert await meter.reserves() == []
 
 
 async def test_a_process_that_wakes_up_too_late_posts_nothing(any_books, monkeypatch):
     async with opened(any_books) as metering:
-        real = metering.meter.set_aside
+        real = metering.meter.reserve
 
         async def sleepy(*arguments) -> None:
             await real(*arguments)
@@ -119,7 +119,7 @@ async def test_a_process_that_wakes_up_too_late_posts_nothing(any_books, monkeyp
                 await recover(any_books.engine, metering.meter)
             await metering.meter.authorize(Request("h", "acme", "key", 1_000))
 
-        monkeypatch.setattr(metering.meter, "set_aside", sleepy)
+        monkeypatch.setattr(metering.meter, "reserve", sleepy)
         with pytest.raises(WithdrawalLapsed):
             await withdraw(any_books.engine, metering.meter, "acme", back(700))
         assert await held(metering) == (1_000, 0, 1_000)
@@ -127,7 +127,7 @@ async def test_a_process_that_wakes_up_too_late_posts_nothing(any_books, monkeyp
 
 
 async def test_a_withdrawal_that_the_meter_does_not_hear_of_is_made_good_later(any_books, monkeypatch):
-    """Redis goes away between the two: the money stays set aside until it is back."""
+    """Redis goes away between the two: the money stays reserved until it is back."""
     async with opened(any_books) as metering:
 
         async def gone(*_: object) -> None:
@@ -178,7 +178,7 @@ async def test_queries_and_refunds_at_once_never_take_an_account_below_zero(any_
         asks = [ask(metering.meter, number) for number in range(40)]
         gives = [give_back(metering, number) for number in range(40)]
         await asyncio.gather(*[each for pair in zip(asks, gives, strict=True) for each in pair])
-        await metering.drain.settle()
+        await metering.drain.flush()
         left = charge * 30 - charge * outcomes.count("charged") - charge * 2 * outcomes.count("refunded")
         assert await held(metering) == (
             charge * (30 - 2 * outcomes.count("refunded")),

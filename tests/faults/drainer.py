@@ -13,21 +13,22 @@ from typing import Any
 import sqlalchemy as sa
 from redis.commands.core import StreamCommands
 
-from metering import drain, durable, ledger
+from metering import drain, durable, ledger, usage_index
 from metering.drain import Drain
 from metering.redis.connection import connect
+from metering.redis.usage_streams import UsageStreams
 from metering.usage_log import UsageLog
 
 POINTS: dict[str, tuple[Any, str, bool]] = {
     "before the lease": (Drain, "_take_lease", False),
     "lease taken": (Drain, "_take_lease", True),
-    "batch read": (Drain, "_batch", True),
+    "batch read": (UsageStreams, "read", True),
     "segment parsed": (drain, "_by_period", True),
     "temporary file written": (Path, "replace", False),
     "file renamed": (Path, "replace", True),
     "folder synced": (durable, "sync_folder", True),
-    "mark moved, uncommitted": (drain, "_insert", False),
-    "receipts inserted, uncommitted": (drain, "_insert", True),
+    "mark moved, uncommitted": (usage_index, "add", False),
+    "receipts inserted, uncommitted": (usage_index, "add", True),
     "transfers posted, uncommitted": (ledger, "post", True),
     "committed": (Drain, "_register", True),
     "trimmed": (StreamCommands, "xtrim", True),

@@ -95,7 +95,7 @@ async def use(books, found) -> None:
             await metering.meter.capture(hold, record)
             if i % 37 == 0:
                 await metering.drain.drain()
-        await metering.drain.settle()
+        await metering.drain.flush()
 
 
 async def use_more(books, found) -> None:
@@ -106,7 +106,7 @@ async def use_more(books, found) -> None:
             hold = Hold(Request(record.id, record.account, "key", record.charge))
             await metering.meter.authorize(hold.request)
             await metering.meter.capture(hold, record)
-        await metering.drain.settle()
+        await metering.drain.flush()
 
 
 async def checks(books) -> list[str]:
@@ -198,7 +198,7 @@ def test_records_that_come_after_the_pin_are_not_in_the_run(used, monkeypatch):
             hold = Hold(Request("later", "customer-0", "key", record.charge))
             await metering.meter.authorize(hold.request)
             await metering.meter.capture(hold, record)
-            await metering.drain.settle()
+            await metering.drain.flush()
 
     asyncio.run(later())
     assert closing.close(used, PERIOD, early=False).tally.totals.records == 150

@@ -9,7 +9,8 @@ import pytest
 import sqlalchemy as sa
 
 from metering import usage_index
-from metering.redis.meter import drainer_key, stream_entries, usage_stream
+from metering.redis import keys
+from metering.redis.usage_streams import entries
 from serving.store.database import open_database
 from tests.contracts.test_drain import SHARDS, Rig, numbered
 from tests.databases import new_sqlite
@@ -47,8 +48,8 @@ async def test_a_drainer_killed_at_any_point_loses_and_doubles_nothing(engine, a
         assert await asyncio.to_thread(ended, drainer) == -signal.SIGKILL, (tmp_path / "drainer.log").read_text()
         await rig.capture(a_record(id="later"), shard=0)
         for shard in range(SHARDS):
-            await rig.client.delete(drainer_key(shard))
-        await rig.another().settle()
+            await rig.client.delete(keys.drainer(shard))
+        await rig.another().flush()
         await assert_once(rig, ["later", "other", *[record.id for record in numbered(7)]])
         assert rig.log.damaged() == []
 
@@ -126,7 +127,7 @@ async def test_a_segment_that_was_damaged_before_it_was_registered_is_named_and_
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("metering.drain._insert", die)
+            patch.setattr("metering.usage_index.add", die)
             with pytest.raises(KeyboardInterrupt):
                 await rig.drain.drain()
         (left,) = rig.log.path("s00/x").parent.glob("*.parquet")
@@ -140,25 +141,25 @@ async def test_a_redis_that_went_back_in_time_doubles_nothing_and_hides_nothing(
     """Its clock and its file are from before: registered records are there again, new ones have ids that look old."""
     async with rig:
         await rig.capture(*numbered(3))
-        before = stream_entries(await rig.client.xrange(usage_stream(0)))
+        before = entries(await rig.client.xrange(keys.usage(0)))
         await rig.drain.drain()
-        await rig.client.delete(usage_stream(0))
+        await rig.client.delete(keys.usage(0))
         for entry, data in before:
-            await rig.client.xadd(usage_stream(0), {"r": data}, id=entry)
+            await rig.client.xadd(keys.usage(0), {"r": data}, id=entry)
         new = a_record(id="new").encode()
         mark = before[-1][0]
-        await rig.client.delete(usage_stream(1))
-        await rig.client.xadd(usage_stream(1), {"r": new}, id=mark)
+        await rig.client.delete(keys.usage(1))
+        await rig.client.xadd(keys.usage(1), {"r": new}, id=mark)
         with rig.engine.begin() as connection:
             connection.execute(sa.update(usage_index.shards).values(last=f"{int(mark.split('-')[0]) + 10**9}-0"))
         await rig.another().drain()
-        await rig.drain.settle()
+        await rig.drain.flush()
         await assert_once(rig, ["new", *[record.id for record in numbered(3)]])
 
 
 async def test_large_records_make_smaller_segments(rig, monkeypatch):
     """What the drain holds in memory is bounded by bytes, and not by records alone."""
-    monkeypatch.setattr("metering.drain._PAGE", 5)
+    monkeypatch.setattr("metering.redis.usage_streams._PAGE", 5)
     monkeypatch.setattr("metering.drain.SEGMENT_BYTES_MAX", 8_000)
     async with rig:
         await rig.capture(*numbered(40))
@@ -171,11 +172,11 @@ async def test_large_records_make_smaller_segments(rig, monkeypatch):
 async def test_a_record_of_an_older_version_is_completed_and_garbage_stops_its_shard(rig):
     async with rig:
         old = a_record(id="old").encode().replace(b',"idempotency":""', b"")
-        await rig.client.xadd(usage_stream(0), {"r": old})
+        await rig.client.xadd(keys.usage(0), {"r": old})
         await rig.capture(a_record(id="new"), shard=0)
         assert await rig.drain.drain() == 2
         await assert_once(rig, ["old", "new"])
-        await rig.client.xadd(usage_stream(0), {"r": b'{"id": 1}'})
+        await rig.client.xadd(keys.usage(0), {"r": b'{"id": 1}'})
         await rig.capture(a_record(id="beside"), shard=1)
         with pytest.raises(ValueError, match="not a usage record"):
             await rig.drain.drain()
@@ -186,7 +187,7 @@ async def test_a_record_of_an_older_version_is_completed_and_garbage_stops_its_s
 async def test_the_lag_says_how_long_the_oldest_record_has_waited(rig):
     async with rig:
         assert (await rig.drain.lag()).seconds == pytest.approx(0, abs=0.1)
-        await rig.client.xadd(usage_stream(1), {"r": a_record().encode()}, id="1-1")
+        await rig.client.xadd(keys.usage(1), {"r": a_record().encode()}, id="1-1")
         lag = await rig.drain.lag()
         assert lag.records == 1
         assert lag.seconds > 365 * 24 * 3600

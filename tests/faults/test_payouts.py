@@ -24,11 +24,11 @@ POINTS = {
     "about to commit": Accident("sqlalchemy.engine.base:Connection._commit_impl", "before", "kill"),
     "committed": Accident("serving.money.payouts:Payout.to_json", "before", "kill"),
     "row written": Accident("metering.withdrawals:_begin", "after", "kill"),
-    "set aside": Accident("metering.redis.meter:RedisMeter.set_aside", "after", "kill"),
+    "reserved": Accident("metering.redis.meter:RedisMeter.reserve", "after", "kill"),
     "refund inserted": Accident("metering.ledger:post", "after", "kill"),
     "refund committed": Accident("metering.withdrawals:_post", "after", "kill"),
-    "meter told": Accident("metering.redis.meter:RedisMeter.put_back", "before", "kill"),
-    "put back": Accident("metering.redis.meter:RedisMeter.put_back", "after", "kill"),
+    "meter told": Accident("metering.redis.meter:RedisMeter.unreserve", "before", "kill"),
+    "reserve given up": Accident("metering.redis.meter:RedisMeter.unreserve", "after", "kill"),
 }
 
 
@@ -105,7 +105,7 @@ def test_a_settlement_and_a_cancellation_in_two_processes_leave_one_end(owing):
 
 
 @pytest.mark.parametrize(
-    "point", ["row written", "set aside", "refund inserted", "refund committed", "meter told", "put back"]
+    "point", ["row written", "reserved", "refund inserted", "refund committed", "meter told", "reserve given up"]
 )
 def test_a_refund_that_is_killed_is_not_made_or_made_once(books, monkeypatch, point):
     """And until it is known which, no query can spend the money."""
@@ -123,7 +123,7 @@ def test_a_refund_that_is_killed_is_not_made_or_made_once(books, monkeypatch, po
     arguments = ("customer", "refund", "acme", "7", "--reference", "r", "--reason", "why")
     asyncio.run(fund())
     killed(books.directory.path, {}, POINTS[point], *arguments)
-    made = point in ("refund committed", "meter told", "put back")
+    made = point in ("refund committed", "meter told", "reserve given up")
     assert balances(books)["customer:acme"] == (OWED * 3 // 10 if made else OWED)
     assert asyncio.run(available()) == (OWED if point == "row written" else OWED * 3 // 10)
     assert faults(books) == []

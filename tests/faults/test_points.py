@@ -56,8 +56,8 @@ POINTS = {
     "before the segment's name": Accident("pathlib:Path.replace", "before", "kill", within="write_durably"),
     "after the segment's name": Accident("pathlib:Path.replace", "after", "kill", within="write_durably"),
     "after the segment": Accident("metering.usage_log:UsageLog.write", "after", "kill", nth=2),
-    "before the registration": Accident("metering.drain:_insert", "before", "kill", nth=2),
-    "within the registration": Accident("metering.drain:_insert", "after", "kill", nth=2),
+    "before the registration": Accident("metering.usage_index:add", "before", "kill", nth=2),
+    "within the registration": Accident("metering.usage_index:add", "after", "kill", nth=2),
     "before the transfers": Accident("metering.ledger:post", "before", "kill", within="_register"),
     "after the transfers": Accident("metering.ledger:post", "after", "kill", within="_register"),
     "before the commit": Accident(COMMIT, "before", "kill", within="_register"),
@@ -69,12 +69,12 @@ POINTS = {
     ),
     "the disk fills within a segment": Accident("os:fsync", "before", "disk-full", times=3, within="write_durably"),
     "the database is busy for the registration": Accident(
-        "metering.drain:_insert", "after", "busy", nth=2, times=5
+        "metering.usage_index:add", "after", "busy", nth=2, times=5
     ),
     "the database is busy for the commit": Accident(COMMIT, "before", "busy", times=3, within="_register"),
     # the end
     "told to stop before capture": Accident(f"{METER}.capture", "before", "stop", nth=9),
-    "told to stop within the drain": Accident("metering.drain:_insert", "after", "stop", nth=2),
+    "told to stop within the drain": Accident("metering.usage_index:add", "after", "stop", nth=2),
     "killed after the last drain": Accident(f"{DRAIN}.release", "before", "kill"),
 }  # fmt: skip
 MODES = ("everysec", "always")

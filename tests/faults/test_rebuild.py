@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from metering import usage_index
 from metering.meter import Hold, InsufficientFunds, MeterLost, Request
 from metering.pricing import Usage
+from metering.redis import keys
 from metering.redis.connection import connect
-from metering.redis.meter import deployment_key, fence_key, shard_of, usage_stream
 from serving.assembly import open_books, open_metering
 from serving.money.funding import credit, open_account
 from serving.rules.rulebook import EXTRACTIVE
@@ -53,7 +53,7 @@ async def begin(books):
             await credit(books, metering.meter, name, FUNDED, "invoice")
         for number in range(30):
             await query(books, metering, f"before-{number}", CUSTOMERS[number % 3])
-        await metering.drain.settle()
+        await metering.drain.flush()
 
 
 def a_query(books, name, account):
@@ -112,14 +112,14 @@ async def test_a_flushed_redis_is_refused_until_it_is_rebuilt_and_nothing_regist
 async def test_a_capture_that_was_registered_charges_nothing_when_it_is_sent_again(used):
     async with open_metering(used) as metering:
         hold, record = await query(used, metering, "registered")
-        await metering.drain.settle()
+        await metering.drain.flush()
     before = await spent(used)
     await flush(used)
     assert (await rebuilding.rebuild(used)).marked == 31
     with reopened(used) as books:
         async with open_metering(books) as metering:
             await metering.meter.capture(hold, record)
-            await metering.drain.settle()
+            await metering.drain.flush()
         assert await spent(books) == before
         assert await failed(books) == []
 
@@ -131,7 +131,7 @@ async def test_what_is_captured_and_still_there_is_drained_first(used):
             await query(used, metering, f"waiting-{account}", account)
     before = await spent(used)
     client = connect(used.settings.redis_url)
-    await client.delete(deployment_key(shard_of("acme", used.deployment.shards)))
+    await client.delete(keys.deployment(keys.shard_of("acme", used.deployment.shards)))
     await client.aclose()
     done = await rebuilding.rebuild(used)
     assert (done.shards, done.drained) == (1, 2)
@@ -148,7 +148,7 @@ async def test_a_segment_that_no_drainer_registered_is_adopted(used, monkeypatch
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr("metering.drain._insert", die)
+            patch.setattr("metering.usage_index.add", die)
             with pytest.raises(KeyboardInterrupt):
                 await metering.drain.drain()
     before = {"acme": 11, "beta": 10, "gamma": 10}
@@ -162,7 +162,7 @@ async def test_a_segment_that_no_drainer_registered_is_adopted(used, monkeypatch
 
 async def test_streams_go_on_after_what_is_registered_though_the_clock_is_behind(used):
     """The marks are set far ahead, as if the clock had been set back since: new records are not taken for old ones."""
-    shard = shard_of("acme", used.deployment.shards)
+    shard = keys.shard_of("acme", used.deployment.shards)
     ahead = "9999999999999-5"
     with used.engine.begin() as connection:
         connection.execute(
@@ -175,12 +175,12 @@ async def test_streams_go_on_after_what_is_registered_though_the_clock_is_behind
             await query(books, metering, "after")
             assert await metering.drain.drain() == 1
         client = connect(books.settings.redis_url)
-        assert (await client.xinfo_stream(usage_stream(shard)))["last-generated-id"] > ahead.encode()
-        assert int(await client.get(fence_key(shard))) > 7
+        assert (await client.xinfo_stream(keys.usage(shard)))["last-generated-id"] > ahead.encode()
+        assert int(await client.get(keys.fence(shard))) > 7
         await client.aclose()
 
 
-@pytest.mark.parametrize("step", ["advance", "clear", "remember"])
+@pytest.mark.parametrize("step", ["advance_streams", "clear", "mark_captured"])
 async def test_a_rebuild_that_dies_serves_nobody_and_is_begun_again(used, monkeypatch, step):
     before = await spent(used)
     await flush(used)
@@ -229,7 +229,7 @@ async def test_records_that_were_trimmed_before_they_were_drained_are_named(used
     async with open_metering(used) as metering:
         _, record = await query(used, metering, "trimmed")
         client = connect(used.settings.redis_url)
-        await client.xtrim(usage_stream(shard_of("acme", used.deployment.shards)), maxlen=0, approximate=False)
+        await client.xtrim(keys.usage(keys.shard_of("acme", used.deployment.shards)), maxlen=0, approximate=False)
         await client.aclose()
         (fault,) = [check for check in await audit(used, metering) if not check["ok"]]
     assert f"records of acme over {record.charge} units were taken from Redis" in fault["detail"]
@@ -240,10 +240,10 @@ async def test_records_that_were_trimmed_before_they_were_drained_are_named(used
 
 async def test_another_deployments_books_are_never_overwritten(used):
     client = connect(used.settings.redis_url)
-    await client.set(deployment_key(3), "another")
+    await client.set(keys.deployment(3), "another")
     with pytest.raises(RebuildError, match="another deployment"):
         await rebuilding.rebuild(used, force=True)
-    assert await client.get(deployment_key(3)) == b"another"
+    assert await client.get(keys.deployment(3)) == b"another"
     await client.aclose()
 
 

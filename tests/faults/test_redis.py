@@ -13,8 +13,11 @@ from metering import ledger
 from metering.drain import Drain
 from metering.meter import Funding, MeterUnavailable, Request
 from metering.money import Currency
-from metering.redis.connection import RedisUnfit, Script, connect, demand, examine
-from metering.redis.meter import RedisMeter, deployment_key, shard_of, shard_tag, stream_entries, usage_stream
+from metering.redis import keys
+from metering.redis.connection import RedisUnfit, connect, ensure_fit, examine
+from metering.redis.meter import RedisMeter
+from metering.redis.scripts import Script
+from metering.redis.usage_streams import entries
 from metering.usage_log import UsageLog
 from serving.assembly import open_books, open_metering
 from serving.settings import Settings
@@ -73,8 +76,8 @@ class Rig:
 
     async def logged(self, *accounts):
         """The ids of the records in the streams of the accounts."""
-        shards = {shard_of(account, SHARDS) for account in accounts}
-        found = [stream_entries(await self.client.xrange(usage_stream(shard))) for shard in shards]
+        shards = {keys.shard_of(account, SHARDS) for account in accounts}
+        found = [entries(await self.client.xrange(keys.usage(shard))) for shard in shards]
         return [data.split(b'"id":"')[1].split(b'"')[0].decode() for entries in found for _, data in entries]
 
     async def assert_whole(self, *accounts):
@@ -152,7 +155,7 @@ async def test_a_deposed_master_is_left_alone_until_it_is_master_again():
             with pytest.raises(MeterUnavailable, match="replica"):
                 await found.query()
             with pytest.raises(RedisUnfit, match="replica"):
-                demand(await examine(found.client), "none")
+                ensure_fit(await examine(found.client), "none")
             server.client.replicaof("NO", "ONE")
             await found.recovered()
             await found.assert_whole("acme")
@@ -216,7 +219,7 @@ async def test_a_redis_without_a_file_is_warned_of():
             client = connect(each.url)
             (found,) = await examine(client)
             await client.aclose()
-            demand([found], "none")
+            ensure_fit([found], "none")
             assert any(advice in warning for warning in found.warnings())
 
 
@@ -225,7 +228,7 @@ async def test_a_configuration_that_is_secret_is_not_demanded():
         client = connect(server.url)
         (found,) = await examine(client)
         await client.aclose()
-        demand([found], "none")
+        ensure_fit([found], "none")
         assert (found.fsync, found.appendonly) == ("", True)
 
 
@@ -233,7 +236,7 @@ async def test_a_capture_waits_for_the_disk_on_the_connection_that_wrote(redis_e
     redis_external.client.flushall()
     async with SyncingProxy(redis_external.port) as proxy, rig(proxy.url, "acme", ack="aof") as found:
         servers = await examine(found.client)
-        demand([server for server in servers if server.waitaof], "aof")
+        ensure_fit([server for server in servers if server.waitaof], "aof")
         assert servers[0].waitaof
         await found.query()
         await asyncio.gather(*[found.query() for _ in range(20)])
@@ -262,7 +265,7 @@ def accounts_by_owner(servers):
     found = {}
     for number in range(1_000):
         account = f"account-{number}"
-        owner = servers.owner(shard_tag(shard_of(account, SHARDS)))
+        owner = servers.owner(keys.tag(keys.shard_of(account, SHARDS)))
         found.setdefault(owner.port, account)
     return found
 
@@ -313,7 +316,7 @@ async def test_a_slot_that_moves_while_it_is_paid_for_loses_and_doubles_nothing(
     """MOVED, ASK and TRYAGAIN: a shard's keys go one by one from one master to another, under load."""
     with cluster() as servers:
         account = next(iter(accounts_by_owner(servers).values()))
-        tag = shard_tag(shard_of(account, SHARDS))
+        tag = keys.tag(keys.shard_of(account, SHARDS))
         source = servers.owner(tag)
         target = next(node for node in servers.nodes if node is not source)
         slot = source.client.execute_command("CLUSTER KEYSLOT", tag)
@@ -343,7 +346,7 @@ async def test_a_slot_that_moves_while_it_is_paid_for_loses_and_doubles_nothing(
             await found.recovered(account)
             moved.set()
             await asyncio.gather(*working)
-            assert target.client.exists(deployment_key(shard_of(account, SHARDS)))
+            assert target.client.exists(keys.deployment(keys.shard_of(account, SHARDS)))
             await found.assert_whole(account)
 
 

@@ -25,7 +25,7 @@ from metering.redis.meter import RETRY_REPLAYS_MAX
 
 @dataclass
 class Reserved:
-    """What a hold set aside."""
+    """What a hold holds."""
 
     key: str
     paid: int

@@ -18,8 +18,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from metering import periods
 from metering.meter import Funding, Hold, HoldExpired, KeySpending, Limits, Replay, Request
 from metering.records import UsageRecord
+from metering.redis import keys
 from metering.redis.connection import connect
-from metering.redis.meter import RedisMeter, shard_of, usage_stream
+from metering.redis.meter import RedisMeter
 from tests.properties.meter_model import Model
 from tests.records import MOMENT_MS, a_record
 
@@ -154,7 +155,7 @@ class MeterMachine(RuleBasedStateMachine):
 
     @rule(hold=holds, more=st.sampled_from([(1, 0), (0, 1)]))
     def capture_too_much(self, hold, more):
-        """Neither the charge nor its free part may be above what was set aside."""
+        """Neither the charge nor its free part may be above what is held."""
         if hold.request.hold in self.model.holds:
             charge, free = hold.request.ceiling + more[0], hold.free + more[1]
             record = a_record(id=hold.request.hold, account=self.account, charge=charge, free=free)
@@ -220,7 +221,7 @@ class MeterMachine(RuleBasedStateMachine):
     def teardown(self):
         if not hasattr(self, "account"):
             return
-        stream = usage_stream(shard_of(self.account, SHARDS))
+        stream = keys.usage(keys.shard_of(self.account, SHARDS))
         entries = self.run(self.client.xrange(stream))
         decoder = msgspec.json.Decoder(UsageRecord)
         mine = [record for _, fields in entries if (record := decoder.decode(fields[b"r"])).account == self.account]

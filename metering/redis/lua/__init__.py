@@ -1,1 +1,1 @@
-"""The Lua scripts of the meter; ``metering.redis.meter`` loads them by name."""
+"""The Lua scripts of the meter; ``metering.redis.scripts`` loads them by name."""

@@ -1,29 +1,12 @@
--- Shared by every script of the meter; metering/redis/meter.py puts it in front of each.
---
--- Key layout. Everything that one script touches carries the account's shard as hash tag, so the same scripts
--- run on a Redis Cluster:
---   {sNN}:deployment      string  id of the deployment that these books belong to
---   {sNN}:account:ID      hash    funded, credit, version, spent, held   (units; credit is the credit limit)
---                                 free_month, free_used, free_held       (the free amount of a month; units)
---   {sNN}:expiry:ID       zset    hold id -> when it lapses              (ms)
---   {sNN}:holds:ID        hash    hold id -> what it reserved: "paid free key" (units, units, id of the key)
---   {sNN}:aside           hash    withdrawal -> units and account, part of the account's held
---   {sNN}:keys:ID         hash    state of the account's API keys, KEY:field ->
---                                 revoked; requests, tokens (rate limits: theoretical arrival times, ms);
---                                 running, held (its holds: how many, units); day, day_spent, month_spent (units)
---   {sNN}:idem:ID:HASH    hash    fingerprint, hold, state, response, replays
---   {sNN}:done:HOLD       string  stream id of the captured record
---   {sNN}:usage           stream  r -> canonical bytes of a usage record
---   {sNN}:probe           string  written by check
---   {sNN}:drainer         hash    owner, token: the lease of the drainer that owns the shard
---   {sNN}:fence           string  the last fencing token
---
--- The keys of an account share one hash, because the holds that lapse in a script may be of any of them, and a script
--- declares every Redis key that it touches.
+-- Shared by every script; metering/redis/scripts.py puts it in front of each. metering/redis/keys.py says what the keys
+-- hold; a script begins with the names of those that it is given.
 --
 -- Every write of a script goes to the append-only file on its own, so fields of one hash are written together. That
 -- they were read before is no race: nothing else runs in between.
---
+
+-- The first key holds the id of the deployment whose books these are, the first argument is the caller's.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
+
 -- Amounts are integers below 2^53, exact in Lua's doubles. They go back to Redis through this format, because
 -- Lua's own conversion would turn large ones into scientific notation.
 local function int(n) return string.format('%.0f', n) end
@@ -33,15 +16,15 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- What a hold has reserved: units to be paid, units of the free amount, and the id of its key; nothing if it is gone.
-local function reserved(holds, hold)
+-- What a hold holds: units to be paid, units of the free amount, and the id of its key; nothing if it is gone.
+local function read_hold(holds, hold)
   local value = redis.call('HGET', holds, hold)
   if value then return string.match(value, '^(%d+) (%d+) (.*)$') end
 end
 
--- Gives back all that a hold has reserved. Harmless if it is gone.
-local function release(account, expiry, holds, keys, hold)
-  local paid, free, key = reserved(holds, hold)
+-- Gives back all that a hold holds. Harmless if it is gone.
+local function release_hold(account, expiry, holds, keys, hold)
+  local paid, free, key = read_hold(holds, hold)
   if paid then
     -- HDEL comes first. Beyond maxmemory Redis refuses a script's first write if it needs memory, and none after one
     -- that does not: so nothing new is admitted then, and what was admitted is captured.
@@ -55,9 +38,9 @@ local function release(account, expiry, holds, keys, hold)
 end
 
 -- Releases the lapsed holds of one account. Bounded, so that no script runs long; the next call goes on.
-local function release_expired(account, expiry, holds, keys, now)
+local function release_lapsed(account, expiry, holds, keys, now)
   for _, hold in ipairs(redis.call('ZRANGEBYSCORE', expiry, '-inf', now, 'LIMIT', 0, 128)) do
-    release(account, expiry, holds, keys, hold)
+    release_hold(account, expiry, holds, keys, hold)
   end
 end
 

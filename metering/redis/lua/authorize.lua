@@ -1,18 +1,17 @@
 -- Admit one query: key state, idempotency, limits and funds are checked and the ceiling is held, or nothing changes.
--- KEYS  1 deployment  2 account  3 expiry  4 holds  5 keys  6 idem
+-- KEYS  1 deployment  2 account  3 expiry  4 holds  5 api_keys  6 idempotency
 -- ARGV  1 deployment  2 hold  3 ceiling  4 hold ttl (ms)  5 requests a minute
---       6 fingerprint ('': no Idempotency-Key)  7 ttl of a running idem entry (ms)
+--       6 fingerprint ('': no Idempotency-Key)  7 ttl of a running Idempotency-Key (ms)
 --       8 key  9 tokens that the query may use  10 tokens a minute  11 requests at once
 --       12 the key's cap of a day  13 of a month  14 the day  15 free amount of a month
 --       16 how often the client's library has sent this again ('': the client sent the Idempotency-Key itself)
 --       17 the most replays to such a library
 -- A limit or cap of 0 is none. Answers with what the rates leave: requests, until all are back (ms), tokens, until all
 -- are back (ms), requests at once.
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
 if redis.call('EXISTS', KEYS[2]) == 0 then return {'account'} end
 
 local now = now_ms()
-release_expired(KEYS[2], KEYS[3], KEYS[4], KEYS[5], now)
+release_lapsed(KEYS[2], KEYS[3], KEYS[4], KEYS[5], now)
 local key = ARGV[8]
 local state = redis.call('HMGET', KEYS[5], key .. ':revoked', key .. ':requests', key .. ':tokens', key .. ':running',
   key .. ':held', key .. ':day', key .. ':day_spent', key .. ':month_spent')
@@ -44,7 +43,7 @@ local function quota()
   return requests, requests_ms, tokens, tokens_ms, int(math.max(limits.running - used.running, 0))
 end
 
-local _, again = reserved(KEYS[4], ARGV[2])
+local _, again = read_hold(KEYS[4], ARGV[2])
 if again then return {'ok', again, quota()} end -- sent twice over a broken connection
 if state[1] then return {'revoked'} end
 

@@ -1,9 +1,8 @@
 -- Charge a query and log its usage record: both or neither.
--- KEYS  1 deployment  2 account  3 expiry  4 holds  5 done  6 usage  7 idem  8 keys
--- ARGV  1 deployment  2 hold  3 charge  4 record  5 ttl of the done mark (ms)
+-- KEYS  1 deployment  2 account  3 expiry  4 holds  5 captured  6 usage  7 idempotency  8 api_keys
+-- ARGV  1 deployment  2 hold  3 charge  4 record  5 ttl of the captured mark (ms)
 --       6 '1' if the hold has an Idempotency-Key  7 response to replay ('': none)  8 ttl of the replay (ms)
 --       9 key  10 free part of the charge  11 the record's day  12 free amount of a month
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
 local before = redis.call('GET', KEYS[5])
 if before then
   redis.call('PEXPIRE', KEYS[5], ARGV[5]) -- a write, so that WAITAOF has something of this connection's to wait for
@@ -18,7 +17,7 @@ local key, free, day = ARGV[9], tonumber(ARGV[10]), ARGV[11]
 local paid, month = tonumber(ARGV[3]) - free, string.sub(day, 1, 7)
 local state = redis.call('HMGET', KEYS[8], key .. ':day', key .. ':day_spent', key .. ':month_spent', key .. ':held',
   key .. ':running')
-local held, held_free = reserved(KEYS[4], ARGV[2])
+local held, held_free = read_hold(KEYS[4], ARGV[2])
 local of_key, of_account = {}, {'spent', int(account.spent + paid)}
 local function set(fields, ...)
   for _, each in ipairs({...}) do fields[#fields + 1] = each end

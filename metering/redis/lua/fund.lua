@@ -1,8 +1,7 @@
 -- Converge an account to the ledger's view of it; opens the account if it is new.
--- KEYS  1 deployment  2 account  3 keys
+-- KEYS  1 deployment  2 account  3 api_keys
 -- ARGV  1 deployment  2 version  3 funded  4 spent (posted)  5 credit limit  6 month  7 free amount used (posted)
 --       8... for each key that has spent this month: its id, its last day, spent on that day, spent in its month
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
 local a = redis.call('HMGET', KEYS[2], 'version', 'spent', 'free_month', 'free_used')
 if not a[1] then redis.call('HSET', KEYS[2], 'held', '0', 'free_held', '0') end
 if not a[1] or tonumber(ARGV[2]) > tonumber(a[1]) then

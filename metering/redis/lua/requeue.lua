@@ -2,7 +2,6 @@
 -- its last writes and its clock is behind: without this, they would pass for registered ones.
 -- KEYS  1 deployment  2 usage
 -- ARGV  1 deployment  2 first id after the mark (milliseconds)  3... ids of the entries
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
 local entries = {}
 for i = 3, #ARGV do
   local found = redis.call('XRANGE', KEYS[2], ARGV[i], ARGV[i])

@@ -1,7 +1,6 @@
 -- Take or keep the lease of a shard's drainer; answers its fencing token, or nothing if another drainer has it.
 -- KEYS  1 deployment  2 drainer  3 fence
 -- ARGV  1 deployment  2 owner  3 ttl (ms)  4 the last token that SQL has seen: Redis may have lost its own
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'lost'} end
 local held = redis.call('HMGET', KEYS[2], 'owner', 'token')
 if held[1] == ARGV[2] and tonumber(held[2]) >= tonumber(ARGV[4]) then
   redis.call('PEXPIRE', KEYS[2], ARGV[3])
