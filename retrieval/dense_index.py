@@ -100,7 +100,7 @@ class DenseIndex:
         if self.delta is not None:
             inside = np.flatnonzero(allowed[split:])
             rows.append(inside + split)
-            scores.append(self.delta[inside] @ query)
+            scores.append((self.delta @ query)[inside])  # to score a row takes less than to copy it
         every, values = np.concatenate(rows), np.concatenate(scores)
         best = np.argsort(-values, kind="stable")[:count]
         return every[best], values[best]

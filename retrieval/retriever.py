@@ -210,7 +210,7 @@ class Retriever:
         wanted = max(RERANKED_MIN, 2 * top_k)
         limit = CANDIDATES
         while True:
-            dense_rows, _ = view.dense.search(question.vector, limit, allowed)
+            dense_rows, cosines = view.dense.search(question.vector, limit, allowed)
             lexical_rows, bm25 = view.lexical.search(question.terms.tolist(), limit, purpose, price)
             rows = np.union1d(dense_rows, lexical_rows)
             if limit >= len(view.passage) or len(np.unique(view.document[rows])) >= top_k:
@@ -220,7 +220,11 @@ class Retriever:
             return rows, np.empty(0)
         lexical = np.full(len(rows), float(bm25.min()) if len(bm25) >= limit else 0.0)
         lexical[np.searchsorted(rows, lexical_rows)] = bm25
-        fused = _standardised(view.dense.scores(question.vector, rows)) + LEXICAL_WEIGHT * _standardised(lexical)
+        dense = np.empty(len(rows))
+        dense[np.searchsorted(rows, dense_rows)] = cosines
+        others = np.setdiff1d(lexical_rows, dense_rows, assume_unique=True)
+        dense[np.searchsorted(rows, others)] = view.dense.scores(question.vector, others)
+        fused = _standardised(dense) + LEXICAL_WEIGHT * _standardised(lexical)
         order = np.lexsort((rows, -fused))
         chosen: list[int] = []
         taken: dict[int, int] = {}
