@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
@@ -32,7 +32,7 @@ class DataDir:
         """Makes the directory if it is missing.
 
         Raises:
-            DataDirError: it cannot be made or written, or belongs to a newer version.
+            DataDirError: it cannot be made or written, belongs to a newer version, or is served by an older one.
         """
         self.path = path.resolve()
         try:
@@ -113,15 +113,7 @@ class DataDir:
         Raises:
             DataDirError: another server uses it.
         """
-        with (self.path / "server.lock").open("a+") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.seek(0)
-                raise DataDirError(
-                    f"data directory {self.path} is in use by another server ({lock.read() or 'starting'}): "
-                    "stop it, or choose another --data-dir"
-                ) from None
+        with self._without("another server") as lock:
             lock.truncate(0)
             lock.write(json.dumps(description))
             lock.flush()
@@ -143,7 +135,21 @@ class DataDir:
                 "upgrade Patronage"
             )
         if int(written) < FORMAT:
-            write_durably(marker, _MARK)
+            with self._without("a server of an older version"):  # it would drain new records by its own rules
+                write_durably(marker, _MARK)
+
+    @contextmanager
+    def _without(self, server: str) -> Iterator[IO[str]]:
+        with (self.path / "server.lock").open("a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                raise DataDirError(
+                    f"data directory {self.path} is in use by {server} ({lock.read() or 'starting'}): "
+                    "stop it, or choose another --data-dir"
+                ) from None
+            yield lock
 
     @contextmanager
     def _exclusive(self, name: str) -> Iterator[None]:

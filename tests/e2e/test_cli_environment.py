@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import socket
@@ -54,6 +55,18 @@ def test_a_data_directory_of_an_older_version_is_taken_over(data: Path):
     run(data, "documents", "list")
 
     assert (data / "FORMAT").read_text() == f"{FORMAT}\n"
+
+
+def test_a_data_directory_that_an_older_version_serves_is_left_to_it(data: Path):
+    """Its server would drain new records by its own rules."""
+    (data / "FORMAT").write_text("1\n")
+    with (data / "server.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        line = refused(run(data, "documents", "list"))
+
+    assert "a server of an older version" in line
+    assert "stop it" in line
+    assert (data / "FORMAT").read_text() == "1\n"
 
 
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(data: Path):
