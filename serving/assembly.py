@@ -329,19 +329,30 @@ def provenance_of(books: Books, embedder: Embedder) -> Provenance:
 def _generators(settings: Settings, client: httpx.AsyncClient) -> dict[str, Generator]:
     """The models that answer, by the name under which they are sold."""
     found: dict[str, Generator] = {EXTRACTIVE: Extractive()}
-    if settings.upstream_url is None:
-        return found
-    model = settings.upstream_model
-    if not settings.upstream_url.startswith(("http://", "https://")):
+    if (upstream := upstream_of(settings)) is not None:
+        model, url = upstream
+        found[model] = Upstream(
+            client,
+            url=url,
+            key=settings.upstream_key,
+            model=model,
+            tokens_max=settings.answer_tokens,
+            context_chars=settings.upstream_context_chars,
+        )
+    return found
+
+
+def upstream_of(settings: Settings) -> tuple[str, str] | None:
+    """The upstream's model, by the name under which it is sold, and the address of its server; None without one.
+
+    Raises:
+        AssemblyError: the settings of the upstream do not fit together.
+    """
+    model, url = settings.upstream_model, settings.upstream_url
+    if url is None:
+        return None
+    if not url.startswith(("http://", "https://")):
         raise AssemblyError("PATRONAGE_UPSTREAM_URL must be an address such as http://host:8000/v1")
     if not model or model in (EXTRACTIVE, settings.embedding_model):
         raise AssemblyError("PATRONAGE_UPSTREAM_MODEL must name the upstream's model, by a name of its own")
-    found[model] = Upstream(
-        client,
-        url=settings.upstream_url,
-        key=settings.upstream_key,
-        model=model,
-        tokens_max=settings.answer_tokens,
-        context_chars=settings.upstream_context_chars,
-    )
-    return found
+    return model, url

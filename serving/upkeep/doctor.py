@@ -22,7 +22,7 @@ from metering.spool import state_of
 from retrieval.embedding import PACKAGED, packaged_model_folder
 from retrieval.model_files import locate
 from serving import __version__
-from serving.assembly import TORCH_ADVICE
+from serving.assembly import TORCH_ADVICE, AssemblyError, upstream_of
 from serving.settings import Settings
 from serving.store.data_dir import DataDir, DataDirError
 from serving.store.database import DatabaseError, open_database, sqlite_url
@@ -55,6 +55,7 @@ def examine(settings: Settings) -> dict[str, Any]:
         _try("redis", lambda: _redis(settings), _REDIS_ADVICE[settings.redis_url is None]),
         _model(settings),
         _try("spool", lambda: _spool(settings), "run `patronage audit`; docs/operations.md says what to do"),
+        *_upstream(settings),
         *_likelihood(settings),
         _item("accelerator", _accelerator(), ok=True),
         _item("processors", str(os.cpu_count()), ok=True),
@@ -143,11 +144,22 @@ def _packaged() -> str:
     return f"{PACKAGED} in {folder}"
 
 
+def _upstream(settings: Settings) -> list[dict[str, Any]]:
+    """The model that writes answers elsewhere, where the settings name one. Its server is not asked."""
+    try:
+        upstream = upstream_of(settings)
+    except AssemblyError as error:
+        return [_item("upstream model", str(error), ok=False, advice="see docs/operations.md, an upstream model")]
+    return [] if upstream is None else [_item("upstream model", f"{upstream[0]} at {upstream[1]}", ok=True)]
+
+
 def _likelihood(settings: Settings) -> list[dict[str, Any]]:
     """The language model of ``log_likelihood/1``, where the settings name one; of a server's, the tokenizer is here."""
     model, url = settings.likelihood_model, settings.likelihood_url
-    if model is None:
+    if model is None and url is None:
         return []
+    if model is None:
+        return [_item("language model", f"none is named for {url}", ok=False, advice="set PATRONAGE_LIKELIHOOD_MODEL")]
     needs = ("torch", "transformers") if url is None else ()
     return [_named_model("language model", model, "PATRONAGE_LIKELIHOOD_MODEL", needs, "" if url is None else url)]
 

@@ -198,6 +198,23 @@ def test_the_doctor_misses_a_model_that_does_not_exist(
     ]
 
 
+@pytest.mark.parametrize(
+    ("settings", "part", "named"),
+    [
+        ({"PATRONAGE_LIKELIHOOD_URL": "http://127.0.0.1:1/v1"}, "language model", "PATRONAGE_LIKELIHOOD_MODEL"),
+        ({"PATRONAGE_UPSTREAM_URL": "http://127.0.0.1:1/v1"}, "upstream model", "PATRONAGE_UPSTREAM_MODEL"),
+        ({"PATRONAGE_UPSTREAM_URL": "127.0.0.1:1", "PATRONAGE_UPSTREAM_MODEL": "m"}, "upstream model", "an address"),
+    ],
+)
+def test_the_doctor_misses_what_settings_leave_out(story: Story, settings: dict[str, str], part: str, named: str):
+    done = run(story.data_dir, "--json", "doctor", env=story.env | settings)
+    [missing] = [check for check in json.loads(done.stdout)["checks"] if not check["ok"]]
+
+    assert done.returncode == 1
+    assert missing["name"] == part
+    assert named in missing["found"] + missing["advice"]
+
+
 def test_the_version_is_told_wherever_it_is_asked(story: Story):
     assert run(story.data_dir, "--version").stdout == f"{__version__}\n"
     assert run(story.data_dir, "serve", "--version", "--json").stdout == f'{{"version": "{__version__}"}}\n'
