@@ -33,7 +33,7 @@ from retrieval.readers import MalformedError
 from serving.answering.paid_calls import AlreadyCharged, Overloaded
 from serving.api.rate_limit_headers import quota_headers
 from serving.closing.closing import ClosingError
-from serving.closing.run_log import LogSizeError
+from serving.closing.transparency_log import LogSizeError
 from serving.generators.generator import AnswerTimeout, GeneratorBusy, GeneratorError
 from serving.generators.query import MaxPriceExceeded, QueryError, QuestionTooLong
 from serving.money.booking import BookingError, Conflict, ReferenceUsed, Unknown

@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from serving.api.context import TheService, json_response
-from serving.closing import run_log
+from serving.closing import transparency_log
 
 router = APIRouter()
 
@@ -16,7 +16,7 @@ router = APIRouter()
 @router.get("/v1/checkpoint")
 async def checkpoint(request: Request, service: TheService) -> Response:
     """The signed root of the log of runs; the note alone if plain text is wanted."""
-    found = await asyncio.to_thread(run_log.checkpoint, service.books)
+    found = await asyncio.to_thread(transparency_log.checkpoint, service.books)
     if "text/plain" in request.headers.get("accept", ""):
         return Response(found["checkpoint"], media_type="text/plain; charset=utf-8")
     return json_response(found)
@@ -25,4 +25,4 @@ async def checkpoint(request: Request, service: TheService) -> Response:
 @router.get("/v1/checkpoint/consistency")
 async def consistency(since: Annotated[int, Query(alias="from", ge=0)], service: TheService) -> Response:
     """The proof that the log only grew since it had so many runs."""
-    return json_response(await asyncio.to_thread(run_log.consistency, service.books, since))
+    return json_response(await asyncio.to_thread(transparency_log.consistency, service.books, since))

@@ -26,12 +26,12 @@ from metering.money import Currency
 from metering.records import UsageRecord
 from metering.usage_log import Segment, UsageLog
 from serving.books import Books
-from serving.closing import archive, run_log
+from serving.closing import run_files, transparency_log
 from serving.closing.ablation import ablation_of
-from serving.closing.archive import Archived
 from serving.closing.division import Sums
 from serving.closing.hours import Job, Progress, jobs_of, parts_of, prune
 from serving.closing.outcomes import Moves, of_period
+from serving.closing.run_files import HourDigest
 
 METADATA = sa.MetaData()
 
@@ -69,7 +69,7 @@ class Run:
     tally: Tally
     jobs: list[Job]
     """Its hours, whose parts are on disk."""
-    hours: list[Archived]
+    hours: list[HourDigest]
     moved: list[tuple[str, CreditKey, int]]
     """What customers' outcomes moved: whose, to whom, units."""
 
@@ -141,13 +141,13 @@ def compute_run(
         RunError: a record cannot be attributed.
     """
     reported = of_period(books.engine, period)
-    sums, moves, hours = Sums(), Moves(period, reported, rules), list[Archived]()
+    sums, moves, hours = Sums(), Moves(period, reported, rules), list[HourDigest]()
     jobs = jobs_of(log, segments, folder, rules)
     for part in parts_of(jobs, progress, rows=rows or bool(reported)):
         sums.add(part)
         if reported and part.rows is not None:
             moves.add(part.rows)
-        hours.append(Archived(part.hour, part.credits_digest))
+        hours.append(HourDigest(part.hour, part.credits_digest))
     prune(jobs, folder)
     hours.sort()
     tally, moved = sums.tally(rules), list[tuple[str, CreditKey, int]]()
@@ -208,7 +208,7 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
                 checkpoint=checkpoint,
             )
         )
-        run_log.append(connection, found.issue.run_id, manifest)
+        transparency_log.append(connection, found.issue.run_id, manifest)
         rows = [
             {"period": period, "contributor": name, "bundle": canonical(bundle).decode()}
             for name, bundle in zip(found.issue.contributors, bundles, strict=True)
@@ -254,11 +254,11 @@ def inclusion(books: Books, record: UsageRecord) -> dict[str, Any] | None:
     try:
         rules = Rules.of(json.loads(run.manifest)["algorithms"])
         folder, hour = books.directory.run(run.period), periods.hour_of(record.finished_ms)
-        found = archive.inclusion(folder, hour, record.id, INPUTS[rules.input])
+        found = run_files.inclusion(folder, hour, record.id, INPUTS[rules.input])
     except (OSError, ValueError, KeyError):
         return None
     found["record"]["content"] = record.encode().decode()
-    return {**found, "run": json.loads(run.manifest), "log": run_log.inclusion(books, run.run_id)}
+    return {**found, "run": json.loads(run.manifest), "log": transparency_log.inclusion(books, run.run_id)}
 
 
 def open_period(engine: sa.Engine) -> str:
@@ -304,7 +304,7 @@ def _write(folder: Path, found: Run, checkpoint: str, bundles: Sequence[dict[str
         "checkpoint.txt": checkpoint.encode(),
         "statements.jsonl": b"".join(canonical(bundle) + b"\n" for bundle in bundles),
     }
-    archive.write(folder, [job.path for job in found.jobs], found.hours, found.moved, texts)
+    run_files.write(folder, [job.path for job in found.jobs], found.hours, found.moved, texts)
 
 
 def _now_ms() -> int:

@@ -35,7 +35,7 @@ from retrieval import catalogue
 from serving.answering.embeddings import NO_GAME
 from serving.answering.sampled_texts import DAY_MS
 from serving.books import Books, Metering
-from serving.closing import archive, closing, run_log
+from serving.closing import closing, run_files, transparency_log
 from serving.money import payouts
 from serving.rules import rulebook
 
@@ -298,7 +298,7 @@ def _runs(books: Books) -> list[Check]:
             continue
         if found.issue.run_id != row.run_id or canonical(found.issue.manifest).decode() != row.manifest:
             same.fault(f"run of {row.period} gives {found.issue.run_id}, stored is {row.run_id}")
-        for fault in archive.faults(books.directory.run(row.period), found.hours, found.moved):
+        for fault in run_files.faults(books.directory.run(row.period), found.hours, found.moved):
             same.fault(fault)
         _compare_payments(books, row, found, paid)
         _compare_statements(books, row, found, proofs)
@@ -322,7 +322,7 @@ def _recomputed(books: Books, period: str, manifest: dict[str, Any]) -> closing.
 def _run_log(books: Books, manifests: dict[str, str]) -> Check:
     check = Check("the transparency log has every run once, and in order", unit="runs")
     with books.engine.connect() as connection:
-        rows = connection.execute(sa.select(run_log.run_log).order_by(run_log.run_log.c.number)).all()
+        rows = connection.execute(sa.select(transparency_log.run_log).order_by(transparency_log.run_log.c.number)).all()
     for place, row in enumerate(rows):
         check.compared += 1
         if row.number != place:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from attribution.runs.outcomes import Outcome
 from metering import period_gate, usage_index
-from serving.closing import outcomes, run_log
+from serving.closing import outcomes, transparency_log
 
 PERIOD = "2026-01"
 GOOD, BAD = Outcome(None, 10**6), Outcome(0, None)
@@ -107,7 +107,7 @@ def test_what_a_close_has_seen_does_not_change_behind_it(logged: sa.Engine):
 def test_the_log_of_runs_is_numbered_from_0_and_takes_no_number_twice(engine: sa.Engine):
     for name in ("run-a", "run-b", "run-c"):
         with engine.begin() as connection:
-            run_log.append(connection, name, name.encode())
-    assert len(run_log.tree(engine)) == 3
+            transparency_log.append(connection, name, name.encode())
+    assert len(transparency_log.tree(engine)) == 3
     with pytest.raises(sa.exc.IntegrityError), engine.begin() as connection:
-        connection.execute(sa.insert(run_log.run_log).values(number=2, run_id="run-d", leaf="00"))
+        connection.execute(sa.insert(transparency_log.run_log).values(number=2, run_id="run-d", leaf="00"))

@@ -14,7 +14,7 @@ from alembic.migration import MigrationContext
 from metering import credit, ledger, period_gate, usage_index, withdrawals
 from retrieval import catalogue
 from serving.answering import sampled_texts
-from serving.closing import ablation, closing, outcomes, run_log
+from serving.closing import ablation, closing, outcomes, transparency_log
 from serving.notify import alerts
 from serving.people import identity
 from serving.rules import rulebook
@@ -32,7 +32,7 @@ PARTS = (
     rulebook.METADATA,
     closing.METADATA,
     outcomes.METADATA,
-    run_log.METADATA,
+    transparency_log.METADATA,
     deployment.METADATA,
     alerts.METADATA,
     ablation.METADATA,

@@ -22,7 +22,7 @@ from metering.pricing import Usage
 from metering.records import VALUE_ONE, Split
 from metering.usage_log import parse, records
 from serving.assembly import open_books, open_metering
-from serving.closing import closing, lookup, outcomes, run_log
+from serving.closing import closing, lookup, outcomes, transparency_log
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
 from serving.upkeep.audit import audit
@@ -207,15 +207,15 @@ def test_records_that_come_after_the_pin_are_not_in_the_run(used, monkeypatch):
 
 def test_the_log_of_runs_grows_and_every_record_is_provably_in_it(used):
     closing.close(used, PERIOD, early=False)
-    before = run_log.checkpoint(used)
+    before = transparency_log.checkpoint(used)
     asyncio.run(use_more(used, queries(used, 5, seed=2)))
     closing.close(used, periods.following(PERIOD), early=False)
-    answer = run_log.consistency(used, before["size"])
+    answer = transparency_log.consistency(used, before["size"])
     assert (answer["from"], answer["to"]) == (1, 2)
     assert all(check["ok"] for check in verify_growth(answer, before))
     for size in (-1, 3):
-        with pytest.raises(run_log.LogSizeError):
-            run_log.consistency(used, size)
+        with pytest.raises(transparency_log.LogSizeError):
+            transparency_log.consistency(used, size)
     for name in ("00000000", "00000149", "more-00000003"):
         record = lookup.find(used, name).record
         receipt = {"id": name, "inclusion": closing.inclusion(used, record)}
@@ -322,7 +322,7 @@ def damage_outcomes(books) -> None:
 def damage_run_log(books) -> None:
     with books.engine.begin() as connection:
         connection.execute(sa.text("DROP TRIGGER run_log_no_update"))
-        connection.execute(sa.update(run_log.run_log).values(leaf="0" * 64))
+        connection.execute(sa.update(transparency_log.run_log).values(leaf="0" * 64))
 
 
 def damage_hours(books) -> None:

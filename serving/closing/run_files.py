@@ -44,7 +44,7 @@ _MOVED: Final = pa.schema(
 )
 
 
-class Archived(NamedTuple):
+class HourDigest(NamedTuple):
     """One hour of a run, as ``hours.json`` names it."""
 
     hour: Hour
@@ -55,7 +55,7 @@ class Archived(NamedTuple):
 def write(
     folder: Path,
     parts: Sequence[Path],
-    hours: Sequence[Archived],
+    hours: Sequence[HourDigest],
     moved: Iterable[tuple[str, CreditKey, int]],
     texts: Mapping[str, bytes],
 ) -> None:
@@ -85,7 +85,7 @@ def write(
             file.write(data)
 
 
-def faults(folder: Path, hours: Sequence[Archived], moved: Sequence[tuple[str, CreditKey, int]]) -> Iterator[str]:
+def faults(folder: Path, hours: Sequence[HourDigest], moved: Sequence[tuple[str, CreditKey, int]]) -> Iterator[str]:
     """The files of a run that are not what the run gives."""
     rows = [{"account": account, **key._asdict(), "units": units} for account, key, units in moved]
     checks: dict[str, Callable[[Path], bool]] = {
