@@ -28,8 +28,8 @@ from metering.usage_log import Segment, UsageLog
 from serving.books import Books
 from serving.closing import run_files, transparency_log
 from serving.closing.ablation import ablation_of
-from serving.closing.division import Sums
-from serving.closing.hours import Job, Progress, jobs_of, parts_of, prune
+from serving.closing.crediting import Sums
+from serving.closing.hourly_parts import Job, Progress, jobs_of, parts_of, prune
 from serving.closing.outcomes import Moves, of_period
 from serving.closing.run_files import HourDigest
 

@@ -15,7 +15,7 @@ from attribution.runs.tally import LineKey, Tally
 from metering import period_gate, periods, usage_index
 from metering.money import Currency
 from metering.usage_log import UsageLog
-from serving.closing.division import COLUMNS, Sums, divided
+from serving.closing.crediting import COLUMNS, Sums, divided
 
 
 class Earnings:

@@ -20,7 +20,7 @@ from metering.records import PPM, VALUE_ONE, UsageRecord
 from serving import rendering
 from serving.books import Books
 from serving.closing import lookup, outcomes
-from serving.closing.division import COLUMNS, divided
+from serving.closing.crediting import COLUMNS, divided
 from serving.rules.rulebook import EXTRACTIVE
 
 _ALL_COALITIONS_PLAYERS: Final = 4

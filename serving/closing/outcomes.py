@@ -16,8 +16,8 @@ from attribution.runs.adopted import OUTCOMES, Rules
 from attribution.runs.outcomes import WEIGHT_ONE, Outcome
 from attribution.runs.tally import CreditKey
 from metering import period_gate, usage_index
-from serving.closing.division import Merge, summed
-from serving.closing.hours import Rows
+from serving.closing.crediting import Merge, summed
+from serving.closing.hourly_parts import Rows
 
 METADATA = sa.MetaData()
 

@@ -30,8 +30,8 @@ from attribution.runs.transparency import encode_proof
 from metering import merkle
 from metering.periods import hour_name
 from metering.usage_log import LEAF, RECORD_SCHEMA, SegmentError
-from serving.closing.division import CREDIT, digest
-from serving.closing.hours import Rows, load
+from serving.closing.crediting import CREDIT, digest
+from serving.closing.hourly_parts import Rows, load
 
 _LEAVES: Final = pa.schema([RECORD_SCHEMA.field("id"), LEAF])
 _POLICY: Final = "policy_version"

@@ -18,7 +18,7 @@ from attribution.runs.run import RunError
 from metering import usage_index
 from metering.usage_log import SegmentError, UsageLog
 from serving.assembly import open_books
-from serving.closing import closing, hours
+from serving.closing import closing, hourly_parts
 from serving.settings import Settings
 from tests.databases import new_data_dir
 from tests.many import write_many
@@ -95,13 +95,13 @@ def few(books):
 def computed(monkeypatch) -> list[int]:
     """The hours that were computed, as they are."""
     found: list[int] = []
-    real = hours.attribute_hours
+    real = hourly_parts.attribute_hours
 
     def counted(jobs):
         found.extend(job.hour for job in jobs)
         real(jobs)
 
-    monkeypatch.setattr(hours, "attribute_hours", counted)
+    monkeypatch.setattr(hourly_parts, "attribute_hours", counted)
     return found
 
 
@@ -135,7 +135,7 @@ def test_a_damaged_part_is_computed_again(few, computed):
 
 def test_parts_of_other_code_are_not_used(few, computed, monkeypatch):
     closing.preview(few, PERIOD)
-    monkeypatch.setattr(hours, "code_of", lambda _: "another version")
+    monkeypatch.setattr(hourly_parts, "code_of", lambda _: "another version")
     closing.preview(few, PERIOD)
     assert len(computed) == 60
 
@@ -155,11 +155,12 @@ def test_parts_that_nobody_needs_any_more_are_removed(few):
 
 def test_one_core_and_many_give_the_same(few, tmp_path):
     jobs = [
-        hours.jobs_of(few.log, closing.segments_of(few.engine, PERIOD), tmp_path / name) for name in ("one", "many")
+        hourly_parts.jobs_of(few.log, closing.segments_of(few.engine, PERIOD), tmp_path / name)
+        for name in ("one", "many")
     ]
-    one = list(hours.parts_of(jobs[0], workers=1))
-    hours.attribute_hours(jobs[1][::-1])
-    many = [hours.load(job.path, rows=True) for job in jobs[1]]
+    one = list(hourly_parts.parts_of(jobs[0], workers=1))
+    hourly_parts.attribute_hours(jobs[1][::-1])
+    many = [hourly_parts.load(job.path, rows=True) for job in jobs[1]]
     assert one == many
 
 

@@ -12,7 +12,7 @@ from attribution.apportionment import apportion
 from attribution.runs.run import Batch, divide, owen_shares
 from attribution.runs.tally import floored
 from metering.records import PPM, VALUE_ONE, Split
-from serving.closing.division import Sums, divided
+from serving.closing.crediting import Sums, divided
 from tests.records import a_record, a_table, a_use
 
 NAMES = ("ada", "ben", "cleo", "dan")

@@ -11,7 +11,7 @@ from attribution.runs.statements import Issue, verify
 from attribution.runs.transparency import Checkpoint, CheckpointError, Signer, open_note
 from metering.money import Currency
 from metering.records import PPM, Split
-from serving.closing.division import Sums, divided
+from serving.closing.crediting import Sums, divided
 from serving.portal import statement_pages
 from tests.records import a_record, a_table, a_use
 

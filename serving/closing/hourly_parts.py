@@ -38,7 +38,7 @@ from attribution.runs.tally import Totals
 from metering import merkle
 from metering.periods import HOUR_MS, hour_name
 from metering.usage_log import Segment, SegmentError, UsageLog
-from serving.closing.division import COLUMNS, Divided, digest, divided
+from serving.closing.crediting import COLUMNS, Divided, digest, divided
 
 _SUFFIX: Final = ".part"
 _HASH_BYTES: Final = 32
@@ -78,7 +78,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The records of an hour and their credits, as in :class:`serving.closing.division.Divided`, records by id."""
+    """The records of an hour and their credits, as in :class:`serving.closing.crediting.Divided`, records by id."""
 
     records: pa.Table
     credits: pa.Table

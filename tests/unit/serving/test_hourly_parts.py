@@ -11,17 +11,17 @@ from pathlib import Path
 import pytest
 
 from metering.usage_log import Segment, UsageLog
-from serving.closing import hours
-from serving.closing.hours import code_of, jobs_of
+from serving.closing import hourly_parts
+from serving.closing.hourly_parts import code_of, jobs_of
 
-ROOT = Path(hours.__file__).parents[2]
+ROOT = Path(hourly_parts.__file__).parents[2]
 PACKAGES = ("attribution", "metering", "retrieval", "serving")
 
 
 def imported() -> list[str]:
     """Every file of the program that dividing hours loads; the packages themselves, which hold nothing, left out."""
     code = (
-        "import json, sys; import serving.closing.hours\n"
+        "import json, sys; import serving.closing.hourly_parts\n"
         f"print(json.dumps([m.__file__ for n, m in sys.modules.items() if n.partition('.')[0] in {PACKAGES!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -39,7 +39,7 @@ def copy(tmp_path_factory):
 
 def test_every_file_that_decides_is_in_the_name_of_a_part(copy):
     before, decides = code_of(copy), imported()
-    assert {"attribution/apportionment.py", "metering/records.py", "serving/closing/division.py"} <= {*decides}
+    assert {"attribution/apportionment.py", "metering/records.py", "serving/closing/crediting.py"} <= {*decides}
     for name in decides:
         if name == "serving/__init__.py":  # the version
             continue
@@ -75,5 +75,5 @@ def test_other_code_rules_and_segments_have_other_parts(tmp_path, monkeypatch):
     first = path()
     assert path() == first
     assert path("1" * 64) != first
-    monkeypatch.setattr(hours, "code_of", lambda _: "another")
+    monkeypatch.setattr(hourly_parts, "code_of", lambda _: "another")
     assert path() != first
