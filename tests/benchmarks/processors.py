@@ -66,7 +66,7 @@ def answered(database: Path, questions: list[str]) -> Iterator[dict[str, str]]:
         found = retriever.retrieve(question, top_k=5, purpose="answer", price=10**9)
         made = Extractive().begin(Query(question, EXTRACTIVE), found)
         uses = tuple(a_use(each.document.id, each.document.contributor) for each in found.documents)
-        tables = {name: tuple(function.table(made.case).tolist()) for name, function in functions.items()}
+        tables = {name: tuple(function.table(made.grounded).tolist()) for name, function in functions.items()}
         records = [
             a_record(id=f"{number} {name}", uses=uses, values=table, value_function=name)
             for name, table in tables.items()
