@@ -169,9 +169,21 @@ async def test_large_records_make_smaller_segments(rig, monkeypatch):
         assert max(sizes) < 40
 
 
+async def test_a_record_of_a_newer_version_waits_for_that_version_and_holds_up_its_shard_alone(rig):
+    newer = a_record(id="newer").encode().replace(b'"format":', b'"format":9', 1)
+    async with rig:
+        for shard in range(2):
+            await rig.client.xadd(keys.usage(shard), {"r": a_record(id=f"known-{shard}").encode()})
+        await rig.client.xadd(keys.usage(0), {"r": newer})
+        with pytest.raises(ValueError, match="upgrade Patronage"):
+            await rig.drain.drain()
+        assert [row.id for row in rig.rows(usage_index.receipts)] == ["known-1"]
+        assert newer in [data for _, data in entries(await rig.client.xrange(keys.usage(0)))]
+
+
 async def test_a_record_of_an_older_version_is_completed_and_garbage_stops_its_shard(rig):
     async with rig:
-        old = a_record(id="old").encode().replace(b',"idempotency":""', b"")
+        old = a_record(id="old", format=1).encode().replace(b',"idempotency":""', b"")
         await rig.client.xadd(keys.usage(0), {"r": old})
         await rig.capture(a_record(id="new"), shard=0)
         assert await rig.drain.drain() == 2
