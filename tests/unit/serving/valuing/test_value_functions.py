@@ -11,7 +11,7 @@ from serving.generators import extractive
 from serving.generators.grounded_answer import GroundedAnswer
 from serving.settings import Settings
 from serving.valuing.functions import Counterfactual, Rerun
-from tests.unit.test_extractive import made
+from tests.unit.serving.generators.test_extractive import made
 
 QUESTION = "When was the tower built?"
 DOCUMENTS = (
