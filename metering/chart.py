@@ -35,7 +35,7 @@ class Place:
     owner: str | None = None
 
     @property
-    def legal_name(self) -> str:
+    def journal_name(self) -> str:
         """The name in a plain-text journal: letters, digits and single dashes, different for different accounts."""
         parts = [self.root, self.group]
         if self.owner is not None:

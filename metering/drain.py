@@ -58,7 +58,7 @@ class Drain:
         self._shards = shards
         self._owner = uuid.uuid4().hex
         self._charged: set[str] = set()
-        self._sole: dict[int, int] = {}
+        self._exclusive: dict[int, int] = {}
         """By shard, the token under which nobody else can have written a segment; 0 where none was needed yet."""
 
     async def lag(self) -> Lag:
@@ -142,17 +142,17 @@ class Drain:
 
     async def _drain_shard(self, shard: int, length: int | None) -> int:
         waiting = await self._streams.length(shard) if length is None else length
-        if not waiting and shard in self._sole:
+        if not waiting and shard in self._exclusive:
             return 0
-        sole = self._sole.pop(shard, None)  # whatever fails below may leave a segment that is not registered
+        exclusive = self._exclusive.pop(shard, None)  # whatever fails below may leave a segment that is not registered
         mark, fence = await asyncio.to_thread(self._mark, shard)
         token = await self._take_lease(shard, fence) if waiting else 0
-        moved = await self._adopt(shard, mark, fence) if sole is None or token != sole else 0
+        moved = await self._adopt(shard, mark, fence) if exclusive is None or token != exclusive else 0
         if moved:
             mark, fence = await asyncio.to_thread(self._mark, shard)
         if waiting:
             moved += await self._drain_stream(shard, mark, fence)
-        self._sole[shard] = token
+        self._exclusive[shard] = token
         return moved
 
     async def _drain_stream(self, shard: int, mark: str, fence: int) -> int:

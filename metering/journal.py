@@ -43,15 +43,15 @@ def write(
     Returns:
         The number of transfers.
     """
-    before = _held(ledger.balances(connection, start_ms - 1))
+    before = _nonzero(ledger.balances(connection, start_ms - 1))
     after = ledger.balances(connection, end_ms)
     dialect = _Beancount(currency) if form is Format.beancount else _Hledger(currency)
-    transfers = ledger.stream(connection, start_ms, end_ms)
+    transfers = ledger.between(connection, start_ms, end_ms)
     first = next(transfers, None)
     opening = day_of(start_ms if before else first.at_ms if first else start_ms)
     last = opening
     sink.write(dialect.begin(title))
-    sink.writelines(dialect.account(opening, place(account).legal_name, account) for account in sorted(after))
+    sink.writelines(dialect.account(opening, place(account).journal_name, account) for account in sorted(after))
     if before:
         sink.writelines(dialect.entry(opening, "opening", {}, _debits(before)))
     count = 0
@@ -63,7 +63,7 @@ def write(
     return count
 
 
-def _held(balances: Mapping[str, int]) -> dict[str, int]:
+def _nonzero(balances: Mapping[str, int]) -> dict[str, int]:
     return {account: units for account, units in balances.items() if units}
 
 
@@ -94,7 +94,7 @@ class _Text:
 
     def postings(self, found: Postings) -> Iterator[str]:
         for account, units in found:
-            yield f"  {place(account).legal_name}  {self.amount(units)}\n"
+            yield f"  {place(account).journal_name}  {self.amount(units)}\n"
 
 
 class _Beancount(_Text):
@@ -115,7 +115,7 @@ class _Beancount(_Text):
         yield "\n"
         for account, units in balances:
             number, _, code = self.amount(units).partition(" ")
-            yield f"{following} balance {place(account).legal_name}  {number} ~ 0 {code}\n"
+            yield f"{following} balance {place(account).journal_name}  {number} ~ 0 {code}\n"
 
 
 class _Hledger(_Text):
@@ -134,7 +134,7 @@ class _Hledger(_Text):
     def asserted(self, day: str, balances: Postings) -> Iterator[str]:
         yield f"\n{day} * balances\n"
         for account, units in balances:
-            yield f"  {place(account).legal_name}  {self.amount(0)} = {self.amount(units)}\n"
+            yield f"  {place(account).journal_name}  {self.amount(0)} = {self.amount(units)}\n"
 
 
 def _quoted(text: str) -> str:

@@ -238,7 +238,7 @@ def history(connection: sa.Connection, account: str, start_ms: int, end_ms: int,
     return [Transfer(**row) for row in reversed(connection.execute(query).mappings().all())]
 
 
-def stream(connection: sa.Connection, start_ms: int, end_ms: int) -> Iterator[Transfer]:
+def between(connection: sa.Connection, start_ms: int, end_ms: int) -> Iterator[Transfer]:
     """Every transfer between two moments, both included, in the order of their moments, a few at a time."""
     query = sa.select(transfers).where(transfers.c.at_ms.between(start_ms, end_ms))
     query = query.order_by(transfers.c.at_ms, transfers.c.id).execution_options(yield_per=_ROWS)

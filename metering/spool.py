@@ -69,7 +69,7 @@ class Spool:
         self._engine = engine
         self._captures_max = captures_max
         self._waiting = len(state_of(folder).waiting)
-        self._replaying = asyncio.Lock()
+        self._resending = asyncio.Lock()
 
     @property
     def waiting(self) -> int:
@@ -102,13 +102,13 @@ class Spool:
         except (FileNotFoundError, _Damaged):
             return None
 
-    async def replay(self, meter: Meter) -> int:
+    async def resend(self, meter: Meter) -> int:
         """Send every capture that waits, and give how many were charged by this call or before.
 
         Raises:
             MeterUnavailable: the meter is still away; what was not sent waits on.
         """
-        async with self._replaying:
+        async with self._resending:
             done = 0
             for name in (await asyncio.to_thread(self.state)).waiting:
                 done += await self._send(meter, self._folder / name)

@@ -77,7 +77,7 @@ class Metering:
             await self.meter.fund(await asyncio.to_thread(self._funding, customer))
         for key in await asyncio.to_thread(self.books.identities.revoked_keys):
             await self.meter.revoke(key.owner, key.id)
-        await self.spool.replay(self.meter)
+        await self.spool.resend(self.meter)
 
     def _funding(self, customer: str) -> Funding:
         with self.books.engine.connect() as connection:

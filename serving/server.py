@@ -115,7 +115,7 @@ async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> Non
             if failing:
                 # Whatever Redis may have lost meanwhile, its accounts are never behind the ledger.
                 await service.metering.catch_up()
-            await service.metering.spool.replay(service.metering.meter)
+            await service.metering.spool.resend(service.metering.meter)
             lag = await drain.lag()
             metrics.drain_lag.set(lag.records)
             metrics.drain_lag_seconds.set(lag.seconds)

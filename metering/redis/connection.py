@@ -98,7 +98,7 @@ Client = SingleClient | ClusterClient
 
 
 @contextmanager
-def reached() -> Iterator[None]:
+def unavailable_on_failure() -> Iterator[None]:
     """Turn every failure of Redis into :class:`metering.meter.MeterUnavailable`, with a hint where there is one."""
     try:
         yield
@@ -208,7 +208,7 @@ async def examine(client: Client) -> list[Server]:
     Raises:
         MeterUnavailable: one does not answer.
     """
-    with reached():
+    with unavailable_on_failure():
         if isinstance(client, SingleClient):
             return [await _server(client, _address(client), {})]
         await client.initialize()

@@ -30,7 +30,7 @@ from metering.meter import (
 )
 from metering.records import UsageRecord
 from metering.redis import keys
-from metering.redis.connection import Acknowledgement, Client, reached
+from metering.redis.connection import Acknowledgement, Client, unavailable_on_failure
 from metering.redis.scripts import Scripts, Word
 from metering.redis.usage_streams import entries
 
@@ -88,7 +88,7 @@ class RedisMeter:
         """See :meth:`Meter.claim`."""
         for shard in range(self._shards):
             key = keys.deployment(shard)
-            with reached():
+            with unavailable_on_failure():
                 if fresh:
                     await self._client.set(key, self._deployment, nx=True)
                 found: Any = await self._client.get(key)
@@ -251,7 +251,7 @@ class RedisMeter:
     async def reserves(self) -> list[tuple[str, str]]:
         """See :meth:`Meter.reserves`."""
         found: dict[Any, Any] = {}
-        with reached():
+        with unavailable_on_failure():
             for shard in range(self._shards):
                 found |= await self._client.hgetall(keys.reserves(shard))
         return [(value.partition(b" ")[2].decode(), name.decode()) for name, value in found.items()]
@@ -287,7 +287,7 @@ class RedisMeter:
     async def find_record(self, account: str, record: str) -> bytes | None:
         """See :meth:`Meter.find_record`."""
         shard = self._shard(account)
-        with reached():
+        with unavailable_on_failure():
             entry = await self._client.get(keys.captured(shard, record))
             if entry is None:
                 return None

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from metering import stream_ids
 from metering.redis import keys
-from metering.redis.connection import Client, reached
+from metering.redis.connection import Client, unavailable_on_failure
 from metering.redis.meter import CAPTURED_TTL_MS, same_deployment
 from metering.redis.scripts import Scripts
 
@@ -41,7 +41,7 @@ async def states(client: Client, deployment: str, shards: int) -> list[State]:
         MeterUnavailable: Redis does not answer.
     """
     found = []
-    with reached():
+    with unavailable_on_failure():
         for shard in range(shards):
             reply: Any = await client.get(keys.deployment(shard))
             found.append(_state(reply, deployment))
@@ -61,7 +61,7 @@ async def clear(client: Client, shards: Iterable[int]) -> None:
     kept = {key.encode() for shard in shards for key in (keys.deployment(shard), keys.usage(shard), keys.fence(shard))}
     tags = {keys.tag(shard).encode() for shard in shards}
     doomed: dict[bytes, list[bytes]] = defaultdict(list)
-    with reached():
+    with unavailable_on_failure():
         async for key in client.scan_iter(match=keys.EVERY, count=_BATCH):
             tag = key.partition(b":")[0]
             if tag in tags and key not in kept:
@@ -74,7 +74,7 @@ async def clear(client: Client, shards: Iterable[int]) -> None:
 
 async def stamp(client: Client, deployment: str, shards: int) -> None:
     """Let every shard carry the id: from here on the scripts of whoever knows another one are refused."""
-    with reached():
+    with unavailable_on_failure():
         for shard in range(shards):
             await client.set(keys.deployment(shard), deployment)
             await client.delete(keys.drainer(shard))  # who had this lease cannot use it any more
@@ -101,5 +101,5 @@ async def mark_captured(client: Client, shards: int, registered: Iterable[tuple[
     for record, account, entry in registered:
         lapses = stream_ids.order(entry)[0] + CAPTURED_TTL_MS
         pipeline.set(keys.captured(keys.shard_of(account, shards), record), entry, pxat=lapses)
-    with reached():
+    with unavailable_on_failure():
         await pipeline.execute()

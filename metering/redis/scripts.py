@@ -22,7 +22,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from metering.meter import MeterLost
 from metering.redis import keys
-from metering.redis.connection import Client, SingleClient, reached
+from metering.redis.connection import Client, SingleClient, unavailable_on_failure
 
 SYNC_TIMEOUT_MS: Final = 2_000
 """How long a capture waits for the disk where that is asked for: less than the socket's time-out."""
@@ -60,7 +60,7 @@ class Scripts:
         """
         script = self._scripts[name]
         run = script.synced if synced else script
-        with reached():
+        with unavailable_on_failure():
             reply = await run(keys=[keys.deployment(shard), *names], args=[self._deployment, *args])
         if reply[0] == b"lost":
             raise MeterLost("Redis does not hold this deployment's accounts (flushed, or another server)")
@@ -81,7 +81,7 @@ class Script:
         """Run it where its keys are. It may be run twice, so it must be harmless to repeat.
 
         Raises:
-            RedisError, RedisClusterException: it was not run, or its answer was lost; see :func:`reached`.
+            RedisError, RedisClusterException: it was not run, or its answer was lost.
         """
         wire = await self._client.wire(keys)
         if wire is not None:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from metering import stream_ids
 from metering.redis import keys
-from metering.redis.connection import Client, reached
+from metering.redis.connection import Client, unavailable_on_failure
 from metering.redis.scripts import Scripts
 
 REGISTERED_TTL_MS: Final = 600 * 1000
@@ -45,7 +45,7 @@ class UsageStreams:
         """How many entries every stream has: in one round trip where one server has them all, else not known yet."""
         if not isinstance(self._client, Redis):
             return [None] * self._shards
-        with reached():
+        with unavailable_on_failure():
             pipeline = self._client.pipeline(transaction=False)
             for shard in range(self._shards):
                 pipeline.xlen(keys.usage(shard))
@@ -53,18 +53,18 @@ class UsageStreams:
 
     async def length(self, shard: int) -> int:
         """How many entries a stream has."""
-        with reached():
+        with unavailable_on_failure():
             return int(await self._client.xlen(keys.usage(shard)))
 
     async def oldest(self, shard: int) -> str | None:
         """The id of a stream's first entry, or None if it is empty."""
-        with reached():
+        with unavailable_on_failure():
             found = entries(await self._client.xrange(keys.usage(shard), count=1))
         return found[0][0] if found else None
 
     async def newest(self, shard: int) -> str | None:
         """The id of a stream's last entry, or None if it is empty."""
-        with reached():
+        with unavailable_on_failure():
             found = entries(await self._client.xrevrange(keys.usage(shard), count=1))
         return found[0][0] if found else None
 
@@ -74,7 +74,7 @@ class UsageStreams:
         size = 0
         while len(batch) < records_max and size < bytes_max:
             count = min(_PAGE, records_max - len(batch))
-            with reached():
+            with unavailable_on_failure():
                 page = entries(await self._client.xrange(keys.usage(shard), min=f"({after}", count=count))
             batch += page
             if len(page) < count:
@@ -85,12 +85,12 @@ class UsageStreams:
 
     async def until(self, shard: int, mark: str, *, records_max: int) -> list[Entry]:
         """The first entries of a stream that are not after ``mark``."""
-        with reached():
+        with unavailable_on_failure():
             return entries(await self._client.xrange(keys.usage(shard), max=mark, count=records_max))
 
     async def trim(self, shard: int, last: str) -> None:
         """Delete the entries of a stream up to ``last``."""
-        with reached():
+        with unavailable_on_failure():
             await self._client.xtrim(keys.usage(shard), minid=stream_ids.following(last), approximate=False)
 
     async def requeue(self, shard: int, mark: str, moved: Sequence[str]) -> None:

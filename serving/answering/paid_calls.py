@@ -229,7 +229,7 @@ class PaidCalls:
         await self._join_group()
         if self._spool.waiting:
             # What is owed already comes before anything new is promised.
-            await self._spool.replay(self._meter)
+            await self._spool.resend(self._meter)
         hold = await self._admitted(request)
         if isinstance(hold, Hold) and request.idempotency_key and request.retries is None:
             try:

@@ -85,7 +85,7 @@ async def audit(books: Books, metering: Metering, progress: Progress | None = No
     """
     say = progress or (lambda _: None)
     say("draining")
-    await metering.spool.replay(metering.meter)
+    await metering.spool.resend(metering.meter)
     await metering.drain.flush()
     say("reading the log")
     log, sums = await asyncio.to_thread(_log, books)

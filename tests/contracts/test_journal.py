@@ -109,7 +109,7 @@ def expected(engine: sa.Engine, at_ms: int | None = None) -> dict[str, Decimal]:
     """The ledger's balances under their legal names, debits positive, without what is nothing."""
     with engine.connect() as connection:
         found = ledger.balances(connection, at_ms)
-    return {place(account).legal_name: Decimal(-units).scaleb(-9) for account, units in found.items() if units}
+    return {place(account).journal_name: Decimal(-units).scaleb(-9) for account, units in found.items() if units}
 
 
 def bean_check(bin_: Path, file: Path) -> subprocess.CompletedProcess[str]:
@@ -140,7 +140,7 @@ def test_beancount_accepts_it_and_finds_the_balances(kept, beancount, tmp_path, 
     assert read["errors"] == 0
     balances = {name: Decimal(units) for name, units in read["balances"].items() if Decimal(units)}
     assert balances == expected(kept, end_ms)
-    assert all(place(account).legal_name == name for name, account in read["opened"].items())
+    assert all(place(account).journal_name == name for name, account in read["opened"].items())
     assert read["count"] - count in (0, 1), "one more for what came before"
 
 

@@ -203,7 +203,7 @@ def test_the_history_of_an_account_is_its_last_transfers_in_order(engine):
         assert ledger.history(connection, "customer:a", 0, 100, 50) == found
         assert ledger.history(connection, "customer:a", 5, 11, 3) == found[9:12]
         assert ledger.history(connection, "nobody", 0, 100, 50) == []
-        assert [each.id for each in ledger.stream(connection, 7, 8)] == ["other", "t7", "t8"]
+        assert [each.id for each in ledger.between(connection, 7, 8)] == ["other", "t7", "t8"]
 
 
 def test_a_snapshot_sees_nothing_of_what_is_posted_meanwhile(engine):
@@ -212,7 +212,7 @@ def test_a_snapshot_sees_nothing_of_what_is_posted_meanwhile(engine):
         before = ledger.balances(connection)
         post(engine, moved("b", "bank", "customer:a", 5))
         assert ledger.balances(connection) == before
-        assert [each.id for each in ledger.stream(connection, 0, MOMENT_MS)] == ["a"]
+        assert [each.id for each in ledger.between(connection, 0, MOMENT_MS)] == ["a"]
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

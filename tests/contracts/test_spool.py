@@ -60,8 +60,8 @@ async def test_what_waits_is_charged_once_and_gone(meter, spool):
     assert spool.waiting == 1
     assert spool.find("one") == record
 
-    assert await spool.replay(meter) == 1
-    assert await spool.replay(meter) == 0
+    assert await spool.resend(meter) == 1
+    assert await spool.resend(meter) == 0
     assert (await meter.balance("acme")).spent == CHARGE
     assert (spool.waiting, spool.find("one"), spool.state().waiting) == (0, None, ())
 
@@ -72,7 +72,7 @@ async def test_a_charge_that_was_taken_before_is_not_taken_again(meter, spool):
     spool.put(hold, record)
     await meter.capture(hold, record)
 
-    assert await spool.replay(meter) == 1
+    assert await spool.resend(meter) == 1
     assert (await meter.balance("acme")).spent == CHARGE
 
 
@@ -87,7 +87,7 @@ async def test_a_charge_that_the_ledger_has_is_never_sent(meter, spool, client, 
         await client.delete(key)
     spool.put(hold, record)
 
-    assert await spool.replay(meter) == 1
+    assert await spool.resend(meter) == 1
     assert (await meter.balance("acme")).spent == CHARGE
     assert (await drain.lag()).records == 0
 
@@ -96,10 +96,10 @@ async def test_it_waits_on_while_the_meter_is_away(meter, away, spool):
     hold, record = await held(meter)
     spool.put(hold, record)
     with pytest.raises(MeterUnavailable):
-        await spool.replay(away)
+        await spool.resend(away)
 
     assert spool.state().waiting == ("one.capture",)
-    assert await spool.replay(meter) == 1
+    assert await spool.resend(meter) == 1
 
 
 async def test_another_process_finds_it_and_sends_it_once(meter, spool, tmp_path, engine):
@@ -107,8 +107,8 @@ async def test_another_process_finds_it_and_sends_it_once(meter, spool, tmp_path
     spool.put(hold, record)
     other = Spool(tmp_path / "spool", engine)
     assert other.waiting == 1
-    assert await other.replay(meter) == 1
-    assert await spool.replay(meter) == 0
+    assert await other.resend(meter) == 1
+    assert await spool.resend(meter) == 0
     assert spool.waiting == 0
     assert (await meter.balance("acme")).spent == CHARGE
 
@@ -120,7 +120,7 @@ async def test_what_the_meter_refuses_is_put_aside(meter, spool):
     await meter.fund(Funding("poor", 1, CHARGE - 1, 0))
     spool.put(poor, record)
 
-    assert await spool.replay(meter) == 0
+    assert await spool.resend(meter) == 0
     assert spool.state().refused == ("one.refused",)
     assert spool.waiting == 0
     assert (await meter.balance("poor")).spent == 0
@@ -148,7 +148,7 @@ async def test_a_damaged_file_is_put_aside_and_holds_up_nobody(meter, spool, tmp
     path.write_bytes(damage(path.read_bytes()))
 
     assert spool.find("one") is None
-    assert await spool.replay(meter) == 1
+    assert await spool.resend(meter) == 1
     assert spool.state().damaged == ("one.damaged",)
     assert (await meter.balance("acme")).spent == CHARGE
 
@@ -159,7 +159,7 @@ async def test_it_is_bounded(meter, tmp_path, engine):
     small.put(hold, record)
     with pytest.raises(SpoolFull):
         small.put(*await held(meter, "two"))
-    assert await small.replay(meter) == 1
+    assert await small.resend(meter) == 1
 
 
 async def test_a_full_disk_leaves_nothing_behind(meter, spool, monkeypatch, tmp_path):

@@ -13,7 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from metering.meter import MeterUnavailable
-from metering.redis.connection import connect, reached
+from metering.redis.connection import connect, unavailable_on_failure
 from metering.redis.pipe import Pipe
 from tests.redis_servers import external
 from tests.tls_proxy import certificate, tls
@@ -153,7 +153,7 @@ def test_it_goes_through_tls_and_a_login(loop, tmp_path):
 def test_a_connection_that_redis_py_closes_under_a_command_is_an_outage():
     """Seen in a cluster whose slots move: its stream is None then."""
     stream = None
-    with pytest.raises(MeterUnavailable), reached():
+    with pytest.raises(MeterUnavailable), unavailable_on_failure():
         stream.writelines([b"PING"])
-    with pytest.raises(AttributeError), reached():
+    with pytest.raises(AttributeError), unavailable_on_failure():
         "a defect".writelines([b"PING"])

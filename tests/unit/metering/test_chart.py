@@ -34,8 +34,8 @@ owners = st.text(min_size=1, max_size=12) | st.text("aA1-_é", min_size=1, max_s
         ("something else", "Equity:Other:Id-something--20-else"),
     ],
 )
-def test_accounts_have_legal_names(account, name):
-    assert place(account).legal_name == name
+def test_accounts_have_names_for_journals(account, name):
+    assert place(account).journal_name == name
 
 
 @given(st.sampled_from(sorted(OWNED)), owners)
@@ -45,8 +45,8 @@ def test_every_name_is_legal_and_can_be_read_back(kind, owner):
         return
     found = place(account)
     assert found.root in ROOTS
-    assert LEGAL.fullmatch(found.legal_name)
-    head, _, code = found.legal_name.partition(":Id-")
+    assert LEGAL.fullmatch(found.journal_name)
+    head, _, code = found.journal_name.partition(":Id-")
     assert head.endswith(OWNED[kind])
     assert re.sub(r"--([0-9a-f]+)-", lambda hit: chr(int(hit[1], 16)), code) == owner
 
@@ -54,4 +54,4 @@ def test_every_name_is_legal_and_can_be_read_back(kind, owner):
 @given(owners, owners)
 def test_different_accounts_have_different_names(one, other):
     accounts = {f"{kind}:{owner}" for kind in OWNED for owner in (one, other)} | {one, other, ledger.BANK}
-    assert len({place(account).legal_name for account in accounts}) == len(accounts)
+    assert len({place(account).journal_name for account in accounts}) == len(accounts)
