@@ -9,7 +9,7 @@ import typer
 
 from metering import periods
 from serving.assembly import open_ablation_function, open_books
-from serving.cli.money import drain_captured
+from serving.cli.periods import drain_captured
 from serving.closing import ablation
 from serving.terminal import summaries
 from serving.terminal.console import current

@@ -36,15 +36,16 @@ from serving.answering.sampled_texts import SampleError
 from serving.assembly import AssemblyError
 from serving.cli import (
     ablation,
-    books,
     cases,
     checks,
     customers,
     documents,
     keys,
+    ledger,
     meter,
-    money,
+    payouts,
     people,
+    periods,
     policy,
     prices,
     server,
@@ -74,7 +75,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for part in (server, people, customers, keys, prices, policy, documents, money, books, ablation, cases, meter, checks):
+for part in (
+    server, people, customers, keys, prices, policy, documents, periods,
+    ledger, payouts, ablation, cases, meter, checks,
+):  # fmt: skip
     part.register(app)
 
 _EXPECTED = (

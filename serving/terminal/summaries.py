@@ -57,3 +57,8 @@ def earned(out: Out, summary: dict[str, Any]) -> None:
 def bar(part: float) -> str:
     """A bar for a part of the whole, between 0 and 1."""
     return "█" * round(part * _BAR_CELLS)
+
+
+def moment(written: str | None) -> str:
+    """A time in RFC 3339, to the second; empty without one."""
+    return "" if written is None else written[:19].replace("T", " ")

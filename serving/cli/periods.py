@@ -1,4 +1,4 @@
-"""Commands for money: periods and statements."""
+"""Commands for periods and their statements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands for the books: the ledger, its corrections, and payouts."""
+"""Commands for the ledger and its corrections."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import typer
 from metering import journal, ledger, periods, sql
 from serving.assembly import open_books, open_metering
 from serving.books import Books
-from serving.money import corrections, payouts
+from serving.money import corrections
 from serving.money.trial_balance import FOREVER_MS, TrialBalance, history, trial_balance
 from serving.terminal.console import Out, current
+from serving.terminal.summaries import moment
 
 _ledger = typer.Typer(help="The double-entry books.")
-_payout = typer.Typer(help="Payouts to contributors, in two phases.", no_args_is_help=True)
 
 _GROUP_ROWS = 20
 
@@ -32,7 +32,6 @@ Reason = Annotated[str, typer.Option(help="Why; it is kept for ever.")]
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.add_typer(_ledger, name="ledger")
-    app.add_typer(_payout, name="payout")
 
 
 @_ledger.callback(invoke_without_command=True)
@@ -73,7 +72,7 @@ def show(
     for each in found["transfers"]:
         about = each["reference"] if each["reason"] is None else f"{each['reference']}: {each['reason']}"
         amounts = each["amount"]["amount"], each["balance"]["amount"]
-        rows.append([_time(each["at"]), each["kind"], each["other"], *amounts, about])
+        rows.append([moment(each["at"]), each["kind"], each["other"], *amounts, about])
     out.table(["time", "kind", "other account", "amount", "balance", "reference"], rows, numbers=[3, 4])
 
 
@@ -132,50 +131,6 @@ def correct(
         out.print(f"{found['amount']['amount']} {found['amount']['currency']}: {found['debit']} -> {found['credit']}")
 
 
-@_payout.command("start", epilog="Example: patronage payout start mary --reference wire-2026-11-mary")
-def start_payout(
-    contributor: str,
-    reference: Reference,
-    amount: Annotated[str | None, typer.Option(help="How much. Default: all that is owed.")] = None,
-) -> None:
-    """Set aside what a contributor is about to be paid; then tell the bank."""
-    settings, out = current()
-    with open_books(settings) as books:
-        units = None if amount is None else books.currency.parse_positive(amount)
-        _show_payout(out, books, payouts.start(books, contributor, units, reference))
-
-
-@_payout.command("settle", epilog="Example: patronage payout settle wire-2026-11-mary")
-def settle_payout(reference: str) -> None:
-    """The payout has arrived."""
-    settings, out = current()
-    with open_books(settings) as books:
-        _show_payout(out, books, payouts.settle(books, reference))
-
-
-@_payout.command("cancel", epilog="Example: patronage payout cancel wire-2026-11-mary --reason 'account closed'")
-def cancel_payout(reference: str, reason: Reason) -> None:
-    """The payout was not made: the contributor is owed it again."""
-    settings, out = current()
-    with open_books(settings) as books:
-        _show_payout(out, books, payouts.cancel(books, reference, reason))
-
-
-@_payout.command("list", epilog="Example: patronage payout list --state started")
-def list_payouts(
-    contributor: Annotated[str | None, typer.Option(help="Only this contributor's.")] = None,
-    state: Annotated[payouts.State | None, typer.Option(help="Only those that stand so.")] = None,
-    after: Annotated[str | None, typer.Option(help="Those before the one of this reference.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=payouts.PAGE_MAX, help="How many, the newest.")] = 100,
-) -> None:
-    """Payouts, newest first."""
-    settings, out = current()
-    with open_books(settings) as books:
-        found = payouts.listing(books.engine, contributor=contributor, state=state, after=after, limit=limit)
-        if not out.result({"payouts": [each.to_json(books.currency) for each in found]}):
-            _show_payouts(out, books, found)
-
-
 def _range(start: str | None, end: str | None) -> tuple[int, int]:
     return 0 if start is None else periods.first_ms(start), FOREVER_MS if end is None else periods.last_ms(end)
 
@@ -196,25 +151,3 @@ def _show_balances(out: Out, books: Books, found: TrialBalance, *, every: bool) 
             rows.append((f"    and {len(largest) - len(shown)} more: --all", ""))
     rows.append(("total", amount(sum(group.balance for group in found.groups))))
     out.table(["account", f"balance ({books.currency.code})"], rows, numbers=[1])
-
-
-def _show_payout(out: Out, books: Books, payout: payouts.Payout) -> None:
-    if not out.result(payout.to_json(books.currency)):
-        _show_payouts(out, books, [payout])
-
-
-def _show_payouts(out: Out, books: Books, found: list[payouts.Payout]) -> None:
-    columns = ["reference", "contributor", f"amount ({books.currency.code})", "state", "started", "ended", "reason"]
-    rows = []
-    for each in found:
-        shown = each.to_json(books.currency)
-        times = [_time(shown["started"]), _time(shown["ended"])]
-        rows.append(
-            [each.reference, each.contributor, shown["amount"]["amount"], each.state, *times, each.reason or ""]
-        )
-    out.table(columns, rows, numbers=[2])
-
-
-def _time(moment: str | None) -> str:
-    """A moment in seconds, for people."""
-    return "" if moment is None else moment[:19].replace("T", " ")
