@@ -7,7 +7,7 @@ import asyncio
 from fastapi import APIRouter, Response
 
 from serving.api.alerts import AlertBody, change_alert
-from serving.api.context import Customer, TheService, json_response
+from serving.api.dependencies import Customer, TheService, json_response
 from serving.money import customers
 from serving.notify import alerts
 

@@ -11,7 +11,7 @@ from metering.money import Currency, MoneyError
 from retrieval.documents import check_id
 from serving.api import paid
 from serving.api.alerts import AlertBody, change_alert
-from serving.api.context import TheService, json_response, operator
+from serving.api.dependencies import TheService, json_response, operator
 from serving.api.errors import ApiError
 from serving.closing import closing
 from serving.money import funding

@@ -8,15 +8,16 @@ from serving import __version__
 from serving.api import (
     account,
     admin,
-    books,
     chat,
     documents,
     embeddings,
     errors,
     health,
     keys,
+    ledger,
     models,
     outcomes,
+    payouts,
     prices,
     query,
     receipts,
@@ -44,7 +45,7 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     app.state.draining = False
     paid = (query, chat, responses, embeddings, models)
     customers = (account, usage, receipts, outcomes)
-    operators = (admin, keys, prices, books)
+    operators = (admin, keys, prices, ledger, payouts)
     for part in (*paid, *customers, documents, statements, transparency, *operators, health):
         app.include_router(part.router)
     errors.install(app)

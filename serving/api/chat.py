@@ -12,7 +12,7 @@ from metering.money import Currency
 from serving import rendering
 from serving.answering.answered import Answered
 from serving.api import paid
-from serving.api.context import Payer, TheService, json_response
+from serving.api.dependencies import Payer, TheService, json_response
 from serving.api.errors import ApiError, body_of
 from serving.api.messages import ConversationMessage, PaidBody, Tokens, citations
 from serving.api.streams import event, stream

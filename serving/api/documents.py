@@ -11,7 +11,7 @@ from retrieval.catalogue import StoredDocument
 from retrieval.ingest import Ingest
 from retrieval.readers import DocumentLine, decode_line
 from serving import rendering
-from serving.api.context import Contributor, TheService, json_response
+from serving.api.dependencies import Contributor, TheService, json_response
 from serving.api.errors import ApiError
 from serving.people.identity import new_id
 from serving.service import Service

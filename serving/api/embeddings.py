@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from retrieval.embedding import Vector
 from serving.api import paid
-from serving.api.context import Payer, TheService, json_response
+from serving.api.dependencies import Payer, TheService, json_response
 from serving.api.errors import ApiError
 
 router = APIRouter()

@@ -10,7 +10,7 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from metering.meter import MeterUnavailable
-from serving.api.context import TheService, json_response
+from serving.api.dependencies import TheService, json_response
 from serving.portal.pages import render
 from serving.rules.rulebook import EXTRACTIVE
 from serving.telemetry.metrics import Metrics

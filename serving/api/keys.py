@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
-from serving.api.context import TheService, json_response, operator
+from serving.api.dependencies import TheService, json_response, operator
 from serving.people import keys
 from serving.people.identity import Role
 from serving.rules import limits

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 
 from metering.pricing import UnknownModel
-from serving.api.context import TheService, customer, json_response
+from serving.api.dependencies import TheService, customer, json_response
 from serving.service import Service
 
 router = APIRouter()

@@ -12,7 +12,7 @@ from attribution.runs.outcomes import Outcome, OutcomeError
 from metering.money import Currency, MoneyError
 from metering.records import PPM
 from serving import rendering
-from serving.api.context import Customer, TheService, json_response
+from serving.api.dependencies import Customer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.api.paid import Money
 from serving.closing import outcomes

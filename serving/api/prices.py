@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Response
 
-from serving.api.context import TheService, json_response, operator
+from serving.api.dependencies import TheService, json_response, operator
 from serving.rules import pricelist
 
 router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving import rendering
 from serving.api import paid
-from serving.api.context import Payer, TheService, json_response
+from serving.api.dependencies import Payer, TheService, json_response
 from serving.generators.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.rules.rulebook import EXTRACTIVE
 

@@ -11,7 +11,7 @@ from attribution.runs.proofs import FORMAT
 from metering import periods
 from metering.records import SCORE_ONE, UsageRecord, decode_record
 from serving import rendering
-from serving.api.context import Customer, TheService, json_response
+from serving.api.dependencies import Customer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.books import Books
 from serving.closing import closing, lookup

@@ -13,7 +13,7 @@ from metering.money import Currency
 from serving import rendering
 from serving.answering.answered import Answered
 from serving.api import paid
-from serving.api.context import Payer, TheService, json_response
+from serving.api.dependencies import Payer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.api.messages import ConversationMessage, PaidBody, Part, Tokens, citations
 from serving.api.streams import event, stream

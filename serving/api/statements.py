@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from metering import periods
-from serving.api.context import Contributor, TheService, json_response
+from serving.api.dependencies import Contributor, TheService, json_response
 from serving.api.errors import ApiError
 from serving.closing import closing
 from serving.money import payouts

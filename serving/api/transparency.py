@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from serving.api.context import TheService, json_response
+from serving.api.dependencies import TheService, json_response
 from serving.closing import transparency_log
 
 router = APIRouter()

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from fastapi import APIRouter, Query, Response
 
 from metering import usage_index
-from serving.api.context import Customer, TheService, json_response
+from serving.api.dependencies import Customer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.books import Books
 

@@ -1,4 +1,4 @@
-"""What every handler needs: the service, and who is calling."""
+"""What handlers depend on: the service, and who is calling."""
 
 from __future__ import annotations
 
