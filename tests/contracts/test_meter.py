@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from importlib.resources import files
 
 import pytest
 
@@ -24,6 +25,7 @@ from metering.meter import (
 from metering.redis import keys
 from metering.redis.connection import RedisUnfit, connect, ensure_fit, examine
 from metering.redis.meter import RedisMeter
+from metering.redis.scripts import Script
 from metering.redis.usage_streams import entries
 from tests.records import MOMENT_MS, a_record
 
@@ -187,6 +189,16 @@ async def test_another_deployments_books_are_refused(client, meter):
     with pytest.raises(MeterLost):
         await stranger.check()
     await meter.check()
+
+
+@pytest.mark.usefixtures("meter")
+async def test_no_script_touches_another_deployments_books(client):
+    shard = keys.shard_of("acme", SHARDS)
+    names = [each.name for each in files("metering.redis.lua").iterdir() if each.name.endswith(".lua")]
+    scripts = sorted(name.removesuffix(".lua") for name in names if not name.startswith("_"))
+    assert "capture" in scripts
+    for name in scripts:
+        assert await Script(client, name)(keys=[keys.deployment(shard)], args=["other"]) == [b"lost"], name
 
 
 async def test_a_shard_that_is_lost_is_refused(client, meter):
