@@ -41,7 +41,7 @@ class Agreement(msgspec.Struct, frozen=True, kw_only=True):
     """What the costlier value function says of one query."""
 
     record: str
-    """The record's leaf hash, in hex: names it to who has it, and tells nothing to who has not."""
+    """The record's leaf hash, in hex: it names the record only to those who have it."""
     contributors: tuple[str, ...]
     """Whose documents were used."""
     value_function: str
@@ -109,7 +109,7 @@ class Ablation(msgspec.Struct, frozen=True):
 def drawn(record: UsageRecord, sample_ppm: int) -> bool:
     """Whether a record is in the sample: ``sample_ppm`` in a million of the records in which documents earned.
 
-    The hash of the record decides, so everyone who has the record can tell, and nobody can choose.
+    The hash of the record decides, so everyone who has the record can check the draw, and nobody can influence it.
     """
     if record.values[-1] <= record.values[0]:
         return False

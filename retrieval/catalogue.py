@@ -324,7 +324,7 @@ def _replace(
     embedder: str,
     epoch: int,
 ) -> None:
-    """Other passages for a document. What an older version had keeps the date of that version."""
+    """Replace the passages of a document. A passage that an older version had keeps the date of that version."""
     table = versions.c
     mine = sa.select(table.added_ms).where(table.document == document, table.sha256 == version)
     own = int(connection.execute(mine).scalar_one())

@@ -52,7 +52,7 @@ class Copies:
     ) -> list[tuple[int, Copy]]:
         """Copies that name what is asked for where their original, of that index, does not.
 
-        What they differ in is then the point. So a page that only looks like a copy is found by what it alone has.
+        The difference is then what is asked for, so a page that only looks like a copy is found by its own words.
         """
         found = []
         for index, original in enumerate(originals):

@@ -17,7 +17,7 @@ Floats = npt.NDArray[np.float64]
 Vectors = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 STEP: Final = 2.0**-24
-"""What components and cosines are multiples of. Every float16 of at most 1 is one."""
+"""The grid: components and cosines are multiples of it, as is every float16 of at most 1."""
 
 
 def stepped(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -40,9 +40,9 @@ class Books:
     log: UsageLog
     encryption: Encryption
     limits: Limits
-    """What the settings let every API key do."""
+    """The limits of API keys that have none of their own."""
     low_balance: int
-    """What is left on an account when its low balance is signalled, by the settings, in units; 0 is never."""
+    """The balance, in units, below which an account is signalled as low, by the settings; 0 is never."""
     samples: Samples
 
     @property

@@ -1,4 +1,4 @@
-"""What the outside sees of answers and documents: the same JSON from HTTP and from the command line."""
+"""Rendering: answers and documents as JSON, the same from HTTP and from the command line."""
 
 from __future__ import annotations
 

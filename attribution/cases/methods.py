@@ -50,7 +50,7 @@ class Earned:
     """What a method gave each passage, in their order."""
 
     raw: Sequence[float]
-    """What it earned as a part of 1, or what all earned is in proportion to."""
+    """Parts of 1, or numbers in proportion to which the sum is divided."""
     estimate: Estimate | None = None
     """Where the members' values are estimated, in units."""
 
@@ -156,7 +156,7 @@ def _likelihood(case: Case, texts: Sequence[Passage], scorer: Scorer | None, bud
 
 
 def _scale(method: str, total: float, added: float) -> float:
-    """What turns what a method gave into parts of what all passages added."""
+    """The factor from what a method gave to parts of what all passages added."""
     if method == SHAPLEY.name:
         return 1.0  # efficient as it is
     if method in SEMIVALUES:
@@ -199,7 +199,7 @@ def _members(case: Case, analyzer: CaseAnalyzer) -> Groups:
 
 
 def _texts(originals: Sequence[CasePassage], analyzer: CaseAnalyzer) -> list[Passage]:
-    """What is read of each: a sentence that one of an earlier date has plays there, as in a paid query.
+    """The text that is read of each: a sentence that an earlier passage has plays there, as in a paid query.
 
     Of passages of one date, and of those without one, nothing says which had a sentence first: it plays for all.
     """

@@ -38,7 +38,7 @@ BUDGET_MIN: Final = 2 * PAIRS_MIN + 2
 """Coalitions that an estimate takes at least, of which two are the empty and the full one."""
 BUDGET_MAX: Final = 65_536
 BUDGET: Final = 2_048
-"""Coalitions where nobody says otherwise: half of what the largest table has."""
+"""The default budget in coalitions: half of what the largest table has."""
 
 
 @dataclass(frozen=True, slots=True)

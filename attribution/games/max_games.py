@@ -36,7 +36,7 @@ class MaxGame:
     scores: npt.NDArray[np.int64]
     """What each player offers to each key point, shape ``[points, players]``, not negative."""
     baseline: npt.NDArray[np.int64]
-    """What nobody has to offer, shape ``[points]``, not negative."""
+    """The value of each key point without any player, shape ``[points]``, not negative."""
 
     @property
     def value_none(self) -> int:

@@ -61,7 +61,7 @@ def groups(relation: Relation, registered: Sequence[int | None], ids: Sequence[s
 
 
 def paid(grouped: Sequence[Group], earned: Sequence[float]) -> list[float]:
-    """What each text gets of what each group earned; the sum stays the same."""
+    """Each text's part of what the groups earned; the sum stays the same."""
     result = [0.0] * sum(len(group.members) for group in grouped)
     for group, credit in zip(grouped, earned, strict=True):
         for i in group.earners:

@@ -30,7 +30,7 @@ class Semivalue:
     marginal: Callable[[int, int], int]
     """``p(size, players)`` times ``whole``: the weight of a marginal contribution to ``size`` of the others."""
     whole: Callable[[int], int]
-    """What makes the weights of a game of so many players whole numbers."""
+    """The factor that makes the weights of a game of so many players whole numbers."""
     first: Callable[[int], float]
     """``q(hits)``: the weight of the coalitions without any of ``hits`` players, of which the player is one.
 
@@ -77,7 +77,7 @@ def from_tables(tables: npt.NDArray[np.int64], semivalue: Semivalue = SHAPLEY) -
 
 @lru_cache(maxsize=64)
 def _matrix(semivalue: Semivalue, players: int) -> npt.NDArray[np.int64]:
-    """What maps a table to values times ``whole``, shape ``[2 ** players, players]``."""
+    """The matrix from a table to values times ``whole``, shape ``[2 ** players, players]``."""
     coalitions = np.arange(2**players)
     sizes = np.bitwise_count(coalitions).astype(np.int64)
     weights = np.array([semivalue.marginal(size, players) for size in range(players)] + [0])

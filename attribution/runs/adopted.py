@@ -58,7 +58,7 @@ VALUE_FUNCTIONS: Final[Mapping[str, Callable[..., Any]]] = {
     SUPPORT: support,
     LOG_LIKELIHOOD: log_likelihood,
 }
-"""What policies can value answers by. Each takes what it values in its own terms."""
+"""The value functions that policies were ever able to name, each with arguments of its own."""
 SOLVERS: Final[Mapping[str, Solver]] = {"owen/1": owen_values}
 ROUNDINGS: Final[Mapping[str, Rounding]] = {
     apportionment.RULE: Rounding(apportionment.apportion, apportionment.apportion_all)

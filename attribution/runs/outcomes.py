@@ -7,9 +7,9 @@ sums to the same. So
 
 - a query's credits change by a factor between 1/2 and 2, for every weight is between 2/3 and 4/3;
 - no outcome moves money that another customer paid, or money between documents and the residual;
-- nothing changes for a customer who reports nothing, or the same of every query.
+- reporting nothing, or the same for every query, changes nothing.
 
-Queries whose documents earned nothing or less stay as they are: there is nothing to divide.
+Queries whose documents earned zero or less keep their credits: there is no sum to divide.
 """
 
 from __future__ import annotations

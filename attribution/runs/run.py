@@ -27,7 +27,7 @@ class RunError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is needed of ``n`` usage records to divide them, in columns.
+    """The columns of ``n`` usage records that their division takes.
 
     Lists inside a record lie one record's after the other's, with ``n + 1`` offsets that say where each begins.
     """

@@ -145,7 +145,7 @@ def _lines(tally: Tally, currency: Currency) -> dict[str, list[dict[str, Any]]]:
 
 
 def verify(bundle: Any, trusted_key: str | None = None) -> list[dict[str, Any]]:
-    """Check a statement bundle with nothing but a public key, ``trusted_key`` or else the one it carries.
+    """Check a statement bundle with a public key alone: ``trusted_key``, or else the one it carries.
 
     It is checked by the rules of its format; of a format that this version does not know it says that, and no more.
 

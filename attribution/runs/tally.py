@@ -116,7 +116,7 @@ class Tally:
 
     @property
     def totals(self) -> Totals:
-        """The sums with what is paid as credited; where everyone together earned less than nothing, that is nothing."""
+        """The sums with what is paid as credited; never below zero."""
         credited = max(self.sums.credited, 0)
         pool = self.sums.credited + self.sums.residual
         found = asdict(self.sums) | {"credited": credited, "residual": pool - credited}
@@ -126,8 +126,8 @@ class Tally:
 def floored(earned: Mapping[str, int]) -> dict[str, int]:
     """Payments from sums that may be negative, conserving the sum of all (``floor/1``).
 
-    Who earned less than nothing over the whole period is paid nothing. What that is short is borne by all others
-    in proportion to what they earned, in whole units by ``systematic/1``. If nobody's sum is negative, nothing changes.
+    A negative sum over the whole period is paid as zero. The shortfall is borne by all others in proportion to what
+    they earned, in whole units by ``systematic/1``. Without a negative sum, payments equal what was earned.
 
     Args:
         earned: units by name.

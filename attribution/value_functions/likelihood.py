@@ -126,7 +126,7 @@ class Likelihood:
 
     @property
     def value_none(self) -> float:
-        """The worth without any: what the model has by itself. What is above it is what documents earn on."""
+        """The worth without any: what the model has by itself. Documents earn on the difference to it."""
         return float(self.values[0]) / VALUE_ONE
 
 
@@ -184,7 +184,7 @@ def _checked(scores: Floats, coalitions: int, prompt: Prompt, scorer: Scorer) ->
 def prepare(
     question: str, answer: str, documents: Sequence[str], tokenize: Tokenize, opening: Sequence[int] = ()
 ) -> Prompt:
-    """A case in tokens, aligned: scored is every token that has a character of the answer, and no other.
+    """A case in tokens, aligned: exactly the tokens that have a character of the answer are scored.
 
     The answer is tokenized after its question, as a model would write it, so the tokenizer may merge across where
     they meet; the token it makes there has a character of the answer, so it is scored.

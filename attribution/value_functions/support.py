@@ -39,7 +39,7 @@ _ANSWERS: Final = 0.75
 _BRIDGE: Final = 0.4
 
 _BACKGROUND: Final = 0.2
-"""The evidence that any passage of a search has, and that therefore earns nobody."""
+"""The evidence that any passage of a search has, which therefore earns nothing."""
 _MARGIN: Final = 0.15
 _SOFTNESS: Final = 0.05
 """Evidence this far behind the best is worth half of it, and how fast it falls there."""

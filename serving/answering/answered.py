@@ -39,7 +39,7 @@ class Answered(msgspec.Struct, frozen=True):
     finish: str = "stop"
     """Why the answer ends: ``stop``, ``length``, or what else the model says."""
     interrupted: str = ""
-    """The code of the error that broke the answer off, or nothing: then it is whole."""
+    """The code of the error that broke the answer off; empty where it is whole."""
     free: int = 0
     """The part of the charge that the operator pays."""
     quota: Quota | None = None

@@ -1,7 +1,7 @@
 """The delivery: an answer on its way to the customer, in pieces, and what is paid for it.
 
-Whoever takes the pieces ends with exactly one of :meth:`Delivery.paid`, :meth:`Delivery.whole` and
-:meth:`Delivery.leave`. However it ends, the customer pays for the pieces that were taken, and for nothing if none was.
+The taker of the pieces ends with exactly one of :meth:`Delivery.paid`, :meth:`Delivery.whole` and
+:meth:`Delivery.leave`. The customer pays for the pieces that were taken; a whole answer that fails is void.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLIENT_LEFT: Final = "client_left"
 Conclude = Callable[[Delivered, str, bool], tuple[Answered, UsageRecord]]
 """From what was delivered, the code of what broke it off, and whether the customer has it, to the two views of it.
 
-Computes. Only of what the customer does not have yet it may say that it cannot be concluded.
+Computes. It may refuse only what the customer does not have yet.
 """
 
 
@@ -127,7 +127,7 @@ class Delivery:
         return await self._paid(interrupted, sent=True)
 
     async def leave(self) -> None:
-        """The customer is gone, or was never there: end it, unless it has ended."""
+        """End it, unless it has ended: the customer is gone, or was never there. What was taken is charged."""
         await self._end(charged=bool(self._transcript.text))
 
     async def _next(self) -> str:

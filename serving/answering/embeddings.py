@@ -25,7 +25,7 @@ NO_GAME: Final = "none"
 
 
 class Paid(msgspec.Struct, frozen=True):
-    """What was paid for embeddings. The vectors are not kept: the same texts have them again."""
+    """What was paid for embeddings. The vectors are not kept: a retry computes them again."""
 
     receipt: str
     charge: int

@@ -71,7 +71,7 @@ class PaidCall:
 
     @property
     def retried(self) -> bool:
-        """Whether a client's library, and not the client, asks for idempotency."""
+        """Whether its idempotency follows the library's retry count, not an Idempotency-Key of the client's."""
         return self.hold.request.retries is not None
 
     def record(

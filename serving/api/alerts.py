@@ -1,4 +1,4 @@
-"""What customers and operators may choose of an alert, in the same form for both."""
+"""Alerts: the settings that customers and operators may change, in the same form for both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer turned out to be worth, as the customer says."""
+"""Outcomes: customers report what an answer turned out to be worth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the paid calls have in common: prices from outside, idempotency, and the receipt."""
+"""Paid calls in common: prices from outside, idempotency, and the receipt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a key's rate limits leave, as headers.
+"""Rate-limit headers: what the limits of a key leave.
 
 ``RateLimit`` and ``RateLimit-Policy`` are those of draft-ietf-httpapi-ratelimit-headers-10; the ``x-ratelimit-*`` names
 are those that clients of OpenAI read.

@@ -94,7 +94,7 @@ class EventStream(StreamingResponse):
 
 
 async def _begun(request: Request, delivery: Delivery) -> bool:
-    """Wait for the first piece; False if the client left before it, who then owes nothing."""
+    """Wait for the first piece; False if the client left before it, and is not charged."""
     first = asyncio.create_task(delivery.begun())
     gone = asyncio.create_task(_gone(request.receive))
     try:

@@ -1,7 +1,7 @@
 """The audit by ablation: a costlier value function recomputes the period's sample; how far it agrees is kept.
 
-Each query's agreement is stored as soon as it is computed, so a run that is killed goes on where it stopped. Only an
-open period takes agreements: what a close has put on its statements never changes.
+Each query's agreement is stored as soon as it is computed, so a run that is killed goes on where it stopped. Agreements
+are added to open periods only: a close puts them on its statements, which never change.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class AblationRun:
 
 
 def run(books: Books, period: str, function: ValueFunction, progress: Progress | None = None) -> AblationRun:
-    """Recompute what of a period's sample is not recomputed yet. What was captured must be drained before.
+    """Recompute the part of a period's sample that is not recomputed yet. Captured records must be drained before.
 
     Raises:
         PeriodError: not a period.

@@ -182,7 +182,7 @@ def preview(books: Books, period: str, progress: Progress | None = None) -> Run:
 
 
 def close(books: Books, period: str, *, early: bool, progress: Progress | None = None) -> Run:
-    """Close a period for ever. What was captured must be drained before.
+    """Close a period for ever. Captured records must be drained before.
 
     Raises:
         PeriodError: not a period.

@@ -28,7 +28,7 @@ COLUMNS: Final = (
     *(parquet_path(f"uses.{name}") for name in ("document", "contributor", "cited")),
     *(parquet_path(f"uses.splits.{name}") for name in ("contributor", "role", "ppm")),
 )
-"""What is read of a segment."""
+"""The columns that are read of a segment."""
 
 CREDIT: Final = pa.schema(
     [
@@ -37,7 +37,7 @@ CREDIT: Final = pa.schema(
         ("units", pa.int64()),
     ]
 )
-"""Who was given units for what."""
+"""The columns of credits."""
 
 _CREDIT_KEY: Final = list(CreditKey._fields)
 _LINE_KEY: Final = list(LineKey._fields)
@@ -95,7 +95,7 @@ class Divided:
 
     @property
     def credited(self) -> pa.Table:
-        """What each contributor earned with what, by :class:`attribution.runs.tally.CreditKey`; also nothing."""
+        """Each contributor's earnings by :class:`attribution.runs.tally.CreditKey`, zeros included."""
         return summed(self.cells, _CREDIT_KEY, ["units"])
 
 
@@ -186,7 +186,7 @@ class Merge:
 
 
 class Summed(Protocol):
-    """What the sums of some records are read from."""
+    """Records as the columns that sums are computed from."""
 
     @property
     def totals(self) -> Totals:
@@ -210,7 +210,7 @@ class Summed(Protocol):
 
 
 class Sums:
-    """What parts of a period add up to, in bounded memory: as much as its documents and contributors take."""
+    """The sums over the parts of a period, in memory bounded by its documents and contributors."""
 
     def __init__(self) -> None:
         self._totals = Totals()

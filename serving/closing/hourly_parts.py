@@ -124,7 +124,7 @@ def jobs_of(log: UsageLog, segments: Iterable[Segment], folder: Path, rules: Rul
 
 
 def attribute_hours(jobs: Sequence[Job]) -> None:
-    """Attribute some hours by the same rules, and store their parts. Depends on nothing but their segments.
+    """Attribute some hours by the same rules, and store their parts. The result depends on their segments only.
 
     A segment is read once, however many of the hours it reaches into.
 
@@ -320,7 +320,7 @@ def _body(file: IO[bytes], sha256: bytes) -> bytes | None:
 
 
 def _store(path: Path, data: bytes) -> None:
-    """What a crash leaves of it is told by its hash, so that nothing waits for the disk."""
+    """Written without syncing: a file that a crash left incomplete is recognised by its hash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:

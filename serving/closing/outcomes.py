@@ -48,7 +48,7 @@ class UnknownReceipt(LookupError):
 
 
 def report(engine: sa.Engine, account: str, receipt: str, outcome: Outcome) -> int:
-    """Store what a customer says of an answer, and give its revision, from 1. The same again changes nothing.
+    """Store what a customer says of an answer, and give its revision, from 1. Repeating a report is harmless.
 
     Raises:
         OutcomeError: it cannot be.

@@ -26,7 +26,7 @@ from serving.generators.query import Query
 NO_ANSWER: Final = "The documents do not answer this question."
 SENTENCES_MAX: Final = 3
 ANSWER_TOKENS_MAX: Final = SENTENCES_MAX * SENTENCE_CHARS_MAX
-"""What is held for an answer, and the most that is billed for one: a token a character."""
+"""The tokens that are held for an answer, and the most that is billed for one: a token a character."""
 CONFIDENCE: Final = 0.89
 NO_ANSWER_ABOVE: Final = 0.8
 
@@ -100,7 +100,7 @@ class Extractive:
         return ANSWER_TOKENS_MAX
 
     def begin(self, query: Query, retrieval: Retrieval) -> Delivered:  # noqa: ARG002 # the retrieval has its question
-        """The answer. Where the documents do not answer, it says nothing that could be worth something."""
+        """The answer. Where the documents do not answer, the answer to be valued is empty."""
         found = answer(retrieval)
         said = found.text if found.slots else ""
         return Delivered(found.text, found.citations, GroundedAnswer(retrieval, said, found.worths, found.slots))

@@ -1,7 +1,7 @@
 """The generator: the port through which what was retrieved becomes an answer.
 
-An answer is there at once (:class:`Delivered`), or comes in pieces (:class:`Generation`) and may be left at any of
-them: what was delivered by then says itself what it cites, and what a value function needs to know of it. Errors::
+An answer is complete at once (:class:`Delivered`), or comes in pieces (:class:`Generation`) and may be ended after any
+of them: the text delivered by then has its own citations and its own grounded answer. Errors::
 
     GeneratorError
     ├── GeneratorBusy          the model has no room now

@@ -20,7 +20,7 @@ class GroundedAnswer:
     """An answer with its question and its documents."""
 
     retrieval: Retrieval
-    """What was retrieved. A document that the generator was not given stands there without passages."""
+    """The retrieved documents. A document that the generator was not given has no passages."""
     answer: str
     """What it says, without its marks of citation; empty where it does not answer."""
     worths: tuple[npt.NDArray[np.float64], ...] = ()
@@ -48,9 +48,9 @@ class GroundedAnswer:
 
 
 def own_text(document: RetrievedDocument) -> str:
-    """What a document brings to the game: its passages in the order of the text, joined into one.
+    """The text with which a document plays: its passages in the order of the text, joined into one.
 
-    What another document of the retrieval had before is left out. It plays there, so a copy adds nothing.
+    Sentences that another document of the retrieval had before are left out: they play there, so a copy adds nothing.
     """
     passages = sorted(document.passages, key=lambda passage: passage.start)
     return "\n".join(text for text in map(_own_text, passages) if text)

@@ -172,7 +172,7 @@ def _citations(text: str, numbered: Numbered) -> tuple[Citation, ...]:
 
 
 def _given(retrieval: Retrieval, numbered: Numbered) -> Retrieval:
-    """What the model was given of a retrieval: what was not in the prompt is worth nothing to the answer."""
+    """The retrieval as the model read it: passages that were not in the prompt are worth 0 to the answer."""
     documents = [
         replace(document, passages=tuple(passage for place, passage in numbered if place == source))
         for source, document in enumerate(retrieval.documents)

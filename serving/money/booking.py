@@ -1,4 +1,4 @@
-"""What an operator books by hand: a reference that makes it count once, a reason where there is one, and the errors."""
+"""Bookings by operators: references, which make each count once, reasons, and errors."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _REASON_CHARS_MAX: Final = 500
 
 
 class BookingError(ValueError):
-    """What cannot be booked; nothing was."""
+    """A booking that is refused; the ledger is unchanged."""
 
 
 class Unknown(BookingError):
-    """There is no such thing."""
+    """A customer, account, transfer or payout that does not exist."""
 
 
 class Conflict(BookingError):
-    """What cannot be booked because of what is booked already."""
+    """A booking that conflicts with an earlier one."""
 
 
 class ReferenceUsed(Conflict):

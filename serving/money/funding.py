@@ -50,7 +50,7 @@ async def credit(books: Books, meter: Meter, customer: str, units: int, referenc
 async def set_credit_limit(books: Books, meter: Meter, customer: str, units: int) -> Balance:
     """Let a customer's account go so far below zero, to be invoiced; 0 makes it prepaid. Gives the balance afterwards.
 
-    What is owed stays owed: a limit below it only lets nothing more be spent.
+    A limit below what is owed stops further spending; the debt stays.
 
     Raises:
         BookingError: unknown customer, a negative limit, or one that was set by another at the same moment.

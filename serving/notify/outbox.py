@@ -36,7 +36,7 @@ class Signals:
         self._swept = -float("inf")
 
     async def run(self, over: asyncio.Event) -> None:
-        """Go on until it is over; a failure is logged and tried again, because nothing of it is lost."""
+        """Send until the server stops. A failed delivery is logged and retried: the outbox keeps it."""
         failing = False
         # No proxy of the environment: only the settings read it. No cookies or connections are shared between accounts.
         async with httpx.AsyncClient(trust_env=False, follow_redirects=False) as client:

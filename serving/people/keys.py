@@ -14,7 +14,7 @@ from serving.people.identity import ApiKey, Identities, IdentityError, Role
 
 
 class UnknownOwner(IdentityError):
-    """There is nobody of that id in that role."""
+    """An owner that is not registered in that role."""
 
 
 def check_owner(identities: Identities, catalogue: Catalogue, role: str, owner: str) -> tuple[Role, str]:

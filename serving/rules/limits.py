@@ -27,7 +27,7 @@ class LimitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """What is set for one key: None is what the settings say, 0 is no limit."""
+    """The limits set for one key: None takes that of the settings, 0 is no limit."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None

@@ -17,7 +17,7 @@ from attribution.runs.transparency import Signer
 from metering.durable import write_durably
 
 FORMAT: Final = 2
-"""What is in a directory of format 2 may be of format 2: a version that knows only format 1 must not touch it."""
+"""A directory of format 2 may hold records of format 2: a version that knows only format 1 must not touch it."""
 _MARK: Final = f"{FORMAT}\n".encode()
 
 

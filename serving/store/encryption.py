@@ -1,4 +1,4 @@
-"""Encryption at rest of what customers asked and were answered, and names that tell nothing."""
+"""Encryption at rest of questions, answers and secrets, and pseudonyms."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Encryption:
         self._cipher = AESGCM(key)
 
     def pseudonym(self, name: str) -> str:
-        """Stands for a name: always the same, and nobody without the key can tell or try which."""
+        """The pseudonym of a name: always the same, and not to be guessed or tried without the key."""
         return hmac.new(self._key, name.encode(), hashlib.sha256).hexdigest()[:_PSEUDONYM_HEX]
 
     def seal(self, plain: bytes, owner: str) -> bytes:

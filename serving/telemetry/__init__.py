@@ -1,1 +1,1 @@
-"""What is observed: logs and metrics."""
+"""Telemetry: logs and metrics."""

@@ -1,1 +1,1 @@
-"""What people read at a terminal; the commands and the demo print through it."""
+"""Terminal output: the commands and the demo print through it."""

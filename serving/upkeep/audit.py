@@ -69,7 +69,7 @@ class Check:
 
 @dataclass(slots=True)
 class _Sums:
-    """What the log says, added up on the way."""
+    """Sums over the records of the log."""
 
     charged: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     """What each account paid: its charges less what was free."""
@@ -306,7 +306,7 @@ def _runs(books: Books) -> list[Check]:
 
 
 def _recomputed(books: Books, period: str, manifest: dict[str, Any]) -> closing.Run:
-    """The run again, by the rules that it names, from the segments alone: nothing that an earlier run left is used.
+    """The run again, by the rules that it names, from the segments alone, without the parts of an earlier run.
 
     Raises:
         UnknownFormat, UnknownRule: a newer version computed it.

@@ -1,11 +1,11 @@
-"""Valuing: the value functions of queries, by name, and which of them a policy pays by.
+"""Valuing: the value functions of queries, by name, and those that a policy pays by.
 
 Policies pay by ``counterfactual/1``, ``support/1`` and ``log_likelihood/1``. The audit by ablation recomputes by
 ``log_likelihood/1`` or ``rerun/1``.
 
 ``rerun/1`` needs no model: the extractive generator answers again from each coalition's documents and nothing else,
 and a coalition is worth as much of the answer that was given as it gives again: the F1 of their words (Rajpurkar et
-al. 2016). It looks at what comes out of the generator and at none of the probabilities that were paid by.
+al. 2016). It uses the output of the generator, and not the probabilities that payments are computed from.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from serving.generators.grounded_answer import GroundedAnswer, own_text
 
 RERUN: Final = "rerun/1"
 REST_SECONDS: Final = 5.0
-"""So long after the model of a value function failed, no answer is begun that it would have to value."""
+"""For so long after the model of a value function failed, answers that it would have to value are refused."""
 _WORD: Final = re.compile(r"\w+")
 
 _log = structlog.get_logger()
@@ -43,7 +43,7 @@ class NotComputable(PolicyError):
 
 
 class NotValued(RuntimeError):
-    """What documents were worth to an answer cannot be said now; why is in the log."""
+    """The documents' worth to an answer cannot be computed now; the reason is in the log."""
 
 
 class ValueFunction(Protocol):
@@ -167,7 +167,7 @@ class Valuing:
                 raise NotComputable(f"{function.name} cannot be computed here: {error}") from error
 
     def ensure_available(self, name: str) -> None:
-        """Refuse what could not be valued afterwards, before anything is generated.
+        """Refuse a query before anything is generated if its answer could not be valued.
 
         Raises:
             NotValued: the function cannot be computed here, or its model failed a moment ago.
@@ -200,7 +200,7 @@ class Valuing:
                 return name, np.zeros(2 ** len(grounded.read), np.int64)
             return name, self._function(name).table(grounded)
         except Exception as error:
-            # Whatever it is: what was sent is charged, and no other function takes the place of this one.
+            # Whatever it is: an answer that was sent is charged, and this function is never replaced by another.
             if not isinstance(error, Unscorable):
                 self._rests_until = time.monotonic() + REST_SECONDS
             _log.error(
