@@ -141,6 +141,14 @@ def move_mark(connection: sa.Connection, shard: int, before: str, after: Mark) -
     return moved.rowcount == 1
 
 
+def charged_under(connection: sa.Connection, account: str, fingerprint: str) -> str | None:
+    """The record that an account was charged under an Idempotency-Key, given by its fingerprint, or None."""
+    query = sa.select(idempotency.c.record).where(
+        idempotency.c.account == account, idempotency.c.fingerprint == fingerprint
+    )
+    return connection.execute(query).scalar_one_or_none()
+
+
 def known(connection: sa.Connection, records: Iterable[str]) -> set[str]:
     """Those of the records that are in the index."""
     names, found = list(records), set[str]()

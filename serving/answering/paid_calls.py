@@ -293,12 +293,8 @@ class PaidCalls:
 
     def _refuse_charged(self, request: Request) -> None:
         """The meter forgets an Idempotency-Key after a while; the ledger never does."""
-        table = usage_index.idempotency
-        known = sa.select(table.c.record).where(
-            table.c.account == request.account,
-            table.c.fingerprint == fingerprint(request.idempotency_key),
-        )
         with self._engine.connect() as connection:
-            receipt = connection.execute(known).scalar_one_or_none()
+            key = fingerprint(request.idempotency_key)
+            receipt = usage_index.charged_under(connection, request.account, key)
         if receipt is not None:
             raise AlreadyCharged(receipt)

@@ -159,7 +159,7 @@ def _segments(books: Books, intact: Check) -> Iterator[tuple[str, str, list[Usag
     table = usage_index.segments
     with books.engine.connect() as connection:
         rows = connection.execute(sa.select(table).order_by(table.c.name)).all()
-        marks = {row.shard: row.last for row in connection.execute(sa.select(usage_index.shards))}
+        marks = {shard: mark.last for shard, mark in usage_index.marks(connection).items()}
     for path in books.log.damaged():
         intact.fault(f"{path} was damaged before it was registered")
     last: dict[int, str] = {}
@@ -264,9 +264,8 @@ def _ledger(books: Books, sums: _Sums) -> Check:
 def _receipts(books: Books, sums: _Sums) -> Check:
     check = Check("every record has one receipt and is counted once", unit="receipts")
     with books.engine.connect() as connection:
-        check.compared = int(
-            connection.execute(sa.select(sa.func.count()).select_from(usage_index.receipts)).scalar_one()
-        )
+        receipts = sa.select(sa.func.count()).select_from(usage_index.receipts)
+        check.compared = int(connection.execute(receipts).scalar_one())
         table = usage_index.usage_daily
         daily = connection.execute(
             sa.select(
