@@ -17,6 +17,12 @@ def test_what_the_readme_tells_and_then_customers_and_contributors(tmp_path: Pat
         reader.follow(DOCS / "quickstart-contributor.md")
 
 
+def test_what_the_interface_answers(tmp_path: Path, e2e_env: dict[str, str]):
+    with Reader(tmp_path / "checkout", e2e_env) as reader:
+        reader.follow(README)
+        reader.follow(DOCS / "api.md")
+
+
 def test_what_operators_are_told(tmp_path: Path, e2e_env: dict[str, str]):
     """From nothing, but for the documents of the README."""
     [essays] = [step for step in steps(README) if "mkdir -p essays" in step.typed]
