@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from serving.api import account
+from serving.api import receipts
 from serving.closing import lookup
 from tests.records import a_record
 
@@ -32,6 +32,6 @@ async def test_a_receipt_that_is_drained_while_it_is_looked_for_is_found(monkeyp
     spool = SimpleNamespace(find=lambda _: None)
     service = SimpleNamespace(books=None, metering=SimpleNamespace(spool=spool, meter=moving))
 
-    found = await account._find(service, moving.record.id, moving.record.account)
+    found = await receipts._find(service, moving.record.id, moving.record.account)
     assert found == moving.record
-    assert await account._find(service, "another", moving.record.account) is None
+    assert await receipts._find(service, "another", moving.record.account) is None
