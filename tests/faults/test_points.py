@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.accident import Accident
 from tests.faults.customers import answered, asking, assert_books_hold, finish
+from tests.processes import ended
 from tests.servers import Server, wait_for
 
 METER = "metering.redis.meter:RedisMeter"
@@ -99,8 +100,7 @@ def test_an_accident_costs_no_one_anything(mode, name, environment, data_dir, ke
                 server.process.terminate()
             wait_for((tmp_path / "happened").exists)
             server.module = ("serving.cli",)
-            ended = accident.action in ("kill", "stop")
-            if ended:
+            if accident.action in ("kill", "stop"):
                 ended(server.process)
                 server.start()
             before = answered(customers)
