@@ -7,8 +7,9 @@ from fastapi import FastAPI
 from serving import __version__
 from serving.api import (
     account,
-    admin,
     chat,
+    contributors,
+    customers,
     documents,
     embeddings,
     errors,
@@ -18,6 +19,8 @@ from serving.api import (
     models,
     outcomes,
     payouts,
+    periods,
+    policy,
     prices,
     query,
     receipts,
@@ -44,9 +47,9 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     app.state.metrics = metrics
     app.state.draining = False
     paid = (query, chat, responses, embeddings, models)
-    customers = (account, usage, receipts, outcomes)
-    operators = (admin, keys, prices, ledger, payouts)
-    for part in (*paid, *customers, documents, statements, transparency, *operators, health):
+    own = (account, usage, receipts, outcomes, documents, statements)
+    admin = (customers, contributors, keys, prices, policy, periods, ledger, payouts)
+    for part in (*paid, *own, *admin, transparency, health):
         app.include_router(part.router)
     errors.install(app)
     app.add_middleware(Edge, metrics=metrics, body_bytes_max=service.books.settings.body_bytes)

@@ -1,36 +1,27 @@
-"""The operator's interface: customers, contributors, credits, policy and periods."""
+"""The operator's interface to customers: who they are, what they paid, how far below zero they may go."""
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Depends, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from metering.money import Currency, MoneyError
 from retrieval.documents import check_id
 from serving.api import paid
 from serving.api.alerts import AlertBody, change_alert
 from serving.api.dependencies import TheService, json_response, operator
-from serving.api.errors import ApiError
-from serving.closing import closing
 from serving.money import funding
 from serving.money.customers import money, show
-from serving.people.identity import IdentityError, check_name, new_id
+from serving.people.identity import new_id
 
 router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
 
 
-class Person(BaseModel):
-    """Someone to register."""
+class NewCustomer(BaseModel):
+    """A customer to register; with a credit limit, an invoiced one."""
 
     name: str
     id: str | None = None
-
-
-class NewCustomer(Person):
-    """A customer to register; with a credit limit, an invoiced one."""
-
     credit_limit: paid.Money | str | None = None
 
 
@@ -45,21 +36,6 @@ class Credit(BaseModel):
 
     amount: paid.Money | str
     reference: str
-
-
-class PolicyBody(BaseModel):
-    """What an operator decides of a policy."""
-
-    data_share_ppm: int = Field(strict=True, ge=0, le=1_000_000)
-    ablation_ppm: int | None = Field(default=None, strict=True, ge=0, le=1_000_000)
-    value_function: str | None = None
-    generated_value_function: str | None = None
-
-
-class CloseBody(BaseModel):
-    """How a period is closed."""
-
-    early: bool = False
 
 
 @router.get("/customers")
@@ -123,57 +99,6 @@ async def alert(customer: str, body: AlertBody, service: TheService) -> Response
     """Choose when a low balance is signalled, and where; the secret of a new webhook is shown once."""
     funding.check_customer(service.books, customer)
     return json_response(await change_alert(service, customer, body))
-
-
-@router.get("/contributors")
-async def contributors(service: TheService) -> Response:
-    """Every contributor."""
-    found = service.books.catalogue.contributors()
-    return json_response({"data": [{"id": each, "name": name} for each, name in found.items()]})
-
-
-@router.post("/contributors")
-async def add_contributor(body: Person, service: TheService) -> Response:
-    """Register a contributor; the key is shown once."""
-    contributor = check_id("contributor", body.id or new_id(body.name))
-    if not service.books.catalogue.add_contributor(contributor, check_name(body.name)):
-        raise IdentityError(f"contributor id {contributor} is taken")
-    key = service.books.identities.issue_key("contributor", contributor)
-    return json_response({"id": contributor, "name": body.name, "api_key": key}, 201)
-
-
-@router.get("/policy")
-async def policy(service: TheService) -> Response:
-    """The policy in force."""
-    return json_response(service.books.rulebook.policy.to_json())
-
-
-@router.post("/policy")
-async def adopt_policy(body: PolicyBody, service: TheService) -> Response:
-    """Put a new policy in force, for queries from now on."""
-    adopt, validate = service.books.rulebook.adopt_policy, service.valuing.prove
-    adopted = await asyncio.to_thread(adopt, body.model_dump(), validate)
-    return json_response(adopted.to_json(), 201)
-
-
-@router.get("/periods/{period}/preview")
-async def preview(period: str, service: TheService) -> Response:
-    """What closing the period now would give."""
-    await service.metering.drain.flush()
-    found = await asyncio.to_thread(closing.preview, service.books, period)
-    return json_response(found.summary(service.books.currency))
-
-
-@router.post("/periods/{period}/close")
-async def close(period: str, service: TheService, body: CloseBody | None = None) -> Response:
-    """Close a period: attribute it, post the credits, issue the statements."""
-    await service.metering.drain.flush()
-    early = body is not None and body.early
-    try:
-        found = await asyncio.to_thread(closing.close, service.books, period, early=early)
-    except OSError as error:
-        raise ApiError(503, "storage", f"the run could not be stored: {error.strerror}; close it again") from error
-    return json_response(found.summary(service.books.currency))
 
 
 def _credit_limit(amount: paid.Money | str, currency: Currency) -> int:

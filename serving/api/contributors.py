@@ -1,0 +1,36 @@
+"""The operator's interface to contributors."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Depends, Response
+from pydantic import BaseModel
+
+from retrieval.documents import check_id
+from serving.api.dependencies import TheService, json_response, operator
+from serving.people.identity import IdentityError, check_name, new_id
+
+router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
+
+
+class NewContributor(BaseModel):
+    """A contributor to register."""
+
+    name: str
+    id: str | None = None
+
+
+@router.get("/contributors")
+async def contributors(service: TheService) -> Response:
+    """Every contributor."""
+    found = service.books.catalogue.contributors()
+    return json_response({"data": [{"id": each, "name": name} for each, name in found.items()]})
+
+
+@router.post("/contributors")
+async def add_contributor(body: NewContributor, service: TheService) -> Response:
+    """Register a contributor; the key is shown once."""
+    contributor = check_id("contributor", body.id or new_id(body.name))
+    if not service.books.catalogue.add_contributor(contributor, check_name(body.name)):
+        raise IdentityError(f"contributor id {contributor} is taken")
+    key = service.books.identities.issue_key("contributor", contributor)
+    return json_response({"id": contributor, "name": body.name, "api_key": key}, 201)
