@@ -20,7 +20,6 @@ from metering.redis.connection import RedisUnfit, Server, connect, ensure_fit
 from metering.redis.server import find_redis_server
 from metering.spool import state_of
 from retrieval.embedding import PACKAGED, packaged_model_folder
-from retrieval.model_files import locate
 from serving import __version__
 from serving.assembly import TORCH_ADVICE, AssemblyError, upstream_of
 from serving.settings import Settings
@@ -166,6 +165,8 @@ def _likelihood(settings: Settings) -> list[dict[str, Any]]:
 
 def _named_model(part: str, model: str, setting: str, needs: Sequence[str], server: str = "") -> dict[str, Any]:
     """A model that is a folder or one of the hub's: whether what runs it is installed, and where it lies."""
+    from retrieval.model_files import locate  # noqa: PLC0415 # the hub's client would delay every command
+
     missing = [name for name in needs if find_spec(name) is None]
     if missing:
         return _item(part, f"{model} needs {', '.join(missing)}", ok=False, advice=TORCH_ADVICE)

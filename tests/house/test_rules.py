@@ -59,7 +59,7 @@ def test_only_settings_read_the_environment():
         ("attribution.runs.statements", ("redis", "faiss", "torch", "fastapi", "sqlalchemy", "pyarrow", "onnxruntime")),
         ("metering.records", ("redis", "sqlalchemy", "pyarrow", "numpy")),
         ("retrieval.retriever", ("faiss", "torch", "redis", "fastapi", "transformers")),
-        ("serving.cli.entry", ("faiss", "torch", "openai", "uvicorn", "fastapi", "alembic", "onnx")),
+        ("serving.cli.entry", ("faiss", "torch", "openai", "uvicorn", "fastapi", "alembic", "onnx", "huggingface_hub")),
     ],
 )
 def test_a_package_loads_no_more_than_it_needs(package, forbidden):
