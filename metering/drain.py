@@ -135,7 +135,7 @@ class Drain:
             await asyncio.sleep(0.1)
 
     async def release(self) -> None:
-        """Give the leases back, so that the next process need not wait until they lapse."""
+        """Give the leases back, so that the next process need not wait until they expire."""
         with suppress(MeterUnavailable):
             for shard in range(self._shards):
                 await self._streams.release_lease(shard, self._owner)

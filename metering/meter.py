@@ -11,7 +11,7 @@ did cost and logs its usage record in the same step, or ``void`` releases the ho
     ├── KeyRevoked             the key may not be used any more
     ├── IdempotencyMismatch    the Idempotency-Key was used with another body
     ├── IdempotencyRunning     the first request with this Idempotency-Key is still being answered
-    ├── HoldExpired            the hold lapsed, and its funds or its key have been used since
+    ├── HoldExpired            the hold expired, and its funds or its key have been used since
     └── MeterUnavailable       the meter cannot be reached: nothing may be served
         └── MeterLost          it can be reached and does not hold this deployment's accounts
 """
@@ -81,7 +81,7 @@ class IdempotencyRunning(MeterError):
 
 
 class HoldExpired(MeterError):
-    """The hold lapsed before its capture, and its funds or its Idempotency-Key have been used since."""
+    """The hold expired before its capture, and its funds or its Idempotency-Key have been used since."""
 
 
 class MeterUnavailable(MeterError):
@@ -246,11 +246,11 @@ class Meter(Protocol):
         """Charge ``record.charge``, release the rest, and append the record to the log: one atomic step.
 
         The account pays the charge less ``record.free``. Repeating it is harmless. ``response`` is kept for replays
-        where the hold has an Idempotency-Key; where it is empty, the key is forgotten. A hold that has lapsed is
+        where the hold has an Idempotency-Key; where it is empty, the key is forgotten. A hold that has expired is
         charged all the same while the account's funds last, also above a cap of its key: the answer was given.
 
         Raises:
-            HoldExpired: the hold lapsed, and its funds or its Idempotency-Key have been used since; nothing was
+            HoldExpired: the hold expired, and its funds or its Idempotency-Key have been used since; nothing was
                 charged and nothing logged.
             ValueError: the charge, or its free part, is above what is held; nothing was charged.
         """

@@ -1,8 +1,8 @@
 """Withdrawals: transfers that take money out of a customer's prepayment, from under the queries that spend it.
 
 The meter alone knows what is not spent and not held, the ledger alone may say what is owed, and the process may die
-between the two. So the money is reserved in the meter first, where no query can have it and it does not lapse; then the
-transfer is posted; then the meter hears the ledger's new view, and only then is the reserve given up.
+between the two. So the money is reserved in the meter first, where no query can have it and it does not expire; then
+the transfer is posted; then the meter hears the ledger's new view, and only then is the reserve given up.
 At no moment does the meter let more be spent than both will agree on; between the last two steps it lets less.
 
 Whoever finds the reserve of a process that is gone deletes the withdrawal's row in SQL, and then goes through the
@@ -34,11 +34,11 @@ withdrawals = sa.Table(
 )
 """The withdrawals in progress: only one whose row is there may be posted."""
 
-LAPSE_MS: Final = 60_000
+EXPIRY_MS: Final = 60_000
 """How long a withdrawal may take before another process ends it."""
 
 
-class WithdrawalLapsed(Exception):
+class WithdrawalExpired(Exception):
     """The withdrawal took too long and was ended by another process; nothing was posted."""
 
 
@@ -48,7 +48,7 @@ async def withdraw(engine: sa.Engine, meter: Meter, account: str, transfer: Tran
     Raises:
         InsufficientFunds: it does not; nothing was posted.
         LedgerError: the transfer's id is posted already, with other contents.
-        WithdrawalLapsed: nothing was posted.
+        WithdrawalExpired: nothing was posted.
         MeterUnavailable: if the transfer was posted, the meter hears of it when it is back.
     """
     name = uuid.uuid4().hex
@@ -64,7 +64,7 @@ async def withdraw(engine: sa.Engine, meter: Meter, account: str, transfer: Tran
 async def recover(engine: sa.Engine, meter: Meter) -> None:
     """End the withdrawals of processes that are gone."""
     for account, name in await meter.reserves():
-        if await asyncio.to_thread(_lapse, engine, name):
+        if await asyncio.to_thread(_expire, engine, name):
             await _finish(engine, meter, account, name)
 
 
@@ -81,7 +81,7 @@ def _begin(engine: sa.Engine, name: str) -> None:
 def _post(engine: sa.Engine, name: str, transfer: Transfer) -> None:
     with engine.begin() as connection:
         if not _delete(connection, withdrawals.c.name == name):
-            raise WithdrawalLapsed("it took too long, and nothing was booked; repeat it")
+            raise WithdrawalExpired("it took too long, and nothing was booked; repeat it")
         ledger.post(connection, [transfer])
 
 
@@ -90,11 +90,11 @@ def _end(engine: sa.Engine, name: str) -> None:
         _delete(connection, withdrawals.c.name == name)
 
 
-def _lapse(engine: sa.Engine, name: str) -> bool:
+def _expire(engine: sa.Engine, name: str) -> bool:
     """Whether the withdrawal is over: ended now if it is old, or before."""
     table = withdrawals
     with engine.begin() as connection:
-        _delete(connection, table.c.started_ms < _now_ms() - LAPSE_MS)
+        _delete(connection, table.c.started_ms < _now_ms() - EXPIRY_MS)
         return connection.execute(sa.select(table.c.name).where(table.c.name == name)).first() is None
 
 

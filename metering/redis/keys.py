@@ -3,12 +3,12 @@
 Every key begins with the hash tag ``{sNN}`` of its shard. An account lives on one shard, so all that one script touches
 has one tag, and the same scripts run on a single server and on a Redis Cluster::
 
-    key                type    holds                                                 written by          lapses
+    key                type    holds                                                 written by          expires
     {sNN}:deployment   string  id of the deployment whose books the shard carries    claim, rebuild      never
     {sNN}:account:ID   hash    funded, credit, spent, held, version (units;          fund, authorize,    never
                                credit is the credit limit); free_month, free_used,   capture, void,
                                free_held: the free amount of a month (units)         reserve, unreserve
-    {sNN}:expiry:ID    zset    hold -> when it lapses (ms)                           authorize, capture, never
+    {sNN}:expiry:ID    zset    hold -> when it expires (ms)                          authorize, capture, never
                                                                                      void
     {sNN}:holds:ID     hash    hold -> "paid free key": what it holds (units,        authorize, capture, never
                                units) and the id of its API key                      void
@@ -30,7 +30,7 @@ has one tag, and the same scripts run on a single server and on a Redis Cluster:
     {sNN}:fence        string  the last fencing token                                acquire_lease       never
     {sNN}:probe        string  shows that the shard can be written                   check               1 s
 
-``ID`` is the account's. Its API keys share one hash, because the holds that lapse in a script may be of any of them,
+``ID`` is the account's. Its API keys share one hash, because the holds that expire in a script may be of any of them,
 and a script declares every key that it touches.
 """
 
@@ -68,7 +68,7 @@ def account(shard: int, name: str) -> str:
 
 
 def expiry(shard: int, name: str) -> str:
-    """When each hold of an account lapses."""
+    """When each hold of an account expires."""
     return f"{tag(shard)}:expiry:{name}"
 
 

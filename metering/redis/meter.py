@@ -188,7 +188,7 @@ class RedisMeter:
         if reply[0] == b"above":
             raise ValueError(f"charge {record.charge} (free {record.free}) is above the ceiling {int(reply[1])}")
         if reply[0] == b"expired":
-            raise HoldExpired("the hold lapsed before the answer was complete, and has been used for another since")
+            raise HoldExpired("the hold expired before the answer was complete, and has been used for another since")
 
     async def void(self, hold: Hold) -> None:
         """See :meth:`Meter.void`."""

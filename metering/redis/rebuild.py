@@ -99,7 +99,7 @@ async def mark_captured(client: Client, shards: int, registered: Iterable[tuple[
     """
     pipeline: Any = client.pipeline(transaction=False)
     for record, account, entry in registered:
-        lapses = stream_ids.order(entry)[0] + CAPTURED_TTL_MS
-        pipeline.set(keys.captured(keys.shard_of(account, shards), record), entry, pxat=lapses)
+        expires = stream_ids.order(entry)[0] + CAPTURED_TTL_MS
+        pipeline.set(keys.captured(keys.shard_of(account, shards), record), entry, pxat=expires)
     with unavailable_on_failure():
         await pipeline.execute()

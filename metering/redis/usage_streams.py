@@ -115,5 +115,5 @@ class UsageStreams:
         return None if reply[0] == b"taken" else int(reply[1])
 
     async def release_lease(self, shard: int, owner: str) -> None:
-        """Give a lease back, so that the next drainer need not wait until it lapses."""
+        """Give a lease back, so that the next drainer need not wait until it expires."""
         await self._scripts.run("release_lease", shard, [keys.drainer(shard)], [owner])

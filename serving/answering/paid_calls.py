@@ -205,7 +205,7 @@ class PaidCalls:
 
         Raises:
             MeterUnavailable: neither the meter nor the spool can take it: nothing is promised.
-            HoldExpired: the hold lapsed and was used since; nothing was charged.
+            HoldExpired: the hold expired and was used since; nothing was charged.
         """
         await asyncio.shield(self.start(self._charge(call, record, response)))
 
@@ -289,7 +289,7 @@ class PaidCalls:
         try:
             await self._meter.void(hold)
         except MeterUnavailable:
-            _log.warning("the meter is away: a hold is left to lapse", hold=hold.request.hold)
+            _log.warning("the meter is away: a hold is left to expire", hold=hold.request.hold)
 
     def _refuse_charged(self, request: Request) -> None:
         """The meter forgets an Idempotency-Key after a while; the ledger never does."""

@@ -6,7 +6,7 @@ from metering import ledger
 from metering.credit import funding_view, set_limit
 from metering.ledger import LedgerError, Transfer
 from metering.meter import Balance, InsufficientFunds, Meter
-from metering.withdrawals import WithdrawalLapsed, recover, withdraw
+from metering.withdrawals import WithdrawalExpired, recover, withdraw
 from serving.books import Books
 from serving.money.booking import (
     BookingError,
@@ -104,7 +104,7 @@ async def take(books: Books, meter: Meter, customer: str, transfer: Transfer) ->
         if not _is_posted(books, transfer):  # or another process did it meanwhile
             available = books.currency.format(max(0, error.available))
             raise NotCovered(f"only {available} of {customer} is neither spent nor held") from None
-    except WithdrawalLapsed as error:
+    except WithdrawalExpired as error:
         raise Conflict(str(error)) from None
     except LedgerError as error:
         raise refused(books.currency, transfer, error) from None

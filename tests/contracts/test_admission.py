@@ -107,7 +107,7 @@ async def test_a_full_rate_lets_through_again_after_what_it_says(meter):
     assert time.monotonic() - began >= 1.49
 
 
-async def test_a_place_is_given_back_by_capture_void_and_a_lapsed_hold(meter, redis_url):
+async def test_a_place_is_given_back_by_capture_void_and_an_expired_hold(meter, redis_url):
     limits = Limits(concurrent_requests=3)
     holds = [each for each in await race(meter, 3, limits=limits) if isinstance(each, Hold)]
     assert await outcome(meter, Request("more", "acme", "key", 1, limits=limits)) is RateLimited

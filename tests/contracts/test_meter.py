@@ -123,7 +123,7 @@ async def test_a_thousand_at_once_never_overspend(client, meter):
     assert len(await captured(client)) == 10
 
 
-async def test_a_lapsed_hold_is_given_back_and_captured_only_from_what_is_left(client, meter):
+async def test_an_expired_hold_is_given_back_and_captured_only_from_what_is_left(client, meter):
     fleeting = a_meter(client, hold_ttl_ms=0)
     late, too_late = await fleeting.authorize(asked("late", 900)), await fleeting.authorize(asked("too-late", 900))
     assert await balance(meter) == (1_000, 0, 0)

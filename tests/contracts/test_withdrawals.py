@@ -13,7 +13,7 @@ from metering import ledger, withdrawals
 from metering.ledger import Transfer
 from metering.meter import Hold, HoldExpired, InsufficientFunds, MeterUnavailable, Request
 from metering.pricing import Usage
-from metering.withdrawals import WithdrawalLapsed, recover, withdraw
+from metering.withdrawals import WithdrawalExpired, recover, withdraw
 from serving.assembly import open_metering
 from serving.books import Metering
 from serving.money import corrections, funding
@@ -59,9 +59,9 @@ def rows(books) -> int:
         return int(connection.execute(sa.select(sa.func.count()).select_from(withdrawals.withdrawals)).scalar_one())
 
 
-def lapse(monkeypatch) -> None:
+def expire(monkeypatch) -> None:
     """The next to look finds that every withdrawal in progress took too long."""
-    monkeypatch.setattr(withdrawals, "LAPSE_MS", -1)
+    monkeypatch.setattr(withdrawals, "EXPIRY_MS", -1)
 
 
 async def test_a_withdrawal_leaves_what_is_spent_and_held(any_books):
@@ -101,7 +101,7 @@ async def test_a_process_that_dies_leaves_nothing_that_can_be_spent_twice(any_bo
         await recover(engine, meter)
         if step == "aside":
             assert await held(metering) == (1_000, 0, 700), "it may still be under way"
-        lapse(monkeypatch)
+        expire(monkeypatch)
         await recover(engine, meter)
         assert await held(metering) == ((300 if is_posted else 1_000), 0, 0)
         assert owed(any_books) == (300 if is_posted else 1_000)
@@ -115,12 +115,12 @@ async def test_a_process_that_wakes_up_too_late_posts_nothing(any_books, monkeyp
         async def sleepy(*arguments) -> None:
             await real(*arguments)
             with monkeypatch.context() as patch:
-                lapse(patch)
+                expire(patch)
                 await recover(any_books.engine, metering.meter)
             await metering.meter.authorize(Request("h", "acme", "key", 1_000))
 
         monkeypatch.setattr(metering.meter, "reserve", sleepy)
-        with pytest.raises(WithdrawalLapsed):
+        with pytest.raises(WithdrawalExpired):
             await withdraw(any_books.engine, metering.meter, "acme", back(700))
         assert await held(metering) == (1_000, 0, 1_000)
         assert owed(any_books) == 1_000

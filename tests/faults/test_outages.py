@@ -219,7 +219,7 @@ def test_a_server_killed_in_the_middle_charges_nothing(shop, env):
     shop.world.server.start()
     renewed(shop, account)
 
-    assert spent_by(account) == 0, "the hold lapses"
+    assert spent_by(account) == 0, "the hold expires"
     assert account.client.get("/v1/usage").json()["data"] == []
     assert_books_hold(shop, env)
 

@@ -128,7 +128,7 @@ def test_a_refund_that_is_killed_is_not_made_or_made_once(books, monkeypatch, po
     assert asyncio.run(available()) == (OWED if point == "row written" else OWED * 3 // 10)
     assert faults(books) == []
     with monkeypatch.context() as patch:
-        patch.setattr(withdrawals, "LAPSE_MS", -1)
+        patch.setattr(withdrawals, "EXPIRY_MS", -1)
         assert asyncio.run(available()) == (OWED * 3 // 10 if made else OWED)
     done = run(books.directory.path, *arguments)
     assert done.returncode == 0, done.stderr

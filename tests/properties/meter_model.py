@@ -30,7 +30,7 @@ class Reserved:
     key: str
     paid: int
     free: int
-    lapsing: bool
+    expiring: bool
 
 
 @dataclass
@@ -91,10 +91,10 @@ class Model:
         return [each for each in self.holds.values() if each.key == key]
 
     def sweep(self) -> None:
-        """Lapsed holds are gone."""
-        self.holds = {name: each for name, each in self.holds.items() if not each.lapsing}
+        """Expired holds are gone."""
+        self.holds = {name: each for name, each in self.holds.items() if not each.expiring}
 
-    def authorize(self, request: Request, *, lapsing: bool) -> type[MeterError] | str:
+    def authorize(self, request: Request, *, expiring: bool) -> type[MeterError] | str:
         """The error, or ``replay``, or ``ok``: then what was asked for is held."""
         self.sweep()
         refused = self._known(request) or self._limited(request)
@@ -109,7 +109,7 @@ class Model:
                 return SpendingCapReached
         if self.available < paid:
             return InsufficientFunds
-        self.holds[request.hold] = Reserved(request.key, paid, free, lapsing)
+        self.holds[request.hold] = Reserved(request.key, paid, free, expiring)
         self.admitted.setdefault(request.key, []).append(request.tokens)
         if request.idempotency_key:
             self.idempotency[request.idempotency_key] = (request.fingerprint, "running", request.hold)
@@ -146,7 +146,7 @@ class Model:
         return None
 
     def capture(self, request: Request, day: str, charge: int, free: int, *, kept: bool) -> bool:
-        """Whether it is charged; a lapsed hold is if its money, free amount and Idempotency-Key are still there."""
+        """Whether it is charged; an expired hold is if its money, free amount and Idempotency-Key are still there."""
         paid = charge - free
         state = self.idempotency.get(request.idempotency_key)
         taken = state is not None and state[2] != request.hold

@@ -1,6 +1,6 @@
 """The meter as a state machine: authorize, capture, void, expiry, funding and retries in any order, against a model.
 
-The meter is the real one on a real Redis. Holds with a time to live of zero lapse at the next step that looks.
+The meter is the real one on a real Redis. Holds with a time to live of zero expire at the next step that looks.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class MeterMachine(RuleBasedStateMachine):
             retries=retries,
         )
         meter = self.fleeting if fleeting else self.meter
-        expected = self.model.authorize(request, lapsing=fleeting)
+        expected = self.model.authorize(request, expiring=fleeting)
         if not isinstance(expected, str):
             with pytest.raises(expected):
                 self.run(meter.authorize(request))
@@ -143,12 +143,12 @@ class MeterMachine(RuleBasedStateMachine):
         )
         response = b"answer to " + request.hold.encode() if kept else b""
         day = periods.day_of(finished_ms)
-        lapsed = request.hold not in self.model.holds
+        expired = request.hold not in self.model.holds
         if not self.model.capture(request, day, charge, free, kept=kept):
             with pytest.raises(HoldExpired):
                 self.run(self.meter.capture(hold, record, response))
             return multiple()
-        if lapsed:
+        if expired:
             self.late_days.add((request.key, day))
         self.run(self.meter.capture(hold, record, response))
         return hold, record

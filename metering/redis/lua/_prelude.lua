@@ -37,8 +37,8 @@ local function release_hold(account, expiry, holds, keys, hold)
   redis.call('ZREM', expiry, hold)
 end
 
--- Releases the lapsed holds of one account. Bounded, so that no script runs long; the next call goes on.
-local function release_lapsed(account, expiry, holds, keys, now)
+-- Releases the expired holds of one account. Bounded, so that no script runs long; the next call goes on.
+local function release_expired(account, expiry, holds, keys, now)
   for _, hold in ipairs(redis.call('ZRANGEBYSCORE', expiry, '-inf', now, 'LIMIT', 0, 128)) do
     release_hold(account, expiry, holds, keys, hold)
   end

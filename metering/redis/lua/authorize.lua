@@ -11,7 +11,7 @@
 if redis.call('EXISTS', KEYS[2]) == 0 then return {'account'} end
 
 local now = now_ms()
-release_lapsed(KEYS[2], KEYS[3], KEYS[4], KEYS[5], now)
+release_expired(KEYS[2], KEYS[3], KEYS[4], KEYS[5], now)
 local key = ARGV[8]
 local state = redis.call('HMGET', KEYS[5], key .. ':revoked', key .. ':requests', key .. ':tokens', key .. ':running',
   key .. ':held', key .. ':day', key .. ':day_spent', key .. ':month_spent')
@@ -59,7 +59,7 @@ if ARGV[6] ~= '' then
         redis.call('HINCRBY', KEYS[6], 'replays', 1)
         return {'replay', first[3], quota()}
       end
-    -- A running request whose hold has lapsed died on the way; this one takes its place.
+    -- A running request whose hold has expired died on the way; this one takes its place.
     elseif again and redis.call('HEXISTS', KEYS[4], first[4]) == 1 then
       return {'running'}
     end

@@ -11,7 +11,7 @@ end
 local account = read_account(KEYS[2])
 if not account then return {'account'} end
 
--- The Idempotency-Key may be another request's by now: one that took this lapsed one's place, or a library's next.
+-- The Idempotency-Key may be another request's by now: one that took this expired one's place, or a library's next.
 local idem = ARGV[6] == '1' and redis.call('HGET', KEYS[7], 'hold')
 local key, free, day = ARGV[9], tonumber(ARGV[10]), ARGV[11]
 local paid, month = tonumber(ARGV[3]) - free, string.sub(day, 1, 7)
