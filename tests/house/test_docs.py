@@ -23,6 +23,8 @@ from tools import reference
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / ".github").rglob("*.md")), *sorted(DOCS.rglob("*.md"))]
+LIVING = [page for page in PAGES if page.parent.name != "adr" and page.name != "CHANGELOG.md"]
+"""Those that tell of today: decisions and the changelog may name what was renamed since."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -39,6 +41,17 @@ def shell(page: Path) -> list[str]:
     """The lines that a reader is told to type."""
     blocks = [text for language, text in FENCE.findall(page.read_text(encoding="utf-8")) if language == "sh"]
     return [line.strip() for block in blocks for line in block.splitlines()]
+
+
+def options() -> dict[str, set[str]]:
+    """The options of every command and group of commands, from the reference, which is made from the program."""
+    everywhere, *sections = re.split(
+        r"^## ", (reference.FOLDER / "cli.md").read_text(encoding="utf-8"), flags=re.MULTILINE
+    )
+    common = set(re.findall(r"`(--[a-z-]+)`", everywhere))
+    found = {section.partition("\n")[0]: common | set(re.findall(r"`(--[a-z-]+)`", section)) for section in sections}
+    groups = {name.rpartition(" ")[0]: common for name in found if name.count(" ") > 1}
+    return dict(sorted((groups | found).items()))
 
 
 def headings(page: Path) -> list[str]:
@@ -97,9 +110,9 @@ def test_links_resolve(page):
         assert not anchor or anchor in anchors(found), target
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "adr"], ids=named)
+@pytest.mark.parametrize("page", LIVING, ids=named)
 def test_paths_that_a_page_names_exist(page):
-    """Decisions may name what was moved since; NNNN and NAME stand for what a reader chooses."""
+    """NNNN and NAME stand for what a reader chooses."""
     ignored = {line.rstrip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()}
     tops = {path.name for path in ROOT.iterdir() if path.is_dir()} - ignored
     for span in re.findall(r"`([^`\s]+/[^`\s]*)`", prose(page)):
@@ -109,15 +122,26 @@ def test_paths_that_a_page_names_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_commands_that_a_reader_types_exist(page):
-    known = reference.commands()
+def test_targets_that_a_page_names_are_made(page):
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert set(re.findall(r"`make ([a-z-]+)", prose(page))) <= targets
-    for line in shell(page):
-        if line.startswith("make "):
-            assert line.split()[1] in targets, line
-        elif line.startswith("patronage "):
-            assert any(line == command or line.startswith(f"{command} ") for command in known), line
+    typed = [line.split()[1] for line in shell(page) if line.startswith("make ")]
+    assert {*typed, *re.findall(r"`make ([a-z-]+)", prose(page))} <= targets
+
+
+@pytest.mark.parametrize("page", LIVING, ids=named)
+def test_settings_that_a_page_names_exist(page):
+    known = {reference.variable(name) for name in Settings.model_fields}
+    assert set(re.findall(r"\bPATRONAGE(?:_[A-Z]+)+\b(?!_)", page.read_text(encoding="utf-8"))) <= known
+
+
+@pytest.mark.parametrize("page", LIVING, ids=named)
+def test_commands_that_a_page_names_exist_with_their_options(page):
+    known = options()
+    spans = re.findall(r"`(patronage [a-z][^`]*)`", prose(page))
+    for line in [line for line in shell(page) if line.startswith("patronage ")] + spans:
+        found = [command for command in known if f"{line} ".startswith(f"{command} ")]
+        assert found, line
+        assert set(re.findall(r" (--[a-z-]+)", line)) <= known[found[-1]], line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
