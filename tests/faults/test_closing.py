@@ -164,7 +164,7 @@ def test_the_order_and_the_partition_of_the_segments_do_not_matter(used, tmp_pat
         assert found.hours == expected.hours
 
 
-@pytest.mark.parametrize("step", ["_attribute", "_write", "_transfers", "canonical"])
+@pytest.mark.parametrize("step", ["_compute_run", "_write", "_transfers", "canonical"])
 def test_a_close_that_dies_is_resumed_to_the_same_run(used, tmp_path, model_cache, monkeypatch, step):
     copy = tmp_path / "copy"
     shutil.copytree(used.directory.path, copy)
@@ -188,7 +188,7 @@ def test_records_that_come_after_the_pin_are_not_in_the_run(used, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(closing, "_attribute", die)
+        patch.setattr(closing, "_compute_run", die)
         with pytest.raises(KeyboardInterrupt):
             closing.close(used, PERIOD, early=False)
 
