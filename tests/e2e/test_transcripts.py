@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.transcripts import ROOT, Likeness, Reader, steps
+from tests.e2e.transcripts import MONTH, ROOT, Likeness, Reader, steps
 
 README = ROOT / "README.md"
 DOCS = ROOT / "docs"
@@ -64,3 +64,14 @@ def test_an_id_that_a_page_shows_twice_is_the_same_twice_and_can_be_typed():
     likeness = Likeness()
     assert likeness.compare(said, "made 01a21563f472a89ab5ff7f08d44e\nkept 01a21563f472a89ab5ff7f08d44e") is None
     assert likeness.of_this_run("show 01a1ffbe14c7d6bf2885ecd64b2f") == "show 01a21563f472a89ab5ff7f08d44e"
+
+
+def test_the_month_of_the_pages_is_this_month():
+    said = "closed 2026-11 on 2026-11-26: run-2026-11-90f30bb72e72184f09dff3aaff052b01"
+    likeness = Likeness(actual={MONTH: "2031-05"})
+
+    assert likeness.compare(said, "closed 2031-05 on 2031-05-02: run-2031-05-996cb78446e6181e071bca8a2c49bec8") is None
+    assert (
+        likeness.compare(said, "closed 2031-05 on 2031-05-02: run-2031-04-996cb78446e6181e071bca8a2c49bec8") is not None
+    )
+    assert likeness.of_this_run("statement 2026-11 -o mary-2026-11.html") == "statement 2031-05 -o mary-2031-05.html"

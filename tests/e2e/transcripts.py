@@ -40,7 +40,7 @@ _KINDS = {
     "key": r"patronage-(operator|contributor|customer)-[0-9a-f]{12}-[\w-]+",
     "time": r"\d{4}-\d\d-\d\dT[\d:]{8}(?:\.\d+)?Z",
     "day": r"\b20\d\d-\d\d-\d\d\b",
-    "month": r"\b20\d\d-\d\d\b(?!-)",
+    "month": r"\b20\d\d-\d\d\b",
     "id": r"(?<![0-9A-Za-z])(?:[0-9a-f]{12,64}(?![0-9A-Za-z])|[0-9A-Za-z+/]{43,}=+)",
     "second": r"\b1[789]\d{8}\b",
     "number": r"\b\d+(?:(?:\.\d+)+(?:e-\d+)?|e-\d+)\b",
