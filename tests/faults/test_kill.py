@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+from itertools import product
 
 import pytest
 
@@ -120,7 +121,7 @@ def test_a_close_that_is_killed_is_finished_by_the_next(server, data_dir, enviro
             assert client.post("/v1/query", json={"question": QUESTIONS[i % 4]}).status_code == 200
     server.stop()
     close = ["period", "close", this_period(), "--early"]
-    for target, when in (("_compute_run", "before"), ("_compute_run", "after"), ("_write", "before"), ("_write", "after")):
+    for target, when in product(("_compute_run", "_write"), ("before", "after")):
         killed(data_dir, environment, Accident(f"serving.closing.closing:{target}", when, "kill"), *close)
     assert cli(data_dir, *close, env=environment)["records"] == 40
     assert cli(data_dir, "audit", env=environment)["balanced"]
