@@ -58,12 +58,24 @@ class LexicalView:
         ]
         clauses = [(tantivy.Occur.Must, query.boolean_query(wanted))]
         clauses += [(tantivy.Occur.Must, query.const_score_query(each, 0.0)) for each in allowed]
-        hits = self._searcher.search(query.boolean_query(clauses), limit, count=False).hits
+        hits = self._best(query.boolean_query(clauses), limit)
         addresses = [address for _, address in hits]
         rows = np.asarray(self._searcher.fast_field_values("row", addresses), np.int64)
         scores = np.asarray([score for score, _ in hits], np.float32)
-        order = np.lexsort((rows, -scores))
+        order = np.lexsort((rows, -scores))[:limit]
         return rows[order], scores[order]
+
+    def _best(self, query: tantivy.Query, limit: int) -> list[tuple[float, tantivy.DocAddress]]:
+        """The best ``limit`` hits and every hit that equals the last of them.
+
+        Among equals tantivy takes those of its oldest segments, so where it cuts depends on how the index grew.
+        """
+        taken = limit
+        while True:
+            taken *= 2
+            hits = self._searcher.search(query, taken, count=False).hits
+            if len(hits) < taken or hits[-1][0] < hits[limit - 1][0]:
+                return list(hits)
 
     def idf(self, terms: Sequence[int]) -> npt.NDArray[np.float64]:
         """Inverse document frequency of each term, as BM25 has it: ``ln(1 + (N - n + 0.5) / (n + 0.5))``."""

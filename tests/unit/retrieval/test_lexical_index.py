@@ -45,6 +45,18 @@ def bm25(texts: Sequence[Sequence[int]], terms: Sequence[int]) -> dict[int, floa
     return scores
 
 
+def test_which_of_equals_are_found_does_not_depend_on_how_the_index_grew():
+    entries = [entry(row, [row % 3]) for row in range(300)]
+    grown = LexicalIndex()
+    for begin in range(0, 300, 50):
+        view = grown.update((), entries[begin : begin + 50][::-1])
+    at_once = LexicalIndex().update((), entries)
+
+    for limit in (1, 7, 99, 100, 101):
+        first = list(range(0, 300, 3))[:limit]
+        assert found(view, 0, limit=limit) == found(at_once, 0, limit=limit) == first
+
+
 @pytest.fixture
 def index() -> LexicalIndex:
     return LexicalIndex()
