@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,9 @@ from metering.durable import write_durably
 FORMAT: Final = 2
 """A directory of format 2 may hold records of format 2: a version that knows only format 1 must not touch it."""
 _MARK: Final = f"{FORMAT}\n".encode()
+_COMMAND_SECONDS: Final = 10.0
+"""How long a command of an older version is waited for; most take less."""
+_PAUSE_SECONDS: Final = 0.05
 
 
 class DataDirError(RuntimeError):
@@ -32,7 +36,7 @@ class DataDir:
         """Makes the directory if it is missing.
 
         Raises:
-            DataDirError: it cannot be made or written, belongs to a newer version, or is served by an older one.
+            DataDirError: it cannot be made or written, belongs to a newer version, or is used by an older one.
         """
         self.path = path.resolve()
         try:
@@ -129,14 +133,37 @@ class DataDir:
             write_durably(marker, _MARK)
             return
         written = marker.read_text().strip()
-        if not written.isdecimal() or int(written) > FORMAT:
+        if not written.isdecimal() or not 1 <= int(written) <= FORMAT:
             raise DataDirError(
                 f"data directory {self.path} has format {written[:20] or 'unknown'}, this version knows {FORMAT}: "
                 "upgrade Patronage"
             )
         if int(written) < FORMAT:
-            with self._without("a server of an older version"):  # it would drain new records by its own rules
+            # Either would drain new records by its own rules.
+            with self._without("a server of an older version"), self._without_commands():
                 write_durably(marker, _MARK)
+
+    @contextmanager
+    def _without_commands(self) -> Iterator[None]:
+        """While no command uses the embedded Redis; one that ends meanwhile is waited for."""
+        if not self.redis.is_dir():
+            yield
+            return
+        deadline = time.monotonic() + _COMMAND_SECONDS
+        with (self.redis / "users.lock").open("ab") as users:
+            while True:
+                try:
+                    fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise DataDirError(
+                            f"data directory {self.path} is in use by a command of an older version: let it end, "
+                            "then try again"
+                        ) from None
+                    time.sleep(_PAUSE_SECONDS)
+                else:
+                    break
+            yield
 
     @contextmanager
     def _without(self, server: str) -> Iterator[IO[str]]:

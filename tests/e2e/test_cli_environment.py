@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.store import data_dir
 from serving.store.data_dir import FORMAT
 from tests.e2e.commands import refused, run_all
 from tests.servers import Server, cli, process, run
@@ -40,7 +41,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -
         yield server
 
 
-@pytest.mark.parametrize("written", ["99\n", "new"])
+@pytest.mark.parametrize("written", ["99\n", "new", "0\n", ""])
 def test_a_data_directory_of_a_newer_version_is_refused(data: Path, written: str):
     (data / "FORMAT").write_text(written)
     line = refused(run(data, "documents", "list"))
@@ -67,6 +68,21 @@ def test_a_data_directory_that_an_older_version_serves_is_left_to_it(data: Path)
     assert "a server of an older version" in line
     assert "stop it" in line
     assert (data / "FORMAT").read_text() == "1\n"
+
+
+def test_a_data_directory_that_a_command_of_an_older_version_uses_is_left_to_it(data: Path, monkeypatch):
+    """It may be draining, by its own rules."""
+    monkeypatch.setattr(data_dir, "_COMMAND_SECONDS", 0.2)
+    (data / "FORMAT").write_text("1\n")
+    (data / "redis").mkdir(exist_ok=True)
+    with (data / "redis" / "users.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with pytest.raises(data_dir.DataDirError, match="a command of an older version: let it end"):
+            data_dir.DataDir(data)
+        assert (data / "FORMAT").read_text() == "1\n"
+
+    data_dir.DataDir(data)
+    assert (data / "FORMAT").read_text() == f"{FORMAT}\n"
 
 
 def test_a_database_of_a_newer_version_is_refused_and_left_alone(data: Path):
