@@ -68,6 +68,29 @@ def test_a_package_loads_no_more_than_it_needs(package, forbidden):
     assert done.stdout.strip() == "[]"
 
 
+def test_what_attribution_may_not_import_of_metering_is_all_that_is_not_pure():
+    """A list of what is forbidden says nothing of a module that is new."""
+    pure = {"formats", "merkle", "money", "periods", "records"}
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (forbidden,) = (
+        each for each in contracts if each["type"] == "forbidden" and each["source_modules"] == ["attribution"]
+    )
+    rooms = {
+        path.stem for path in (ROOT / "metering").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert {f"metering.{room}" for room in rooms - pure - {"__init__"}} == set(forbidden["forbidden_modules"])
+
+
+def test_every_file_lies_in_a_known_package_and_says_what_is_in_it():
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py"], capture_output=True, cwd=ROOT, check=True
+    )
+    paths = [Path(line) for line in listed.stdout.decode().splitlines()]
+    assert {path.parts[0] for path in paths} == {*PACKAGES, "tests", "tools"}
+    vague = {"utils", "util", "common", "helpers", "misc", "shared", "base", "core"}
+    assert not [path for path in paths if vague & {path.stem, *path.parts[:-1]}]
+
+
 def test_every_package_is_installed_explicitly():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     found = {
