@@ -62,7 +62,8 @@ lint: $(VENV)/.dev
 check: lint
 	$(BIN)/pytest tests/unit tests/properties tests/house -n 2 --dist worksteal -q
 
-test: $(VENV)/.dev $(VENV)/.torch
+# A part is tested with what is installed; tests that need torch are skipped, and say so, until `make test` installed it.
+test: $(VENV)/.dev $(if $(filter tests,$(T)),$(VENV)/.torch)
 	@echo "Testing $(T) in two processes; at the end, what was slowest and how to repeat what failed."
 	$(BIN)/pytest $(PART) -n 2 --dist worksteal -q --durations=15 --hypothesis-profile=full
 

@@ -31,6 +31,9 @@ def verify_receipt(receipt: Any, trusted_key: str | None = None) -> Checks:
     """
     checks: Checks = []
     try:
+        if "inclusion" not in receipt:
+            _add(checks, "inclusion", False, "it has no proof yet: fetch the receipt again when its month is closed")
+            return checks
         inclusion = receipt["inclusion"]
         log, hour, manifest = inclusion["log"], inclusion["hour"], inclusion["run"]
         content = str(inclusion["record"]["content"])
@@ -45,18 +48,19 @@ def verify_receipt(receipt: Any, trusted_key: str | None = None) -> Checks:
         there = merkle.verify_inclusion(
             leaf, int(log["index"]), checkpoint.size, decode_proof(log["path"]), checkpoint.root
         )
-        _add(checks, "log", there, f"the run of {manifest['period']} is number {log['index']} of the log")
+        place = f"number {int(log['index']) + 1} of the log"
+        _add(checks, "log", there, f"the run of {manifest['period']} {_is(there)} {place}")
         found = Hour(int(hour["number"]), int(hour["records"]), bytes.fromhex(hour["root"]))
         root = bytes.fromhex(manifest["input_root"])
         path = decode_proof(hour["path"])
         there = merkle.verify_inclusion(found.leaf(), int(hour["index"]), int(hour["size"]), path, root)
-        _add(checks, "hour", there, f"the hour {hour['hour']} is in the input of the run")
+        _add(checks, "hour", there, f"the hour {hour['hour']} {_is(there)} in the input of the run")
         path = decode_proof(inclusion["record"]["path"])
         leaf, index = merkle.leaf_hash(content.encode()), int(inclusion["record"]["index"])
         there = merkle.verify_inclusion(leaf, index, found.records, path, found.root)
-        _add(checks, "record", there, f"the record is number {index + 1} of the {found.records} of that hour")
+        _add(checks, "record", there, f"the record {_is(there)} number {index + 1} of the {found.records} of that hour")
         same = json.loads(content)["id"] == receipt["id"]
-        _add(checks, "receipt", same, f"the record is that of receipt {receipt['id']}")
+        _add(checks, "receipt", same, f"the record {_is(same)} that of receipt {receipt['id']}")
     except (formats.UnknownFormat, UnknownRule) as error:
         _add(checks, "format", False, str(error))
     except CheckpointError as error:
@@ -79,15 +83,21 @@ def verify_growth(answer: Any, before: Any, trusted_key: str | None = None) -> C
         key = trusted_key or str(before["public_key"])
         old, new = open_note(str(before["checkpoint"]), key), open_note(str(answer["checkpoint"]), key)
         _add(checks, "signature", True, f"both checkpoints are signed by {fingerprint(key)}")
-        _add(checks, "origin", old.origin == new.origin, f"both are of {old.origin}")
+        same = old.origin == new.origin
+        _add(checks, "origin", same, f"they are of {old.origin} and {new.origin}")
         path = decode_proof(answer["path"])
         grew = merkle.verify_consistency(old.size, old.root, new.size, new.root, path)
-        _add(checks, "consistency", grew, f"the {new.size} runs begin with the {old.size} of then")
+        begin = "begin" if grew else "do not begin"
+        _add(checks, "consistency", grew, f"the {new.size} runs {begin} with the {old.size} of then")
     except CheckpointError as error:
         _add(checks, "signature", False, str(error))
     except _MALFORMED as error:
         _add(checks, "format", False, f"not a proof of consistency: {type(error).__name__} {error}")
     return checks
+
+
+def _is(so: bool) -> str:  # noqa: FBT001 # a check is about a truth value
+    return "is" if so else "is not"
 
 
 def _add(checks: Checks, name: str, ok: bool, detail: str) -> None:  # noqa: FBT001 # a check is about a truth value

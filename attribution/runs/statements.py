@@ -169,23 +169,25 @@ def verify(bundle: Any, trusted_key: str | None = None) -> list[dict[str, Any]]:
         currency = Currency(manifest["currency"]["code"], int(manifest["currency"]["scale"]))
         check("signature", True, f"the checkpoint is signed by the key {fingerprint(key)}")
         digest = f"manifest {hashlib.sha256(canonical(manifest)).hexdigest()}"
-        check("manifest", digest in checkpoint.extensions, "the run's manifest is the signed one")
+        signed = digest in checkpoint.extensions
+        check("manifest", signed, f"the run's manifest is {'' if signed else 'not '}the signed one")
         leaf = merkle.leaf_hash(canonical(statement))
         included = size == checkpoint.size and merkle.verify_inclusion(leaf, index, size, path, checkpoint.root)
-        check("inclusion", included, f"the statement is number {index + 1} of {size} under the signed root")
+        place = f"number {index + 1} of {size} under the signed root"
+        check("inclusion", included, f"the statement is {place}" if included else f"this is not what is {place}")
         named = run_id(manifest)
         same = statement["run_id"] == named and statement["period"] == manifest["period"]
-        check("run", same, f"the statement belongs to {named}")
+        check("run", same, f"the statement {'belongs' if same else 'does not belong'} to {named}")
         lines = sum(_units(currency, line["credited"]) for line in statement["documents"])
         lines += _units(currency, statement["offset"])
-        check(
-            "sum",
-            lines == _units(currency, statement["credited"]),
-            f"the lines and the offset add up to {statement['credited']['amount']} {currency.code}",
-        )
+        said = statement["credited"]["amount"]
+        adds_up = lines == _units(currency, statement["credited"])
+        detail = f"the lines and the offset add up to {currency.format(lines)} {currency.code}"
+        check("sum", adds_up, detail if adds_up else f"{detail}, not to {said}")
         sums = {name: _units(currency, manifest[name]) for name in _SUMS}
         balanced = sums["charged"] == sum(sums[name] for name in _SUMS[1:])
-        check("conservation", balanced, "charged = cost + platform + credited + residual")
+        equals = "=" if balanced else "is not"
+        check("conservation", balanced, f"charged {equals} cost + platform + credited + residual")
     except formats.UnknownFormat as error:
         check("format", False, str(error))
     except CheckpointError as error:

@@ -188,11 +188,10 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
         PeriodError: not a period.
         ClosingError: a future one, one that is not over (without ``early``), or one that is closed.
     """
-    _check(period, early=early)
-    with books.engine.connect() as connection:
-        done = connection.execute(sa.select(runs.c.run_id).where(runs.c.period == period)).scalar_one_or_none()
+    done = _closed_by(books, periods.parse(period))
     if done is not None:
         raise ClosingError(f"period {period} is already closed by {done}; corrections go into the next period")
+    _check(period, early=early)
     with books.engine.begin() as connection:
         closed_ms = period_gate.close(connection, period, _now_ms())
     found = _compute_run(books, period, progress, rows=True)
@@ -278,6 +277,12 @@ def _compute_run(books: Books, period: str, progress: Progress | None, *, rows: 
         progress,
         rows=rows,
     )
+
+
+def _closed_by(books: Books, period: str) -> str | None:
+    """The id of the run that closed a period."""
+    with books.engine.connect() as connection:
+        return connection.execute(sa.select(runs.c.run_id).where(runs.c.period == period)).scalar_one_or_none()
 
 
 def _check(period: str, *, early: bool) -> None:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 
+from attribution.runs.proofs import verify_receipt
 from attribution.runs.run import Batch, RunError, divide, shares
 from attribution.runs.statements import Issue, verify
 from attribution.runs.transparency import Checkpoint, CheckpointError, Signer, open_note
@@ -83,6 +84,25 @@ def change(bundle, path, value):
 )
 def test_whatever_is_changed_is_found(bundle, path, value, check):
     assert check in failed(change(bundle, path, value))
+
+
+def test_a_failed_check_says_what_was_found_and_not_what_should_be(bundle):
+    def said(changed):
+        return {each["name"]: each["detail"] for each in verify(changed)}
+
+    honest = said(bundle)
+    assert honest["sum"].endswith("USD")
+    forged = said(change(bundle, ["statement", "credited", "amount"], "1.000000"))
+    assert forged["sum"] == f"{honest['sum']}, not to 1.000000"
+    assert "not" in forged["inclusion"]
+    assert "not" in said(change(bundle, ["run", "charged", "amount"], "9.000000"))["conservation"]
+    assert "not" in said(change(bundle, ["run", "records"], 4))["manifest"]
+
+
+def test_a_receipt_of_an_open_month_is_told_to_wait():
+    (found,) = verify_receipt({"id": "01", "format": 1})
+    assert not found["ok"]
+    assert "when its month is closed" in found["detail"]
 
 
 @pytest.mark.parametrize("nonsense", [None, [], {}, "text", 7, {"statement": {}, "run": {}, "proof": {}}])
