@@ -44,14 +44,15 @@ def or_none(values: st.SearchStrategy[int]) -> st.SearchStrategy[int]:
     return st.just(0) | values
 
 
-limits = st.builds(
-    Limits,
-    requests_per_minute=or_none(st.integers(1, 5)),
-    tokens_per_minute=or_none(st.sampled_from(range(100, 900, 100))),
-    concurrent_requests=or_none(st.integers(1, 5)),
-    day_cap=or_none(st.integers(1, 15)),
-    month_cap=or_none(st.integers(1, 20)),
-)
+RATES = {
+    "requests_per_minute": or_none(st.integers(1, 5)),
+    "tokens_per_minute": or_none(st.sampled_from(range(100, 900, 100))),
+    "concurrent_requests": or_none(st.integers(1, 5)),
+}
+CAPS = {"day_cap": or_none(st.integers(1, 15)), "month_cap": or_none(st.integers(1, 20))}
+NO_LIMITS = dict.fromkeys((*RATES, *CAPS), st.just(0))
+limits = st.one_of(st.builds(Limits, **NO_LIMITS | chosen) for chosen in (CAPS, RATES, CAPS | RATES))
+"""A rate stops what would come to a cap, so there are keys with each alone."""
 
 
 class MeterMachine(RuleBasedStateMachine):
