@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from decimal import Context, Decimal
 from functools import lru_cache
+from math import factorial
 from typing import Final
 
 import numpy as np
@@ -20,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 _LN2_HIGH: Final = float.fromhex("0x1.62e42feep-1")
 _LN2_LOW: Final = float.fromhex("0x1.a39ef35793c76p-33")
 """The two sum to ln 2; the first has so few bits that its multiples are exact."""
-_DEGREE: Final = 13
+_SERIES: Final = tuple(1 / factorial(power) for power in range(13, -1, -1))
 _RANGE: Final = (-746.0, 710.0)
 """Below it is nothing and above it infinity."""
 _EXACT: Final = Context(prec=34)
@@ -40,9 +41,9 @@ def exponential(exponents: npt.ArrayLike) -> Floats:
     exponents = np.clip(np.asarray(exponents, np.float64), *_RANGE)
     doublings = np.rint(exponents / (_LN2_HIGH + _LN2_LOW))
     rest = (exponents - doublings * _LN2_HIGH) - doublings * _LN2_LOW
-    series = np.ones_like(rest)
-    for power in range(_DEGREE, 0, -1):
-        series = 1 + series * rest / power
+    series = np.zeros_like(rest)
+    for coefficient in _SERIES:
+        series = series * rest + coefficient
     raised: Floats = np.ldexp(series, doublings.astype(np.int64))
     return raised
 

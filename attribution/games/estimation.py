@@ -178,5 +178,5 @@ def _coalitions(players: int, count: int, random: np.random.Generator) -> tuple[
     weights = np.sqrt(1 / sizes + 1 / (players - sizes))
     weights /= total(weights)
     drawn = random.choice(sizes, count, p=weights)
-    ranks = random.random((count, players)).argsort(axis=1).argsort(axis=1)
+    ranks = random.random((count, players)).argsort(axis=1, kind="stable").argsort(axis=1)
     return ranks < drawn[:, None], weights[drawn - 1]
