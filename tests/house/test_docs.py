@@ -18,7 +18,7 @@ from serving.books import Books
 from serving.rules import pricelist
 from serving.rules.rulebook import EXTRACTIVE
 from serving.settings import Settings
-from tools import reference
+from tools import architecture, reference
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -78,6 +78,10 @@ def strings(node: ast.expr) -> set[str]:
 def test_reference_pages_are_what_the_program_makes(name):
     written = (reference.FOLDER / name).read_text(encoding="utf-8")
     assert written == reference.pages()[name], "run `python -m tools.reference`"
+
+
+def test_the_picture_of_the_rooms_is_what_the_import_rules_say():
+    assert architecture.PICTURE.read_text(encoding="utf-8") == architecture.svg(), "run `python -m tools.architecture`"
 
 
 def test_every_setting_is_described_and_listed():
