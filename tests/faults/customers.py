@@ -9,7 +9,7 @@ from decimal import Decimal
 import httpx
 
 from tests.faults.conftest import QUESTIONS
-from tests.servers import cli
+from tests.servers import TLS, cli
 
 
 class Customers(threading.Thread):
@@ -24,22 +24,20 @@ class Customers(threading.Thread):
 
     def run(self):
         i = self.number
-        while not self.over.is_set():
-            i += 1
-            try:
-                reply = httpx.post(
-                    f"{self.server.url}/v1/query",
-                    json={"question": QUESTIONS[i % len(QUESTIONS)]},
-                    headers={"authorization": f"Bearer {self.key}"},
-                    timeout=20,
-                )
-            except httpx.HTTPError:
-                time.sleep(0.05)
-                continue
-            self.statuses.add(reply.status_code)
-            if reply.status_code == 200:
-                charge = reply.json()["receipt"]["charge"]["amount"]
-                self.receipts[reply.json()["receipt"]["id"]] = Decimal(charge)
+        headers = {"authorization": f"Bearer {self.key}"}
+        with httpx.Client(headers=headers, timeout=20, verify=TLS) as client:
+            while not self.over.is_set():
+                i += 1
+                try:
+                    question = QUESTIONS[i % len(QUESTIONS)]
+                    reply = client.post(f"{self.server.url}/v1/query", json={"question": question})
+                except httpx.HTTPError:
+                    time.sleep(0.05)
+                    continue
+                self.statuses.add(reply.status_code)
+                if reply.status_code == 200:
+                    charge = reply.json()["receipt"]["charge"]["amount"]
+                    self.receipts[reply.json()["receipt"]["id"]] = Decimal(charge)
 
 
 def asking(server, key, count=4):

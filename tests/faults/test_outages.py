@@ -240,7 +240,8 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_delivers(shop, env):
 
 def ready(shop):
     try:
-        return httpx.get(f"{shop.world.server.url}/health/ready", timeout=5).status_code == 200
+        with shop.world.server.client() as client:
+            return client.get("/health/ready").status_code == 200
     except httpx.HTTPError:
         return False
 
