@@ -171,6 +171,12 @@ class MeterMachine(RuleBasedStateMachine):
         self.run(self.meter.capture(hold, record, response))
         return hold, record
 
+    @rule(target=captured, ceiling=units, key=st.sampled_from(KEYS), part=st.sampled_from([0.5, 1]))
+    def pay(self, ceiling, key, part):
+        """Most queries are paid at once: so what is spent comes to the limits in few steps."""
+        hold = self.authorize(ceiling, 0, key, fleeting=False, idempotency="", body="a", retries=None)
+        return self.capture(hold, part, 0, kept=False) if isinstance(hold, Hold) else multiple()
+
     @rule(hold=holds, more=st.sampled_from([(1, 0), (0, 1)]))
     def capture_too_much(self, hold, more):
         """Neither the charge nor its free part may be above what is held."""
