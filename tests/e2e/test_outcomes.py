@@ -163,7 +163,8 @@ def test_a_receipt_proves_that_it_is_in_the_run(told: Told, tmp_path: Path):
         "record": lambda it: it["inclusion"]["record"].update(index=10**6),
         "receipt": lambda it: it.update(inclusion=other["inclusion"]),
         "signature": lambda it: it["inclusion"]["log"].update(checkpoint="x"),
-        "format": lambda it: it.pop("inclusion"),
+        "format": lambda it: it.update(format=10**6),
+        "inclusion": lambda it: it.pop("inclusion"),
     }
     for name, forge in forged.items():
         changed = json.loads(json.dumps(receipt))
