@@ -124,15 +124,20 @@ async def test_a_place_is_given_back_by_capture_void_and_an_expired_hold(meter, 
 async def test_a_cap_counts_from_zero_on_the_next_day_and_in_the_next_month(meter):
     limits = Limits(day_cap=1_500, month_cap=2_500)
     found = []
-    for day in (0, 0, 1, 2, 17):  # the first of the next month is 17 days on
+    asked = ((0, 1_000), (0, 1_000), (1, 1_000), (1, 500), (2, 1_000), (17, 1_000), (18, 1_000), (19, 1_000))
+    for day, charge in asked:  # the first of the next month is 17 days on
         at_ms = MOMENT_MS + day * DAY_MS
         name = f"hold-{len(found)}"
-        hold = await outcome(meter, Request(name, "acme", "key", 1_000, limits=limits, at_ms=at_ms))
+        hold = await outcome(meter, Request(name, "acme", "key", charge, limits=limits, at_ms=at_ms))
         found.append(hold if not isinstance(hold, Hold) else "ok")
         if isinstance(hold, Hold):
-            record = a_record(id=name, account="acme", key="key", charge=1_000, finished_ms=at_ms)
+            record = a_record(id=name, account="acme", key="key", charge=charge, finished_ms=at_ms)
             await meter.capture(hold, record)
-    assert found == ["ok", SpendingCapReached, "ok", SpendingCapReached, "ok"]
+    of_the_first, of_the_next = (
+        ["ok", SpendingCapReached, "ok", "ok", SpendingCapReached],
+        ["ok", "ok", SpendingCapReached],
+    )
+    assert found == [*of_the_first, *of_the_next]
 
 
 async def test_a_meter_that_lost_its_books_is_told_what_was_spent_and_what_was_free(meter, redis_url):

@@ -253,3 +253,19 @@ async def test_what_carries_money_says_what_it_is(client, any_redis_url):
         ("master", "noeviction", True, "always" if "cluster" in any_redis_url else "everysec")
     }
     assert [each.warnings() for each in servers] == [[]] * len(servers)
+
+
+async def test_a_librarys_retries_replay_an_answer_three_times_and_the_next_answer_as_often(meter):
+    """One more is asked by a program that sends the same again: it is a question of its own."""
+
+    async def send(hold, retries):
+        return await meter.authorize(asked(hold, idempotency_key="k", fingerprint="f", retries=retries))
+
+    for turn in ("first", "second"):
+        held = await send(turn, 0)
+        assert isinstance(held, Hold)
+        await meter.capture(held, a_record(id=turn, charge=100), turn.encode())
+        for retry in (1, 2, 3):
+            assert await send(f"{turn}-{retry}", retry) == Replay(turn.encode())
+    fourth = await send("fourth", 4)
+    assert isinstance(fourth, Hold)
