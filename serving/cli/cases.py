@@ -102,13 +102,14 @@ def attribute(
 def _opened(output: Path | None, out: Out) -> Iterator[BinaryIO | None]:
     """Where results are written as they come; None where they must wait to be part of one JSON object.
 
-    A file is in its place only when it is complete.
+    A file is in its place only when it is complete. What is no file, and what a link leads to, is written where it is:
+    a renaming would put a file in the place of the link, which may be ``/dev/stderr``.
     """
     if output is None:
         yield None if out.is_json else sys.stdout.buffer
-    elif output.exists() and not output.is_file():
-        with output.open("wb") as device:
-            yield device
+    elif output.is_symlink() or (output.exists() and not output.is_file()):
+        with output.open("wb") as there:
+            yield there
     else:
         partial = output.with_name(f"{output.name}.partial")
         with partial.open("wb") as file:

@@ -91,6 +91,18 @@ def test_the_cases_are_never_overwritten(data_dir, tmp_path, e2e_env):
     assert cases.read_bytes() == before
 
 
+def test_a_link_stays_a_link(data_dir, tmp_path, e2e_env):
+    """A file in the place of ``/dev/stderr`` would take what every program says from then on."""
+    cases = write_jsonl(tmp_path / "cases.jsonl", [question(1)])
+    kept = tmp_path / "kept.jsonl"
+    kept.write_text("what was there before, and longer than one line of results is" * 100)
+    (tmp_path / "link").symlink_to(kept)
+    run(data_dir, "attribute", str(cases), "-o", str(tmp_path / "link"), env=e2e_env)
+
+    assert (tmp_path / "link").is_symlink()
+    assert [each["id"] for each in lines(kept)] == ["case-1"]
+
+
 def test_a_device_can_be_the_output(data_dir, tmp_path, e2e_env):
     cases = write_jsonl(tmp_path / "cases.jsonl", [question(1)])
     done = process(data_dir, "attribute", str(cases), "-o", "/dev/stderr", env=e2e_env)
