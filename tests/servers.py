@@ -138,14 +138,16 @@ class Server:
 
     def stop(self) -> None:
         if self.process is not None:
-            self.process.terminate()
+            if self.process.exitcode is None:  # the number of one that ended may be another's by now
+                self.process.terminate()
             ended(self.process)
             self.process = None
 
     def kill(self) -> None:
         """``kill -9``."""
         assert self.process is not None
-        self.process.kill()
+        if self.process.exitcode is None:
+            self.process.kill()
         ended(self.process)
         self.process = None
 
