@@ -9,6 +9,9 @@ TORCH := torch==2.13.0
 T := tests
 PART = $(if $(filter tests tests/%,$(firstword $(T))),$(T),tests -k "$(T)")
 
+# Tests wait for the servers that they start half of the time: three processes keep two cores busy.
+PROCESSES ?= $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )))
+
 .PHONY: install torch demo serve lint check test explore bench format hooks audit-dependencies clean
 
 install: $(VENV)/.installed
@@ -64,8 +67,8 @@ check: lint
 
 # A part is tested with what is installed; tests that need torch are skipped, and say so, until `make test` installed it.
 test: $(VENV)/.dev $(if $(filter tests,$(T)),$(VENV)/.torch)
-	@echo "Testing $(T) in two processes; at the end, what was slowest and how to repeat what failed."
-	$(BIN)/pytest $(PART) -n 2 --dist worksteal -q --durations=15 --hypothesis-profile=full
+	@echo "Testing $(T) in $(PROCESSES) processes; at the end, what was slowest and how to repeat what failed."
+	$(BIN)/pytest $(PART) -n $(PROCESSES) --dist worksteal -q --durations=15 --hypothesis-profile=full
 
 # New examples each time; those that failed are kept in .hypothesis/ and tried first the next time.
 explore: $(VENV)/.dev $(VENV)/.torch
