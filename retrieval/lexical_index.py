@@ -1,7 +1,8 @@
 """The lexical index: BM25 over term ids, on tantivy, with terms of use as a filter inside the search.
 
 Tantivy adds up a passage's score in float32, term by term in the order of the query, which is that of the ids here: it
-depends neither on the passages beside it, nor on how the index came about, nor on the processor.
+depends neither on the order in which passages came, nor on the processor. Passages that were removed stay in tantivy's
+statistics until the index is built anew, which :mod:`retrieval.retriever` decides.
 
 Tantivy's segments are immutable and a searcher is a view of one moment, so a search never sees half a change.
 """
