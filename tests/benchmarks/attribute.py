@@ -15,11 +15,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from attribution.cases.case import Case, CasePassage, Result, decode_case
 from attribution.cases.methods import METHODS, attribute_case
+from attribution.games.players import Relation
+from attribution.value_functions.support import Span, Vectors
 from retrieval.embedding import Embedder, MiniLMEmbedder
 from retrieval.ingest import Ingest
 from retrieval.readers import read
@@ -32,6 +35,21 @@ from serving.valuing.text_analyzer import EmbeddingAnalyzer
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HOTPOTQA, SQUAD = "hotpotqa-annotated", "squad-dev"
 METHODS_COMPARED = ("shapley", "leave-one-out", "banzhaf", "token-count", "citation-count", "equal")
+
+
+class _Remembering(EmbeddingAnalyzer):
+    """Analyzes a text once, however many methods are compared on it."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__(embedder)
+        self._vectors = cache(super().vectors)
+        self._relation = cache(super().relation)
+
+    def vectors(self, text: str, spans: Sequence[Span]) -> Vectors:
+        return self._vectors(text, tuple(spans))
+
+    def relation(self, texts: Sequence[str]) -> Relation:
+        return self._relation(tuple(texts))
 
 
 def jaccard(weights: Sequence[float], marked: set[int]) -> float:
@@ -53,6 +71,7 @@ def hotpotqa(folder: Path, embedder: Embedder) -> dict[str, Any]:
         results.append(attribute_case(case, analyzer))
         latencies.append((time.perf_counter() - began) * 1000)
         used.append((time.process_time() - before) * 1000)
+    comparing = _Remembering(embedder)
     marked = [{i for i, mark in enumerate(each) if mark} for each in marks]
     credits_ = [
         sorted((shared(result)[i] for i in each), reverse=True) for result, each in zip(results, marked, strict=True)
@@ -66,7 +85,7 @@ def hotpotqa(folder: Path, embedder: Embedder) -> dict[str, Any]:
         "documents_add": mean(result.value_all - result.value_none for result in results),
     }
     for method in METHODS_COMPARED:
-        weights = [shared(attribute_case(case, analyzer, method=method)) for case in cases]
+        weights = [shared(attribute_case(case, comparing, method=method)) for case in cases]
         found[f"jaccard_{method}"] = mean(jaccard(each, most) for each, most in zip(weights, marked, strict=True))
     return found
 
@@ -78,7 +97,7 @@ def squad(folder: Path, embedder: Embedder, count: int, seed: int) -> dict[str, 
     random.Random(seed).shuffle(questions)
     texts = {each["id"]: each for each in map(json.loads, (folder / "documents.jsonl").read_text().splitlines())}
     answered = _answered(folder, embedder, [each["question"] for each in questions[:count]], texts)
-    analyzer = EmbeddingAnalyzer(embedder)
+    analyzer = _Remembering(embedder)
     gold: dict[str, list[float]] = {method: [] for method in METHODS}
     for question, case in zip(questions, answered, strict=False):
         places = [i for i, passage in enumerate(case.passages) if passage.id == question["document"]]
