@@ -17,7 +17,8 @@ from metering.meter import MeterUnavailable
 from serving.api.app import create_app
 from serving.assembly import open_service
 from serving.books import Books
-from serving.notify.outbox import Signals
+from serving.notify.balance_watch import BalanceWatch
+from serving.notify.dispatcher import Dispatcher
 from serving.service import Service
 from serving.telemetry.metrics import Metrics
 
@@ -74,7 +75,8 @@ async def serve(books: Books, listener: socket.socket) -> None:
             loop.add_signal_handler(number, stop)
         over = asyncio.Event()
         draining = asyncio.create_task(_drain(service, metrics, over))
-        signalling = asyncio.create_task(Signals(books, service.metering, metrics).run(over))
+        watching = asyncio.create_task(BalanceWatch(books, service.metering, metrics).run(over))
+        dispatching = asyncio.create_task(Dispatcher(books, metrics).run(over))
         destroying = asyncio.create_task(_destroy(books, over))
         unpriced = (service.answering.models | {service.embeddings.model}) - set(books.rulebook.prices.models)
         if unpriced:
@@ -86,7 +88,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
             await _cut_off(server.server_state.tasks)
             await service.paid_calls.finish()
             over.set()
-            _, late = await asyncio.wait({draining, signalling, destroying}, timeout=_LAST_DRAIN_SECONDS)
+            _, late = await asyncio.wait({draining, watching, dispatching, destroying}, timeout=_LAST_DRAIN_SECONDS)
             for task in late:
                 task.cancel()
             await _last_drain(service)

@@ -2,7 +2,7 @@
 
 An account is low from the moment when what is left of it (its balance, and its credit limit where it is invoiced) is
 below its threshold, until it is not. Becoming low puts one event into the outbox, in the same transaction, so that the
-webhook hears of it whatever dies in between; :mod:`serving.notify.webhooks` delivers it.
+webhook hears of it whatever dies in between; :mod:`serving.notify.dispatcher` delivers it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import sqlalchemy as sa
 from metering import periods, sql
 from metering.meter import Meter
 from serving.books import Books
+from serving.notify import outbox
+from serving.notify.outbox import Event
 from serving.notify.webhooks import URL_CHARS_MAX, check_url, new_secret
 from serving.rules.limits import parse_amount, show_amount
 
@@ -33,19 +35,6 @@ alerts = sa.Table(
     sa.Column("url", sa.String(URL_CHARS_MAX), nullable=True),
     sa.Column("secret", sa.LargeBinary, nullable=True),
     sa.Column("low_ms", sa.BigInteger, nullable=True, index=True),
-)
-
-deliveries = sa.Table(
-    "deliveries",
-    METADATA,
-    sa.Column("id", sa.String(40), primary_key=True),
-    sa.Column("account", sa.String(200), nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Column("created_ms", sa.BigInteger, nullable=False),
-    sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("due_ms", sa.BigInteger, nullable=True, index=True),
-    sa.Column("delivered_ms", sa.BigInteger, nullable=True),
-    sa.Column("error", sa.String(500), nullable=False),
 )
 
 EVENT: Final = "account.balance_low"
@@ -106,6 +95,14 @@ async def change(books: Books, meter: Meter, account: str, changes: dict[str, An
     return found if secret is None else {**found, "secret": secret}
 
 
+def webhook_of(books: Books, account: str) -> tuple[str | None, bytes | None]:
+    """The URL of an account's webhook and its sealed secret; None for both if it has none."""
+    query = sa.select(alerts.c.url, alerts.c.secret).where(alerts.c.account == account)
+    with books.engine.connect() as connection:
+        row = connection.execute(query).first()
+    return (None, None) if row is None else (row.url, row.secret)
+
+
 def secret_of(books: Books, account: str, sealed: bytes) -> str:
     """The secret that an account's webhook is signed with."""
     return books.encryption.open(sealed, _owner(account)).decode()
@@ -144,6 +141,8 @@ def _store(books: Books, account: str, values: dict[str, Any]) -> None:
     with books.engine.begin() as connection:
         sql.insert_new(connection, alerts, [{"account": account}])
         connection.execute(sa.update(alerts).where(alerts.c.account == account).values(**values))
+        if "url" in values:
+            outbox.reset(connection, account)
 
 
 def _mark(books: Books, account: str, left: int) -> None:
@@ -164,13 +163,5 @@ def _mark(books: Books, account: str, left: int) -> None:
             amounts = {"left": left, "threshold": threshold}
             data = {name: books.currency.amount(units) for name, units in amounts.items()}
             body = {"type": EVENT, "timestamp": periods.timestamp(now), "data": {"account": account, **data}}
-            row = {
-                "id": f"msg_{uuid.uuid4().hex}",
-                "account": account,
-                "body": json.dumps(body, ensure_ascii=False, separators=(",", ":")),
-                "created_ms": now,
-                "attempts": 0,
-                "due_ms": now,
-                "error": "",
-            }
-            connection.execute(sa.insert(deliveries).values(row))
+            text = json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+            outbox.add(connection, Event(f"msg_{uuid.uuid4().hex}", account, text))

@@ -1,127 +1,231 @@
-"""Signals: what the server tells others by itself, beside answering. Low balances, by metric and by webhook."""
+"""The outbox, in SQL: events that wait for their webhook, in a queue with a clock for each endpoint.
+
+The webhook of an account is an endpoint. Its clock says when it is called next; while it is called, it is claimed by
+the one who calls. An endpoint that fails is left alone for longer and longer, and all of its events with it, so that
+it costs one call at a time however many wait.
+
+All of it takes locks in one order: the endpoint, its events, the counts.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from contextlib import suppress
-from typing import Any, Final
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
 
-import httpx
 import sqlalchemy as sa
-import structlog
 
-from serving.books import Books, Metering
-from serving.notify import alerts, webhooks
-from serving.notify.alerts import deliveries
-from serving.notify.webhooks import WebhookError
-from serving.telemetry.metrics import Metrics
+from metering import sql
 
-_log = structlog.get_logger()
-_PAUSE_S: Final = 0.5
-_SWEEP_S: Final = 300
-_AT_ONCE: Final = 20
-_LEASE_MS: Final = 2 * webhooks.TIMEOUT_S * 1000  # a claim outlasts the call, and not for long the one who made it
-ATTEMPTS_MAX: Final = 24
-_BACKOFF_MAX_S: Final = 6 * 3600
+METADATA = sa.MetaData()
+
+WAITING_MAX: Final = 100
+"""How many events of one account wait at most; the oldest give way."""
+GIVEN_UP_AFTER_S: Final = 3 * 24 * 3600
+"""An event of this age is given up when a call of its endpoint fails."""
+KEPT_S: Final = 30 * 24 * 3600
+"""How long an event is kept, from when it was recorded, once it was delivered or given up."""
+PRUNED_AT_ONCE: Final = 500
+"""How many are deleted in one transaction."""
+LEASE_S: Final = 5
+"""How long a claim outlasts the one who made it. Who lives renews it."""
+BACKOFF_MAX_S: Final = 6 * 3600
+FRESH_S: Final = 60
+"""How long a new event waits at most for an endpoint that failed, however often it did."""
+
+deliveries = sa.Table(
+    "deliveries",
+    METADATA,
+    sa.Column("id", sa.String(40), primary_key=True),
+    sa.Column("account", sa.String(200), nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("created_ms", sa.BigInteger, nullable=False, index=True),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    # Null once it was delivered or given up.
+    sa.Column("due_ms", sa.BigInteger, nullable=True, index=True),
+    sa.Column("delivered_ms", sa.BigInteger, nullable=True),
+    sa.Column("error", sa.String(500), nullable=False),
+    sa.Index("ix_deliveries_account_due_ms", "account", "due_ms"),
+)
+
+endpoints = sa.Table(
+    "endpoints",
+    METADATA,
+    sa.Column("account", sa.String(200), primary_key=True),
+    # When it may be called or, while it is claimed, until when that holds. Null where no event waits.
+    sa.Column("next_ms", sa.BigInteger, nullable=True, index=True),
+    sa.Column("failures", sa.Integer, nullable=False),
+    sa.Column("proved", sa.Boolean, nullable=False),
+    sa.Column("claimed_by", sa.String(40), nullable=True),
+)
+
+webhook_calls = sa.Table(
+    "webhook_calls",
+    METADATA,
+    sa.Column("result", sa.String(20), primary_key=True),
+    sa.Column("calls", sa.BigInteger, nullable=False),
+)
 
 
-class Signals:
-    """Watches the balances and delivers what is in the outbox."""
+class Result(StrEnum):
+    """What became of a call, or of an event that is not called for any more."""
 
-    def __init__(self, books: Books, metering: Metering, metrics: Metrics) -> None:
-        self._books = books
-        self._metering = metering
-        self._metrics = metrics
-        self._swept = -float("inf")
+    DELIVERED = "delivered"
+    FAILED = "failed"
+    ABANDONED = "abandoned"
 
-    async def run(self, over: asyncio.Event) -> None:
-        """Send until the server stops. A failed delivery is logged and retried: the outbox keeps it."""
-        failing = False
-        # No proxy of the environment: only the settings read it. No cookies or connections are shared between accounts.
-        async with httpx.AsyncClient(trust_env=False, follow_redirects=False) as client:
-            while not over.is_set():
-                try:
-                    await self.deliver(client)  # first: it needs no Redis
-                    await self.watch()
-                    failing = False
-                except Exception as error:  # noqa: BLE001 # the next pass does what this one could not
-                    self._swept = -float("inf")
-                    if not failing:
-                        _log.warning("signals failed; trying again", reason=f"{type(error).__name__}: {error}")
-                    failing = True
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(over.wait(), _PAUSE_S)
 
-    async def watch(self) -> None:
-        """Look at the accounts that were charged, at those that are low, and now and then at all of them."""
-        charged = self._metering.drain.take_charged()
-        low = await asyncio.to_thread(alerts.low_accounts, self._books)
-        accounts = charged.union(low)
-        if time.monotonic() - self._swept > _SWEEP_S:
-            accounts.update(await asyncio.to_thread(self._books.identities.customers))
-            self._swept = time.monotonic()
-        await alerts.check(self._books, self._metering.meter, accounts)
-        self._metrics.accounts_low.set(len(await asyncio.to_thread(alerts.low_accounts, self._books)))
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event that its endpoint is called with now."""
 
-    async def deliver(self, client: httpx.AsyncClient) -> None:
-        """Send what is due. Each event is sent until it is taken, so perhaps twice, always under the same id."""
-        due = await asyncio.to_thread(self._due)
-        await asyncio.gather(*(self._send(client, row) for row in due))
-        self._metrics.webhooks_pending.set(await asyncio.to_thread(self._pending))
+    id: str
+    account: str
+    body: str
 
-    async def _send(self, client: httpx.AsyncClient, row: sa.Row[Any]) -> None:
-        if not await asyncio.to_thread(self._claim, row):
-            return
-        error, delivered = "", False
-        try:
-            if row.url is None:
-                raise WebhookError("the account has no webhook any more")
-            secret = alerts.secret_of(self._books, row.account, row.secret)
-            private = self._books.settings.webhook_private_hosts
-            await webhooks.call(client, row.url, secret, row.id, row.body, private=private)
-            delivered = True
-        except (WebhookError, OSError) as problem:
-            error = str(problem)
-        given_up = not delivered and (row.url is None or row.attempts + 1 >= ATTEMPTS_MAX)
-        result = "delivered" if delivered else "abandoned" if given_up else "failed"
-        self._metrics.webhooks.labels(result).inc()
-        await asyncio.to_thread(self._record, row, result, error)
 
-    def _due(self) -> list[sa.Row[Any]]:
-        table, alert = deliveries, alerts.alerts
-        query = (
-            sa.select(table, alert.c.url, alert.c.secret)
-            .join_from(table, alert, table.c.account == alert.c.account)
-            .where(table.c.due_ms <= _now_ms())
-            .order_by(table.c.due_ms)
-            .limit(_AT_ONCE)
-        )
-        with self._books.engine.connect() as connection:
-            return list(connection.execute(query).all())
+def add(connection: sa.Connection, event: Event) -> None:
+    """Record an event, in the transaction of what it tells of."""
+    now = _now_ms()
+    sql.insert_new(connection, endpoints, [{"account": event.account, "failures": 0, "proved": False}])
+    soon = now + 1000 * FRESH_S
+    next_ms = sa.case(
+        (endpoints.c.next_ms.is_(None), now), (endpoints.c.next_ms > soon, soon), else_=endpoints.c.next_ms
+    )
+    _change(connection, event.account, next_ms=next_ms)
+    values = {"id": event.id, "account": event.account, "body": event.body, "created_ms": now, "due_ms": now}
+    connection.execute(sa.insert(deliveries).values(**values, attempts=0, error=""))
+    kept = (
+        sa.select(deliveries.c.id)
+        .where(*_waiting(event.account))
+        .order_by(deliveries.c.created_ms.desc(), deliveries.c.id.desc())
+        .limit(WAITING_MAX)
+    )
+    newest = list(connection.execute(kept).scalars())
+    _give_up(connection, event.account, f"more than {WAITING_MAX} events waited", deliveries.c.id.not_in(newest))
 
-    def _claim(self, row: sa.Row[Any]) -> bool:
-        """Whether this process is the one to send it now. If it dies, another does when the claim is over."""
-        values = {"due_ms": _now_ms() + _LEASE_MS, "attempts": row.attempts + 1}
-        return self._update(values, deliveries.c.id == row.id, deliveries.c.due_ms == row.due_ms)
 
-    def _record(self, row: sa.Row[Any], result: str, error: str) -> None:
-        now = _now_ms()
-        values = {
-            "due_ms": now + 1000 * min(2**row.attempts, _BACKOFF_MAX_S) if result == "failed" else None,
-            "delivered_ms": now if result == "delivered" else None,
-            "error": error,
-        }
-        self._update(values, deliveries.c.id == row.id)
+def reset(connection: sa.Connection, account: str) -> None:
+    """Another URL, or none: what waits is due at once, whatever the endpoint before did."""
+    waits = connection.execute(sa.select(sa.exists().where(*_waiting(account)))).scalar_one()
+    _change(connection, account, next_ms=_now_ms() if waits else None, failures=0, proved=False, claimed_by=None)
 
-    def _update(self, values: dict[str, Any], *mine: sa.ColumnElement[bool]) -> bool:
-        with self._books.engine.begin() as connection:
-            return connection.execute(sa.update(deliveries).where(*mine).values(**values)).rowcount == 1
 
-    def _pending(self) -> int:
-        query = sa.select(sa.func.count()).select_from(deliveries).where(deliveries.c.due_ms.is_not(None))
-        with self._books.engine.connect() as connection:
-            return int(connection.execute(query).scalar_one())
+def due(engine: sa.Engine, *, proved: bool, limit: int) -> list[str]:
+    """The endpoints that may be called, by account, those first that have waited the longest.
+
+    ``proved`` are those that took their last event; the others have failed since, or are new.
+    """
+    clock = endpoints.c.next_ms
+    query = sa.select(endpoints.c.account).where(clock <= _now_ms(), endpoints.c.proved == proved)
+    with engine.connect() as connection:
+        return list(connection.execute(query.order_by(clock, endpoints.c.account).limit(limit)).scalars())
+
+
+def claim(engine: sa.Engine, account: str, who: str) -> Event | None:
+    """Take the endpoint, and give its next event: one that was tried the least, the oldest of these.
+
+    So an event that an endpoint does not take does not hold up the others. None if somebody else has the endpoint,
+    or nothing waits.
+    """
+    now = _now_ms()
+    mine = sa.update(endpoints).where(endpoints.c.account == account, endpoints.c.next_ms <= now)
+    order = (deliveries.c.attempts, deliveries.c.created_ms, deliveries.c.id)
+    query = sa.select(deliveries.c.id, deliveries.c.account, deliveries.c.body).where(*_waiting(account))
+    with engine.begin() as connection:
+        if connection.execute(mine.values(next_ms=now + 1000 * LEASE_S, claimed_by=who)).rowcount != 1:
+            return None
+        row = connection.execute(query.order_by(*order).limit(1)).first()
+        if row is None:
+            _change(connection, account, next_ms=None, claimed_by=None)
+    return None if row is None else Event(*row)
+
+
+def renew(engine: sa.Engine, who: str) -> None:
+    """Keep what is claimed by one who is at work."""
+    with engine.begin() as connection:
+        mine = sa.update(endpoints).where(endpoints.c.claimed_by == who)
+        connection.execute(mine.values(next_ms=_now_ms() + 1000 * LEASE_S))
+
+
+def release(engine: sa.Engine, who: str) -> None:
+    """Give back what is claimed by one who ends: whoever comes next need not wait."""
+    with engine.begin() as connection:
+        mine = sa.update(endpoints).where(endpoints.c.claimed_by == who)
+        connection.execute(mine.values(next_ms=_now_ms(), claimed_by=None))
+
+
+def settle(engine: sa.Engine, event: Event, who: str, error: str | None) -> Result:
+    """Record what came of a call, ``error`` being None where the event was taken; gives the endpoint back."""
+    now = _now_ms()
+    taken = error is None
+    mine = sa.update(endpoints).where(endpoints.c.account == event.account, endpoints.c.claimed_by == who)
+    this = sa.update(deliveries).where(deliveries.c.id == event.id)
+    with engine.begin() as connection:
+        if taken:
+            connection.execute(mine.values(next_ms=now, claimed_by=None, failures=0, proved=True))
+            done = {"due_ms": None, "delivered_ms": now, "error": ""}
+        else:
+            before = connection.execute(mine.values(failures=endpoints.c.failures + 1).returning(endpoints.c.failures))
+            rest = 1000 * min(2 ** (min(before.scalar() or 1, 30) - 1), BACKOFF_MAX_S)
+            connection.execute(mine.values(next_ms=now + rest, claimed_by=None, proved=False))
+            done = {"error": (error or "")[:500]}
+        connection.execute(this.values(attempts=deliveries.c.attempts + 1, **done))
+        old = 0
+        if not taken:
+            age = deliveries.c.created_ms < now - 1000 * GIVEN_UP_AFTER_S
+            old = _give_up(connection, event.account, None, age)
+        if not connection.execute(sa.select(sa.exists().where(*_waiting(event.account)))).scalar_one():
+            _change(connection, event.account, next_ms=None)
+        result = Result.DELIVERED if taken else Result.ABANDONED if old else Result.FAILED
+        if result != Result.ABANDONED:
+            _count(connection, result, 1)
+    return result
+
+
+def abandon(engine: sa.Engine, account: str, error: str) -> None:
+    """Give up everything that waits for an account."""
+    with engine.begin() as connection:
+        _change(connection, account, next_ms=None, claimed_by=None)
+        _give_up(connection, account, error)
+
+
+def prune(engine: sa.Engine) -> int:
+    """Delete some of what was delivered or given up long ago; 0 when nothing is left to delete."""
+    before = deliveries.c.created_ms < _now_ms() - 1000 * KEPT_S
+    old = sa.select(deliveries.c.id).where(before, deliveries.c.due_ms.is_(None)).limit(PRUNED_AT_ONCE)
+    with engine.begin() as connection:
+        return connection.execute(sa.delete(deliveries).where(deliveries.c.id.in_(old))).rowcount
+
+
+def counts(engine: sa.Engine) -> tuple[int, dict[str, int]]:
+    """How many events wait, and how many calls had which result since the deployment began."""
+    pending = sa.select(sa.func.count()).select_from(deliveries).where(deliveries.c.due_ms.is_not(None))
+    with engine.connect() as connection:
+        calls = connection.execute(sa.select(webhook_calls.c.result, webhook_calls.c.calls)).all()
+        return int(connection.execute(pending).scalar_one()), {row.result: row.calls for row in calls}
+
+
+def _waiting(account: str) -> tuple[sa.ColumnElement[bool], ...]:
+    return deliveries.c.account == account, deliveries.c.due_ms.is_not(None)
+
+
+def _change(connection: sa.Connection, account: str, **values: object) -> None:
+    connection.execute(sa.update(endpoints).where(endpoints.c.account == account).values(**values))
+
+
+def _give_up(connection: sa.Connection, account: str, error: str | None, *which: sa.ColumnElement[bool]) -> int:
+    """Give up the waiting events of an account of which ``which`` holds; without an error they keep their last."""
+    values: dict[str, object] = {"due_ms": None} if error is None else {"due_ms": None, "error": error}
+    changed = connection.execute(sa.update(deliveries).where(*_waiting(account), *which).values(**values)).rowcount
+    _count(connection, Result.ABANDONED, changed)
+    return changed
+
+
+def _count(connection: sa.Connection, result: Result, calls: int) -> None:
+    if calls:
+        sql.add_to_sums(connection, webhook_calls, [(result.value, calls)])
 
 
 def _now_ms() -> int:

@@ -12,18 +12,29 @@ import base64
 import hashlib
 import hmac
 import ipaddress
+import re
 import secrets
 import socket
+import ssl
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final
+from functools import cache
+from typing import Final
 
 import httpx
+import idna
 
 URL_CHARS_MAX: Final = 2_000
 _PREFIX: Final = "whsec_"
 _SECRET_BYTES: Final = 32
 TIMEOUT_S: Final = 10
+_PORT_MAX: Final = 65_535
+_NAME_CHARS_MAX: Final = 253
+_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+Addresses = list[str]
+Resolve = Callable[[str, int], Awaitable[Addresses]]
+"""Looks up the addresses of a host for a port; raises OSError or UnicodeError where there are none."""
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
@@ -33,25 +44,71 @@ class WebhookError(ValueError):
 
 
 def check_url(url: object, *, private: bool) -> str:
-    """``url`` if it may be a webhook; what its host resolves to is looked at when it is called.
+    """``url`` if it may be a webhook and can be called; what its host resolves to is looked at when it is called.
 
     Raises:
-        WebhookError: it may not.
+        WebhookError: it may not, or no call could ever reach it.
     """
+    if not isinstance(url, str) or len(url) > URL_CHARS_MAX:
+        raise WebhookError(_no_url(url))
+    if any(not each.isprintable() or each.isspace() for each in url):  # unpaired surrogates are not printable either
+        raise WebhookError(f"webhook: {url[:80]!r} has blanks or characters that no URL has")
     try:
-        parsed = httpx.URL(url) if isinstance(url, str) and len(url) <= URL_CHARS_MAX else None
-    except httpx.InvalidURL:
-        parsed = None
-    if parsed is None or parsed.scheme not in ("http", "https") or not parsed.host:
-        raise WebhookError(
-            f"webhook: {str(url)[:80]!r} is not an http or https URL of at most {URL_CHARS_MAX} characters"
-        )
+        parsed = httpx.URL(url)
+        host = parsed.host
+    except (httpx.InvalidURL, UnicodeError) as error:
+        raise WebhookError(f"webhook: {url[:80]!r} is not a URL: {error}") from None
+    if parsed.scheme not in ("http", "https") or not host:
+        raise WebhookError(_no_url(url))
     if parsed.userinfo:
         raise WebhookError("webhook: a URL with a user or password is not called; the signature says who sends")
-    address = _address(parsed.host)
-    if not private and (parsed.host == "localhost" or (address is not None and not _public(address))):
-        raise WebhookError(_refused(parsed.host))
+    if parsed.port is not None and not 1 <= parsed.port <= _PORT_MAX:
+        raise WebhookError(f"webhook: port {parsed.port} is not between 1 and {_PORT_MAX}")
+    if len(str(parsed)) > URL_CHARS_MAX:  # it is longer once it is written in ASCII
+        raise WebhookError(_no_url(url))
+    address = _address(host)
+    if address is None:
+        _check_name(parsed.raw_host.decode("ascii"))
+    if not private and (host.rstrip(".").lower() == "localhost" or (address is not None and not _public(address))):
+        raise WebhookError(_refused(host))
     return str(parsed)
+
+
+def _check_name(host: str) -> None:
+    """Refuse a name that no resolver takes (RFC 1123; underscores are common and resolve).
+
+    Raises:
+        WebhookError: with what is wrong with it.
+    """
+    name = host.removesuffix(".")
+    labels = name.split(".")
+    if len(name) > _NAME_CHARS_MAX:
+        raise WebhookError(
+            f"webhook: the name of the host has {len(name)} characters; at most {_NAME_CHARS_MAX} resolve"
+        )
+    for label in labels:
+        if _LABEL.fullmatch(label) is None:
+            raise WebhookError(
+                f"webhook: {host[:80]} is not the name of a host: {label[:80]!r} is not 1 to 63 letters, digits and "
+                "hyphens, with a hyphen neither first nor last"
+            )
+        if label.lower().startswith("xn--"):
+            try:
+                idna.decode(label)
+            except UnicodeError as error:
+                raise WebhookError(f"webhook: {host[:80]} is not the name of a host: {error}") from None
+    if labels[-1].isdigit():
+        raise WebhookError(f"webhook: {host[:80]} is neither the name of a host nor an address")
+
+
+def _no_url(url: object) -> str:
+    return f"webhook: {str(url)[:80]!r} is not an http or https URL of at most {URL_CHARS_MAX} characters"
+
+
+@cache
+def trusted() -> ssl.SSLContext:
+    """The certificates of authorities that vouch for endpoints, read once."""
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def new_secret() -> str:
@@ -70,8 +127,16 @@ def headers(secret: str, identifier: str, timestamp: int, body: bytes) -> dict[s
     }
 
 
-async def call(client: httpx.AsyncClient, url: str, secret: str, identifier: str, body: str, *, private: bool) -> None:
-    """Send one event.
+async def call(
+    url: str,
+    secret: str,
+    identifier: str,
+    body: str,
+    *,
+    private: bool,
+    resolve: Resolve,
+) -> None:
+    """Send one event, over a connection of its own: accounts share neither connections nor cookies.
 
     Raises:
         WebhookError: the URL may not be called, or nothing answered with 2xx in time.
@@ -79,16 +144,20 @@ async def call(client: httpx.AsyncClient, url: str, secret: str, identifier: str
     data = body.encode()
     signed = headers(secret, identifier, int(time.time()), data)
     try:
-        async with asyncio.timeout(TIMEOUT_S):
+        async with (
+            asyncio.timeout(TIMEOUT_S),
+            # No proxy of the environment: only the settings read it.
+            httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=TIMEOUT_S, verify=trusted()) as client,
+        ):
             target = httpx.URL(url)
-            *others, last = await _resolve(target, private=private)
+            *others, last = await _resolved(target, resolve, private=private)
             for address in others:
                 with suppress(httpx.ConnectError):
                     status = await _post(client, target, address, data, signed)
                     break
             else:
                 status = await _post(client, target, last, data, signed)
-    except (httpx.HTTPError, OSError, TimeoutError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError, UnicodeError) as error:
         raise WebhookError(f"{type(error).__name__}: {error}"[:200]) from error
     if not httpx.codes.is_success(status):
         raise WebhookError(f"status {status}")
@@ -107,14 +176,16 @@ async def _post(client: httpx.AsyncClient, target: httpx.URL, address: str, data
     return response.status_code
 
 
-async def _resolve(target: httpx.URL, *, private: bool) -> list[str]:
+async def _resolved(target: httpx.URL, resolve: Resolve, *, private: bool) -> Addresses:
     port = target.port or (443 if target.scheme == "https" else 80)
-    found: list[Any] = await asyncio.get_running_loop().getaddrinfo(target.host, port, type=socket.SOCK_STREAM)
+    found = await resolve(target.raw_host.decode("ascii"), port)
     for each in found:
-        address = _address(str(each[4][0]))
+        address = _address(each)
         if not private and (address is None or not _public(address)):
             raise WebhookError(_refused(target.host))
-    return [str(each[4][0]) for each in found]
+    if not found:
+        raise WebhookError(f"{target.host} has no address")
+    return found
 
 
 def _address(host: str) -> _Address | None:

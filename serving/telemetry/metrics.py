@@ -60,7 +60,7 @@ class Metrics:
         )
         self.webhooks = Counter(
             "patronage_webhook_deliveries",
-            "Calls of webhooks: delivered, failed and to be repeated, or abandoned.",
+            "Calls of webhooks that were delivered, or failed and are repeated, and events that were abandoned.",
             ("result",),
             registry=self.registry,
         )

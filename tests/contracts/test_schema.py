@@ -15,7 +15,7 @@ from metering import credit, ledger, period_gate, usage_index, withdrawals
 from retrieval import catalogue
 from serving.answering import sampled_texts
 from serving.closing import ablation, closing, outcomes, transparency_log
-from serving.notify import alerts
+from serving.notify import alerts, outbox
 from serving.people import identity
 from serving.rules import rulebook
 from serving.store import deployment
@@ -35,6 +35,7 @@ PARTS = (
     transparency_log.METADATA,
     deployment.METADATA,
     alerts.METADATA,
+    outbox.METADATA,
     ablation.METADATA,
     sampled_texts.METADATA,
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 
-import httpx
 import pytest
 
 from serving.notify import webhooks
@@ -43,9 +42,50 @@ def test_a_private_host_may_be_called_only_if_the_setting_says_so(host):
         webhooks.check_url(url, private=False)
 
 
-@pytest.mark.parametrize("url", ["https://example.org/a?b=c", "http://example.org:8080/", "https://8.8.8.8/x"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://example.org/a?b=c", "http://example.org:8080/", "https://8.8.8.8/x", "https://example.org./x",
+        "http://my_service.example.org/", f"https://{'a' * 63}.org/", "https://xn--mnchen-3ya.example/",
+        f"https://{'.'.join(['a' * 63] * 3)}.{'b' * 57}.org/", "https://[2606:4700::1111]/x",
+    ],
+)  # fmt: skip
 def test_public_urls_are_kept_as_they_are(url):
     assert webhooks.check_url(url, private=False) == url
+
+
+def test_a_name_in_another_script_is_kept_as_it_is_looked_up():
+    assert webhooks.check_url("https://münchen.example/ä", private=False) == "https://xn--mnchen-3ya.example/%C3%A4"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        # Names that no resolver takes.
+        "http://a..b/", "http://.a/", "http://.../", "http://a../", f"http://{'a' * 64}.org/", "http://-a.org/", "http://a-.org/",
+        f"https://{'.'.join(['a' * 63] * 3)}.{'b' * 58}.org/", "http://a+b.org/", "http://%61.org/", "http://a,b/", "http://a:b/",
+        "http://1.2.3.4.5/", "http://256.1.1.1/", "http://a.1/", "http://[1::2::3]/", "http://[v1.a]/", "http://[]/",
+        # Names of other scripts that cannot be written in ASCII.
+        "http://xn--a/", "http://a.xn--a.org/", "http://é..org/", "http://☃.org/", f"http://{'é' * 60}.org/", "http://ab--é.org/",
+        # Ports.
+        "http://a.org:0/", "http://a.org:65536/", "http://a.org:99999/", "http://a.org:-1/", "http://a.org:x/",
+        # What no encoding carries, what nobody sees, what ends a header.
+        "http://\ud800.org/", "http://a.org/\udcff", "http://a.org/\x00", "http://a.org/\r\nhost: b",
+        "http://a.org/a b", "http://a b.org/", " http://a.org/", "http://a.org/\u00a0", "http://a.org/\u200b", "http://a.org/\u2028",
+        "http://a.org/\u202e", "http://a.org/\x7f", "http://a.org/\t",
+        # Longer than it looks.
+        f"http://a.org/{'€' * 1000}", f"http://a.org/{'x' * 2000}",
+        # No URL, or none of the web.
+        "", "http:", "http:///x", "//a.org/", "a.org", "ftp://a.org/", "unix:///x", "http://u@a.org/", 7, None,
+    ],
+)  # fmt: skip
+def test_what_can_never_be_called_is_refused_when_it_is_set(url):
+    """Whatever the setting: it is not a matter of trust."""
+    for private in (True, False):
+        with pytest.raises(WebhookError, match=r"^webhook: ") as refused:
+            webhooks.check_url(url, private=private)
+        assert str(refused.value).isprintable(), "it goes to a terminal and into JSON"
+        assert len(str(refused.value)) < 400
 
 
 async def test_a_name_that_resolves_to_a_private_address_is_not_called():
@@ -62,9 +102,14 @@ async def test_a_name_that_resolves_to_a_private_address_is_not_called():
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     url = f"http://localhost:{server.sockets[0].getsockname()[1]}/"
-    async with server, httpx.AsyncClient(trust_env=False) as client:
+
+    async def resolve(host: str, port: int) -> list[str]:
+        assert (host, port) == ("localhost", server.sockets[0].getsockname()[1])
+        return ["127.0.0.1"]
+
+    async with server:
         with pytest.raises(WebhookError, match="not a public address"):
-            await webhooks.call(client, url, webhooks.new_secret(), "msg_1", "{}", private=False)
+            await webhooks.call(url, webhooks.new_secret(), "msg_1", "{}", private=False, resolve=resolve)
         assert not called.is_set()
-        await webhooks.call(client, url, webhooks.new_secret(), "msg_1", "{}", private=True)
+        await webhooks.call(url, webhooks.new_secret(), "msg_1", "{}", private=True, resolve=resolve)
         assert called.is_set()
