@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from retrieval import passage_table
 from retrieval.analysis import stems, term_ids
-from retrieval.chunking import Span, passages
+from retrieval.chunking import PassageSpan, Span, passages
 from retrieval.documents import Document, DocumentConflict, DocumentError, SplitShare, Terms, check_terms
 from retrieval.embedding import Embedder
 from retrieval.near_duplicates import runs_of
@@ -92,24 +92,24 @@ class StoredDocument:
 
 def prepare(document: Document, embedder: Embedder) -> list[PreparedPassage]:
     """Cut, analyse and embed a document. The expensive part of ingesting, free of side effects."""
-    prepared = []
-    for passage in passages(document.text):
-        text = document.text[passage.start : passage.end]
-        spans: list[Span] = [(start - passage.start, end - passage.start) for start, end in passage.sentences]
-        vectors = embedder.embed_passage(text, spans)
-        stemmed = [stems(text[start:end]) for start, end in spans]
-        prepared.append(
-            PreparedPassage(
-                start=passage.start,
-                text=text,
-                sentences=np.asarray(spans, np.int32),
-                terms=term_ids([stem for sentence in stemmed for stem in sentence]),
-                sentence_terms=np.asarray([len(sentence) for sentence in stemmed], np.int32),
-                vector=vectors.passage,
-                sentence_vectors=vectors.sentences.astype(np.float16),
-            )
-        )
-    return prepared
+    return [prepare_passage(document.text, passage, embedder) for passage in passages(document.text)]
+
+
+def prepare_passage(whole: str, passage: PassageSpan, embedder: Embedder) -> PreparedPassage:
+    """Analyse and embed one passage of the text ``whole``."""
+    text = whole[passage.start : passage.end]
+    spans: list[Span] = [(start - passage.start, end - passage.start) for start, end in passage.sentences]
+    vectors = embedder.embed_passage(text, spans)
+    stemmed = [stems(text[start:end]) for start, end in spans]
+    return PreparedPassage(
+        start=passage.start,
+        text=text,
+        sentences=np.asarray(spans, np.int32),
+        terms=term_ids([stem for sentence in stemmed for stem in sentence]),
+        sentence_terms=np.asarray([len(sentence) for sentence in stemmed], np.int32),
+        vector=vectors.passage,
+        sentence_vectors=vectors.sentences.astype(np.float16),
+    )
 
 
 class Catalogue:

@@ -5,18 +5,20 @@ What cannot be read is reported by path, line and reason, and loses nothing else
 
 from __future__ import annotations
 
+import io
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 from selectolax.lexbor import LexborHTMLParser
 
 from retrieval.documents import Document, DocumentError, SplitShare, Terms
+from retrieval.files import Skipped, open_regular, shown, unread, walk
+from retrieval.nesting import NESTING_MAX, too_deep
 
 FILE_BYTES_MAX: Final = 100_000_000
 LINE_BYTES_MAX: Final = 40_000_000
@@ -133,85 +135,102 @@ def decode_line(data: bytes) -> DocumentLine:
         raise MalformedError("not a document: the JSON is nested too deeply") from error
 
 
-def read(paths: Sequence[Path], contributor: str | None, parse_amount: ParseAmount) -> Iterator[Found | Rejection]:
-    """Every document in the files and folders, in a stable order.
+def read(
+    paths: Sequence[Path], contributor: str | None, parse_amount: ParseAmount
+) -> Iterator[Found | Rejection | Skipped]:
+    """Every document in the files and folders, in a stable order, and what was not read and why.
 
     A file's document id is made from the contributor and the path below the folder that was given.
     """
     for path in paths:
-        if path.is_dir():
-            for file in _walk(path):
-                name = f"{path.resolve().name}/{file.relative_to(path).as_posix()}"
-                yield from _read_file(file, name, contributor, parse_amount)
+        try:
+            is_folder, folder = path.is_dir(), path.resolve()
+        except (OSError, RuntimeError) as error:
+            yield Rejection(shown(path), None, f"cannot be read: {getattr(error, 'strerror', None) or error}")
+            continue
+        if is_folder:
+            for file in walk(path, SUFFIXES):
+                if isinstance(file, Skipped):
+                    yield file
+                    continue
+                name = f"{folder.name}/{file.relative_to(path).as_posix()}"
+                yield from _read_file(file, name, folder, contributor, parse_amount)
         elif path.exists():
-            yield from _read_file(path, path.name, contributor, parse_amount)
+            yield from _read_file(path, path.name, None, contributor, parse_amount)
         else:
-            yield Rejection(str(path), None, "no such file or folder")
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield Path(parent) / name
+            yield Rejection(shown(path), None, "no such file or folder")
 
 
 def _read_file(
-    path: Path, name: str, contributor: str | None, parse_amount: ParseAmount
+    path: Path, name: str, folder: Path | None, contributor: str | None, parse_amount: ParseAmount
 ) -> Iterator[Found | Rejection]:
     suffix = path.suffix.lower()
     try:
-        if suffix == ".jsonl":
-            yield from _read_jsonl(path, contributor, parse_amount)
-            return
         if suffix not in SUFFIXES:
-            raise DocumentError(f"files of type {suffix or 'none'} are not read; known are {', '.join(SUFFIXES)}")
-        if contributor is None:
-            raise DocumentError("whose is it? pass --contributor")
-        if path.stat().st_size > FILE_BYTES_MAX:
-            raise DocumentError(f"the file is larger than {FILE_BYTES_MAX} bytes")
-        title, text = _TEXTS[suffix](path)
+            raise DocumentError(f"{unread(path)}; known are {', '.join(SUFFIXES)}")
+        file, size = open_regular(path, folder)
+        with file:
+            if suffix == ".jsonl":
+                yield from _read_jsonl(file, shown(path), contributor, parse_amount)
+                return
+            if contributor is None:
+                raise DocumentError("whose is it? pass --contributor")
+            _check_name(name)
+            data = b"" if size > FILE_BYTES_MAX else file.read(FILE_BYTES_MAX + 1)
+            if max(size, len(data)) > FILE_BYTES_MAX:
+                raise DocumentError(f"the file is larger than {FILE_BYTES_MAX} bytes")
+        title, text = _TEXTS[suffix](data)
     except OSError as error:
-        yield Rejection(str(path), None, f"cannot be read: {error.strerror or error}")
+        yield Rejection(shown(path), None, f"cannot be read: {error.strerror or error}")
     except DocumentError as error:
-        yield Rejection(str(path), None, str(error))
+        yield Rejection(shown(path), None, str(error))
     else:
         identifier = re.sub(r"[\s\"'<>\\\x00-\x1f\x7f]+", "_", f"{contributor}/{name}")
-        yield Found(Document(identifier, title or path.stem, text, contributor), str(path), None)
+        yield Found(Document(identifier, title or path.stem, text, contributor), shown(path), None)
 
 
-def _read_jsonl(path: Path, contributor: str | None, parse_amount: ParseAmount) -> Iterator[Found | Rejection]:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(LINE_BYTES_MAX + 1):
-            number += 1
-            if len(line) > LINE_BYTES_MAX:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(LINE_BYTES_MAX)
-                yield Rejection(str(path), number, f"the line is longer than {LINE_BYTES_MAX} bytes")
-                continue
-            if not line.strip():
-                continue
-            try:
-                document = decode_line(line).document(contributor, parse_amount)
-                yield Found(document, str(path), number)
-            except DocumentError as error:
-                yield Rejection(str(path), number, str(error))
+def _check_name(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DocumentError("its name is not UTF-8: rename it") from None
 
 
-def _plain(path: Path) -> tuple[str | None, str]:
-    return None, _decode(path.read_bytes())
+def _read_jsonl(
+    file: BinaryIO, path: str, contributor: str | None, parse_amount: ParseAmount
+) -> Iterator[Found | Rejection]:
+    number = 0
+    while line := file.readline(LINE_BYTES_MAX + 1):
+        number += 1
+        if len(line) > LINE_BYTES_MAX:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LINE_BYTES_MAX)
+            yield Rejection(path, number, f"the line is longer than {LINE_BYTES_MAX} bytes")
+            continue
+        if not line.strip():
+            continue
+        try:
+            document = decode_line(line).document(contributor, parse_amount)
+            yield Found(document, path, number)
+        except DocumentError as error:
+            yield Rejection(path, number, str(error))
 
 
-def _markdown(path: Path) -> tuple[str | None, str]:
-    text = _decode(path.read_bytes())
+def _plain(data: bytes) -> tuple[str | None, str]:
+    return None, _decode(data)
+
+
+def _markdown(data: bytes) -> tuple[str | None, str]:
+    text = _decode(data)
     heading = re.search(r"^#{1,2}[ \t]+(\S.*)$", text, re.MULTILINE)
     return (heading.group(1).rstrip().rstrip("#").rstrip() if heading else None), text
 
 
-def _html(path: Path) -> tuple[str | None, str]:
-    tree = LexborHTMLParser(_decode(path.read_bytes()))
+def _html(data: bytes) -> tuple[str | None, str]:
+    page = _decode(data)
+    if deep := too_deep(page):
+        raise DocumentError(f"its elements lie {deep} deep on average; the limit is {NESTING_MAX}")
+    tree = LexborHTMLParser(page)
     title = tree.css_first("title")
     name = re.sub(r"\s+", " ", title.text()).strip() if title else None
     for node in tree.css(_HTML_NOISE):
@@ -224,12 +243,12 @@ def _html(path: Path) -> tuple[str | None, str]:
     return name, re.sub(r" ?\n ?(?:\s*\n)+ ?", "\n\n", text).strip()
 
 
-def _pdf(path: Path) -> tuple[str | None, str]:
+def _pdf(data: bytes) -> tuple[str | None, str]:
     from pypdf import PdfReader  # noqa: PLC0415 # a tenth of a second that only PDFs need
 
     logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # its warnings are about the file, and reported by us
     try:
-        reader = PdfReader(path)
+        reader = PdfReader(io.BytesIO(data))
         if reader.is_encrypted:
             raise DocumentError("the PDF is encrypted")
         text = "\n\n".join(page.extract_text() for page in reader.pages)
@@ -243,7 +262,7 @@ def _pdf(path: Path) -> tuple[str | None, str]:
     return title, text.encode("utf-8", "replace").decode()
 
 
-_TEXTS: Final[dict[str, Callable[[Path], tuple[str | None, str]]]] = {
+_TEXTS: Final[dict[str, Callable[[bytes], tuple[str | None, str]]]] = {
     ".txt": _plain,
     ".md": _markdown,
     ".html": _html,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from retrieval.files import shown
 from retrieval.ingest import Ingest, Report
 from retrieval.readers import read
 from serving import rendering
@@ -16,7 +18,8 @@ from serving.assembly import open_books, open_embedder, open_service
 from serving.generators.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.rules.rulebook import EXTRACTIVE
 from serving.terminal import summaries
-from serving.terminal.console import CommandError, current
+from serving.terminal.console import CommandError, Out, current
+from serving.terminal.stopping import STOPPED, stoppable
 from serving.upkeep import reembedding
 
 _documents = typer.Typer(help="The catalogue of documents.", no_args_is_help=True)
@@ -42,9 +45,12 @@ def ingest(
         typer.Option("--create-contributors", help="Register contributors that are named and not known."),
     ] = False,
 ) -> None:
-    """Bring documents in. Text that is there already costs nothing; changed text makes a new version."""
+    """Bring documents in. Text that is there already costs nothing; changed text makes a new version.
+
+    Ctrl-C keeps what is done; the same command goes on there.
+    """
     settings, out = current()
-    with open_books(settings) as books:
+    with stoppable() as stop, open_books(settings) as books:
         if contributor is not None and not create_contributors and contributor not in books.catalogue.contributors():
             raise CommandError(
                 f"there is no contributor {contributor}: add it with `patronage contributor add`, "
@@ -57,9 +63,27 @@ def ingest(
 
             def show(report: Report) -> None:
                 done = report.documents + report.unchanged + len(report.rejected)
-                bar.update(task, completed=done, note=f"{report.passages} passages")
+                bar.update(task, completed=done, note=f"{report.embedded} passages")
 
-            report = pipeline.run(read(paths, contributor, books.currency.parse_amount), show)
+            report = pipeline.run(read(paths, contributor, books.currency.parse_amount), show, stop)
+    _show(out, report)
+    if report.stopped:
+        again = ["patronage", "ingest", *map(shown, paths)]
+        again += [] if contributor is None else ["--contributor", contributor]
+        again += ["--create-contributors"] if create_contributors else []
+        again += [] if out.data_dir is None else ["--data-dir", shown(out.data_dir)]
+        out.aside.print(
+            f"patronage: stopped; {report.documents + report.unchanged} documents are stored. "
+            f"To go on there: {shlex.join(again)}",
+            markup=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(STOPPED)
+    if not report.documents and not report.unchanged:
+        raise CommandError(f"nothing was ingested: {_why(report)}")
+
+
+def _show(out: Out, report: Report) -> None:
     rejected = [{"path": each.path, "line": each.line, "reason": each.reason} for each in report.rejected]
     result = {
         "documents": report.documents,
@@ -67,17 +91,32 @@ def ingest(
         "unchanged": report.unchanged,
         "replaced": report.replaced,
         "rejected": rejected,
+        "skipped": [
+            {"reason": reason, "count": each.count, "paths": each.paths} for reason, each in report.skipped.items()
+        ],
+        "stopped": report.stopped,
     }
-    if not out.result(result):
-        out.print(
-            f"{report.documents} documents ({report.replaced} replaced) in {report.passages} passages, "
-            f"{report.unchanged} unchanged, {len(rejected)} rejected"
-        )
-        for each in report.rejected:
-            line = "" if each.line is None else f" line {each.line}"
-            out.aside.print(f"rejected: {each.path}{line}: {each.reason}", markup=False, soft_wrap=True)
-    if rejected and not report.documents and not report.unchanged:
-        raise CommandError(f"nothing was ingested: {rejected[0]['reason']}")
+    if out.result(result):
+        return
+    skipped = sum(each.count for each in report.skipped.values())
+    out.print(
+        f"{report.documents} documents ({report.replaced} replaced) in {report.passages} passages, "
+        f"{report.unchanged} unchanged, {len(rejected)} rejected{f', {skipped} skipped' if skipped else ''}"
+    )
+    for each in report.rejected:
+        line = "" if each.line is None else f" line {each.line}"
+        out.aside.print(f"rejected: {each.path}{line}: {each.reason}", markup=False, soft_wrap=True)
+    for reason, those in report.skipped.items():
+        more = f" and {those.count - len(those.paths)} more" if those.count > len(those.paths) else ""
+        out.aside.print(f"skipped: {', '.join(those.paths)}{more}: {reason}", markup=False, soft_wrap=True)
+
+
+def _why(report: Report) -> str:
+    if report.rejected:
+        return report.rejected[0].reason
+    if not report.skipped:
+        return "there is no document in what was named"
+    return "; ".join(f"{each.count} skipped, {reason}" for reason, each in report.skipped.items())
 
 
 @_documents.command("list")

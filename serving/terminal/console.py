@@ -73,13 +73,18 @@ class Out:
     def result(self, value: dict[str, Any]) -> bool:
         """Print the result as JSON if that is wanted; False says that the command prints it for people."""
         if self._options.json:
-            sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+            text = json.dumps(value, ensure_ascii=False)
+            try:
+                text.encode(sys.stdout.encoding or "ascii")
+            except UnicodeEncodeError:  # no terminal shows it, or nothing can: a name on disk need not be UTF-8
+                text = json.dumps(value)
+            sys.stdout.write(text + "\n")
         return self._options.json
 
     def print(self, *lines: str) -> None:
         """Print text for people."""
         for line in lines:
-            self.text.print(line, markup=False)
+            self.text.print(line.encode("utf-8", "backslashreplace").decode(), markup=False)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], numbers: Sequence[int] = ()) -> None:
         """Print a table; ``numbers`` are the columns that are aligned to the right."""

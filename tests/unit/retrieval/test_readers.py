@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from pypdf import PdfReader, PdfWriter
 from metering.money import Currency
 from retrieval import readers
 from retrieval.documents import Document, DocumentError, SplitShare, Terms, check
+from retrieval.files import FOLDER_DEPTH_MAX, Skipped
 from retrieval.readers import Found, Rejection, read
 from tests.unit.retrieval.files import pdf
 
 USD = Currency.of("USD")
 
 
-def everything(*paths: Path, contributor: str | None = "ana") -> list[Found | Rejection]:
+def everything(*paths: Path, contributor: str | None = "ana") -> list[Found | Rejection | Skipped]:
     return list(read(paths, contributor, USD.parse_amount))
 
 
@@ -153,6 +155,11 @@ class TestHtml:
 
     def test_many_blank_lines_become_one(self, tmp_path: Path):
         assert only(written(tmp_path / "a.html", "<p>a" + "\n \t" * 50_000 + "b</p>")).text == "a\n\nb"
+
+    def test_elements_that_lie_too_deep_are_refused_before_they_are_parsed(self, tmp_path: Path):
+        """The time of a parser grows with the square of their depth."""
+        page = "<div>" * 50_000 + "text" + "</div>" * 50_000
+        assert refused(written(tmp_path / "a.html", page)) == "its elements lie 25000 deep on average; the limit is 512"
 
     def test_latin_1_is_refused_by_byte_and_offset(self, tmp_path: Path):
         assert "byte 0xe9 at offset 6;" in refused(written(tmp_path / "a.html", b"<p>caf\xe9</p>"))
@@ -365,11 +372,15 @@ class TestFolders:
     def test_hidden_files_and_folders_are_skipped(self, tmp_path: Path):
         for name in (".hidden.txt", ".git/notes.txt", "seen.txt"):
             written(tmp_path / "library" / name, "Text.")
-        assert [each.path for each in everything(tmp_path / "library")] == [str(tmp_path / "library" / "seen.txt")]
+        assert [(type(each), each.path) for each in everything(tmp_path / "library")] == [
+            (Skipped, str(tmp_path / "library" / ".git")),
+            (Skipped, str(tmp_path / "library" / ".hidden.txt")),
+            (Found, str(tmp_path / "library" / "seen.txt")),
+        ]
 
     def test_files_of_other_types_are_skipped_in_a_folder_and_refused_by_name(self, tmp_path: Path):
         path = written(tmp_path / "library" / "image.png", b"\x89PNG")
-        assert everything(tmp_path / "library") == []
+        assert everything(tmp_path / "library") == [Skipped(str(path), "files of type .png are not read")]
         assert "files of type .png are not read" in refused(path)
         assert "files of type none are not read" in refused(written(tmp_path / "README", "Text."))
 
@@ -396,17 +407,77 @@ class TestFolders:
             "cannot be read: No such file or directory"
         ]
 
-    def test_a_name_that_is_not_utf_8_is_never_the_id_of_a_document_that_is_taken(self, tmp_path: Path):
-        path = os.path.join(os.fsencode(tmp_path), b"caf\xe9.md")  # noqa: PTH118 # paths are text, this is bytes
+    def test_a_name_that_is_not_utf_8_is_refused_and_can_be_shown(self, tmp_path: Path):
+        path = os.path.join(os.fsencode(tmp_path), b"caf\xe9\n.md")  # noqa: PTH118 # paths are text, this is bytes
         try:
             with open(path, "wb") as file:  # noqa: PTH123
                 file.write(b"# Coffee\n\nText.")
         except OSError:
             pytest.skip("this file system takes only UTF-8 names")
-        (found,) = everything(Path(os.fsdecode(path)))
-        if isinstance(found, Found):
-            try:
-                identifier = check(found.document).id
-            except DocumentError:
-                return
-            assert identifier.encode().decode() == identifier
+        for named in (Path(os.fsdecode(path)), tmp_path):
+            assert everything(named) == [
+                Rejection(f"{tmp_path}/caf\\xe9\\n.md", None, "its name is not UTF-8: rename it")
+            ]
+
+    @pytest.mark.timeout(30)
+    def test_what_is_no_regular_file_is_never_opened(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """A pipe would be waited for, a device has no end."""
+        monkeypatch.chdir(tmp_path)
+        os.mkfifo("pipe.txt")
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind("socket.md")
+        Path("linked.html").symlink_to("pipe.txt")
+        Path("lines.jsonl").symlink_to("pipe.txt")
+        written(Path("good.txt"), "Text.")
+        expected = {
+            "lines.jsonl": "a pipe, not a regular file",
+            "linked.html": "a pipe, not a regular file",
+            "pipe.txt": "a pipe, not a regular file",
+            "socket.md": "a socket, not a regular file",
+        }
+        found = everything(Path())
+        assert {each.path: each.reason for each in found if isinstance(each, Rejection)} == expected
+        assert [each.path for each in found if isinstance(each, Found)] == ["good.txt"]
+        named = everything(*map(Path, expected))
+        assert {each.path: each.reason for each in named if isinstance(each, Rejection)} == expected
+        Path("zero.txt").symlink_to("/dev/zero")
+        assert refused(Path("zero.txt")) == "a device, not a regular file"
+
+    def test_a_link_is_followed_inside_the_folder_and_not_out_of_it(self, tmp_path: Path):
+        library = tmp_path / "library"
+        written(tmp_path / "outside.txt", "Not offered.")
+        written(tmp_path / "library-2" / "beside.txt", "Not offered.")
+        written(library / "sub" / "a.txt", "Text.")
+        for name, target in {
+            "inside.txt": "sub/a.txt", "out.txt": "../outside.txt", "beside.txt": "../library-2/beside.txt",
+            "absolute.txt": str(tmp_path / "outside.txt"), "round.txt": "round.txt", "folder": "../library-2",
+            "up": "..", "device.txt": "/dev/zero",
+        }.items():  # fmt: skip
+            (library / name).symlink_to(target)
+        found = {Path(each.path).name: each for each in everything(library)}
+        assert {name for name, each in found.items() if isinstance(each, Found)} == {"inside.txt", "a.txt"}
+        for name in ("out.txt", "beside.txt", "absolute.txt", "device.txt"):
+            assert found[name].reason == "a link that leads out of the folder"
+        assert "symbolic links" in found["round.txt"].reason
+        for name in ("folder", "up"):
+            assert found[name] == Skipped(str(library / name), "a link to a folder: name that folder itself")
+        # Who names a link means what it leads to.
+        assert only(library / "out.txt").text == "Not offered."
+        (tmp_path / "alias").symlink_to(library)
+        assert {type(each) for each in everything(tmp_path / "alias") if each.path.endswith("a.txt")} == {Found}
+
+    def test_folders_are_looked_into_to_a_depth_that_is_told(self, tmp_path: Path):
+        deep = tmp_path.joinpath(*["d"] * (FOLDER_DEPTH_MAX - 1))
+        written(deep / "last.txt", "Text.")
+        written(deep / "d" / "beyond.txt", "Text.")
+        first, second = everything(tmp_path)
+        assert first.path == str(deep / "last.txt")
+        assert second == Skipped(str(deep / "d"), f"more than {FOLDER_DEPTH_MAX} folders inside one another")
+
+    def test_a_file_that_grows_while_it_is_read_is_refused_at_the_limit(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """Files of /proc say that they are empty, and are not."""
+        monkeypatch.setattr(readers, "FILE_BYTES_MAX", 5)
+        monkeypatch.setattr(readers, "open_regular", lambda *_: (io.BytesIO(b"Text that goes on."), 0))
+        assert refused(written(tmp_path / "a.txt", "")) == "the file is larger than 5 bytes"
