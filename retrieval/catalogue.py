@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import numpy as np
 import sqlalchemy as sa
 
-from retrieval import passage_table
+from retrieval import passage_table, sources
 from retrieval.analysis import stems, term_ids
 from retrieval.chunking import PassageSpan, Span, passages
 from retrieval.documents import Document, DocumentConflict, DocumentError, SplitShare, Terms, check_terms
@@ -170,13 +170,23 @@ class Catalogue:
         with self._engine.connect() as connection:
             return connection.execute(query).scalar_one_or_none()
 
+    def sources(self, ids: Sequence[str], paths: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+        """The path of each of these documents that came from a file, and the documents that came from these paths."""
+        with self._engine.connect() as connection:
+            at = sources.at(connection, paths)
+            return sources.of(connection, [*ids, *(each for found in at.values() for each in found)]), at
+
     def put(
-        self, batch: Sequence[tuple[Document, Sequence[PreparedPassage] | None]], embedder: str
+        self,
+        batch: Sequence[tuple[Document, Sequence[PreparedPassage] | None]],
+        embedder: str,
+        paths: Mapping[str, str] | None = None,
     ) -> list[Change | DocumentError]:
         """Add or replace documents in one transaction.
 
         ``None`` for passages says that the caller found the text unchanged; then only title, url, splits and terms
         are compared. The answers stand in the order of the batch; a refused document does not hold up the others.
+        ``paths`` are of the files that documents were read from, by id.
         """
         now = _now_ms()
         changes: list[Change | DocumentError] = []
@@ -190,6 +200,8 @@ class Catalogue:
                     changes.append(error)
                     continue
                 changes.append(change)
+            taken = [each.id for (each, _), change in zip(batch, changes, strict=True) if isinstance(change, str)]
+            sources.record(connection, {each: paths[each] for each in taken if paths and each in paths})
         return changes
 
     def withdraw(self, ids: Sequence[str], contributor: str | None = None) -> list[str]:

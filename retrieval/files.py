@@ -41,6 +41,11 @@ def shown(path: str | os.PathLike[str]) -> str:
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
+def placed(path: Path) -> str:
+    """A file's path from the root, the same however it is written; a link is not what it leads to."""
+    return shown(Path(os.path.realpath(path.parent), path.name))
+
+
 def walk(folder: Path, suffixes: Collection[str], depth: int = 1) -> Iterator[Path | Skipped]:
     """What lies in a folder, in a stable order: files whose names end in ``suffixes``, and what is skipped and why."""
     try:

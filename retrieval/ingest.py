@@ -13,13 +13,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Self
 
 from retrieval.catalogue import Catalogue, StoredDocument, prepare, prepare_passage
 from retrieval.chunking import passages
-from retrieval.documents import Document, DocumentError, check
+from retrieval.documents import Document, DocumentConflict, DocumentError, check
 from retrieval.embedding import Embedder
 from retrieval.files import Skipped
 from retrieval.passage_table import PreparedPassage
@@ -76,11 +76,17 @@ Progress = Callable[[Report], None]
 class Ingest:
     """Brings documents into the catalogue."""
 
-    def __init__(self, catalogue: Catalogue, embedder: Embedder, *, create_contributors: bool = False) -> None:
-        """With ``create_contributors``, whoever a document names is registered; else the document is rejected."""
+    def __init__(
+        self, catalogue: Catalogue, embedder: Embedder, *, create_contributors: bool = False, moved: bool = False
+    ) -> None:
+        """With ``create_contributors``, whoever a document names is registered; else the document is rejected.
+
+        With ``moved``, a file may replace the document of its id that was read from another place.
+        """
         self._catalogue = catalogue
         self._embedder = embedder
         self._create = create_contributors
+        self._moved = moved
         self._contributors = set(catalogue.contributors())
 
     def run(
@@ -93,9 +99,8 @@ class Ingest:
         run = _Run(self._catalogue, self._embedder, progress or (lambda _: None), stop or threading.Event())
         with run:
             for batch in _batches(self._checked(found, run)):
-                stored = self._catalogue.get([each.document.id for each in batch])
-                for each in batch:
-                    run.begin(each, stored.get(each.document.id))
+                for each, stored in self._placed(batch, run):
+                    run.begin(each, stored)
             run.finish()
         return run.report
 
@@ -127,12 +132,37 @@ class Ingest:
                 continue
             try:
                 document = check(each.document)
-                run.see(document.id, each.path if each.line is None else f"{each.path} line {each.line}")
                 self._know({document.contributor, *(split.contributor for split in document.splits)})
             except DocumentError as error:
                 report.rejected.append(Rejection(each.path, each.line, str(error)))
                 continue
             yield each
+
+    def _placed(self, batch: list[Found], run: _Run) -> Iterator[tuple[Found, StoredDocument | None]]:
+        """The documents of a batch by the ids that they have or get, and what is stored of each."""
+        paths = [each.source for each in batch if each.source is not None]
+        ids = [each.document.id for each in batch]
+        place_of, at = self._catalogue.sources(ids, paths) if paths else ({}, {})
+        stored = self._catalogue.get([*ids, *(each for found in at.values() for each in found)])
+        for each in batch:
+            mine = [
+                name
+                for name in at.get(each.source or "", [])
+                if stored[name].contributor == each.document.contributor and stored[name].withdrawn_ms is None
+            ]
+            name = each.document.id if each.document.id in mine or not mine else mine[0]
+            found = replace(each, document=replace(each.document, id=name))
+            before = stored.get(name)
+            try:
+                run.see(name, each.path if each.line is None else f"{each.path} line {each.line}")
+                known = place_of.get(name, each.source)
+                if before is not None and each.source not in (None, known) and not self._moved:
+                    _ensure_same_file(found.document, before, known)
+                    found = replace(found, source=None)  # a copy; the document stays that of the file it is known by
+            except DocumentError as error:
+                run.report.rejected.append(Rejection(each.path, each.line, str(error)))
+                continue
+            yield found, before
 
     def _know(self, contributors: set[str]) -> None:
         for contributor in sorted(contributors - self._contributors):
@@ -140,6 +170,19 @@ class Ingest:
                 raise DocumentError(f"unknown contributor {contributor}: it must be registered first")
             self._catalogue.add_contributor(contributor, contributor)
             self._contributors.add(contributor)
+
+
+def _ensure_same_file(document: Document, before: StoredDocument, known: str | None) -> None:
+    """Refuse another text from another file than the stored document's.
+
+    Raises:
+        DocumentConflict: with both ways out.
+    """
+    if before.version != document.version and before.contributor == document.contributor:
+        raise DocumentConflict(
+            f"document {document.id} was read from {known}, and this is another file: to have both, name a folder "
+            "further up, so that its name is part of the id; if it is the same file in another place, pass --moved"
+        )
 
 
 @dataclass(slots=True)
@@ -253,7 +296,8 @@ class _Run:
         prepared = [None if work.parts is None else [part.result() for part in work.parts] for work in batch]
         found = [work.found for work in batch]
         documents = [(each.document, parts) for each, parts in zip(found, prepared, strict=True)]
-        changes = self._catalogue.put(documents, self._embedder.name)
+        places = {each.document.id: each.source for each in found if each.source is not None}
+        changes = self._catalogue.put(documents, self._embedder.name, places)
         report = self.report
         for each, parts, change in zip(found, prepared, changes, strict=True):
             if isinstance(change, DocumentError):

@@ -17,7 +17,7 @@ import msgspec
 from selectolax.lexbor import LexborHTMLParser
 
 from retrieval.documents import Document, DocumentError, SplitShare, Terms
-from retrieval.files import Skipped, open_regular, shown, unread, walk
+from retrieval.files import Skipped, open_regular, placed, shown, unread, walk
 from retrieval.nesting import NESTING_MAX, too_deep
 
 FILE_BYTES_MAX: Final = 100_000_000
@@ -50,6 +50,8 @@ class Found:
     document: Document
     path: str
     line: int | None
+    source: str | None = None
+    """Of a file that is one document: its path from the root, as :func:`retrieval.files.placed` gives it."""
 
 
 class MalformedError(DocumentError):
@@ -186,7 +188,7 @@ def _read_file(
         yield Rejection(shown(path), None, str(error))
     else:
         identifier = re.sub(r"[\s\"'<>\\\x00-\x1f\x7f]+", "_", f"{contributor}/{name}")
-        yield Found(Document(identifier, title or path.stem, text, contributor), shown(path), None)
+        yield Found(Document(identifier, title or path.stem, text, contributor), shown(path), None, placed(path))
 
 
 def _check_name(name: str) -> None:

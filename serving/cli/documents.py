@@ -44,6 +44,9 @@ def ingest(
         bool,
         typer.Option("--create-contributors", help="Register contributors that are named and not known."),
     ] = False,
+    moved: Annotated[
+        bool, typer.Option("--moved", help="Files lie in another place than when they were read last.")
+    ] = False,
 ) -> None:
     """Bring documents in. Text that is there already costs nothing; changed text makes a new version.
 
@@ -57,7 +60,7 @@ def ingest(
                 "or pass --create-contributors"
             )
         embedder = open_embedder(settings, books.directory)
-        pipeline = Ingest(books.catalogue, embedder, create_contributors=create_contributors)
+        pipeline = Ingest(books.catalogue, embedder, create_contributors=create_contributors, moved=moved)
         with out.progress("ingesting") as bar:
             task = bar.add_task("ingesting", total=None, note="")
 
@@ -71,6 +74,7 @@ def ingest(
         again = ["patronage", "ingest", *map(shown, paths)]
         again += [] if contributor is None else ["--contributor", contributor]
         again += ["--create-contributors"] if create_contributors else []
+        again += ["--moved"] if moved else []
         again += [] if out.data_dir is None else ["--data-dir", shown(out.data_dir)]
         out.aside.print(
             f"patronage: stopped; {report.documents + report.unchanged} documents are stored. "

@@ -12,7 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from metering import credit, ledger, period_gate, usage_index, withdrawals
-from retrieval import catalogue
+from retrieval import catalogue, sources
 from serving.answering import sampled_texts
 from serving.closing import ablation, closing, outcomes, transparency_log
 from serving.notify import alerts, outbox
@@ -23,6 +23,7 @@ from serving.store.database import open_database
 
 PARTS = (
     catalogue.METADATA,
+    sources.METADATA,
     ledger.METADATA,
     usage_index.METADATA,
     credit.METADATA,

@@ -118,3 +118,15 @@ def test_names_that_no_encoding_carries_give_valid_json_and_the_work_is_told(tmp
     path = Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), b"caf\xe9")))  # noqa: PTH118 # bytes
     missing = cli(tmp_path / "data", *_INGEST, str(path), env=e2e_env, status=1)
     assert missing["rejected"] == [{"path": f"{tmp_path}/caf\\xe9", "line": None, "reason": "no such file or folder"}]
+
+
+def test_another_file_that_would_have_the_id_is_refused_with_both_ways_out(tmp_path: Path, e2e_env: dict[str, str]):
+    for name in "ab":
+        (tmp_path / name / "docs").mkdir(parents=True)
+        (tmp_path / name / "docs" / "readme.md").write_text(f"The mill of {name}.")
+    assert cli(tmp_path / "data", *_INGEST, str(tmp_path / "a" / "docs"), env=e2e_env)["documents"] == 1
+    other = (*_INGEST, str(tmp_path / "b" / "docs"))
+    reason = cli(tmp_path / "data", *other, env=e2e_env, status=1)["rejected"][0]["reason"]
+    assert f"was read from {tmp_path}/a/docs/readme.md" in reason
+    assert "name a folder further up" in reason
+    assert cli(tmp_path / "data", *other, "--moved", env=e2e_env)["replaced"] == 1

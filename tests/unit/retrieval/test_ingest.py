@@ -5,17 +5,19 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from metering.money import Currency
 from retrieval.catalogue import Catalogue
 from retrieval.chunking import Span
 from retrieval.documents import Document, DocumentError
 from retrieval.embedding import PassageVectors
 from retrieval.files import Skipped
-from retrieval.ingest import BATCH_DOCUMENTS, BATCH_PASSAGES, EXAMPLES, Ingest
-from retrieval.readers import Found, Rejection
+from retrieval.ingest import BATCH_DOCUMENTS, BATCH_PASSAGES, EXAMPLES, Ingest, Report
+from retrieval.readers import Found, Rejection, read
 
 
 class Counting:
@@ -56,9 +58,9 @@ def puts(catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch) -> list[list[tup
     found: list[list[tuple[str, int]]] = []
     real = catalogue.put
 
-    def put(batch, embedder):
+    def put(batch, embedder, paths):
         found.append([(document.id, len(parts or ())) for document, parts in batch])
-        return real(batch, embedder)
+        return real(batch, embedder, paths)
 
     monkeypatch.setattr(catalogue, "put", put)
     return found
@@ -148,10 +150,68 @@ def test_an_embedder_that_fails_ends_it_and_what_was_done_is_kept(catalogue, cou
     assert stored == [f"d{i:03}" for i in range(len(stored))]
 
 
-def test_bad_documents_are_reported_in_their_order_and_lose_nothing_else(catalogue, counting):
+def test_bad_documents_are_reported_and_lose_nothing_else(catalogue, counting):
     empty = Found(Document("e", "e", " ", "ana"), "e.txt", None)
     report = pipeline(catalogue, counting).run([found("a"), empty, found("a"), Rejection("x", 3, "bad"), found("b")])
-    assert [(each.path, each.line) for each in report.rejected] == [("e.txt", None), ("a.txt", None), ("x", 3)]
+    assert {(each.path, each.line) for each in report.rejected} == {("e.txt", None), ("a.txt", None), ("x", 3)}
     assert report.documents == 2
     with pytest.raises(DocumentError, match="unknown contributor"):
         Ingest(catalogue, counting).add(Document("z", "z", "Text.", "nobody"))
+
+
+def test_a_file_keeps_the_id_it_had_and_no_other_file_takes_its_place(catalogue, counting, tmp_path, monkeypatch):
+    def write(folder: Path, text: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "readme.md").write_text(text)
+
+    def ingest(*paths: str | Path, moved: bool = False) -> Report:
+        found = read([Path(path) for path in paths], "ana", Currency.of("USD").parse_amount)
+        return Ingest(catalogue, counting, create_contributors=True, moved=moved).run(found)
+
+    def stored() -> list[str]:
+        return [each.id for each in catalogue.page()]
+
+    first, second = tmp_path / "a" / "docs", tmp_path / "b" / "docs"
+    monkeypatch.chdir(tmp_path)
+    write(first, "The mill of Arve has four wheels.")
+    write(second, "The otter of Lund swims at night.")
+    assert ingest(first).documents == 1
+    assert "was read from" in ingest(second).rejected[0].reason
+    # As that says: a folder further up gives another id. However a path is written, the file has the id that it had.
+    assert ingest("b").documents == 1
+    assert stored() == ["ana/b/docs/readme.md", "ana/docs/readme.md"]
+    write(first, "The mill of Arve has five wheels.")
+    assert ingest("a").replaced == 1
+    for spelled in ("a/docs/readme.md", "b/../a/docs", ".", "b/docs"):
+        report = ingest(spelled)
+        assert (report.unchanged, report.documents, report.rejected) == (2 if spelled == "." else 1, 0, []), spelled
+    (tmp_path / "alias").symlink_to(first)
+    assert ingest("alias").unchanged == 1
+    assert stored() == ["ana/b/docs/readme.md", "ana/docs/readme.md"]
+    # The same text elsewhere changes nothing, and where a file was moved that is said.
+    write(tmp_path / "docs", "The mill of Arve has five wheels.")
+    assert ingest("docs").unchanged == 1
+    write(tmp_path / "docs", "The mill of Arve has six wheels.")
+    assert "pass --moved" in ingest("docs").rejected[0].reason
+    assert ingest("docs", moved=True).replaced == 1
+    write(tmp_path / "docs", "The mill of Arve has seven wheels.")
+    assert ingest("docs").replaced == 1
+    # Of another contributor it is another document; what was withdrawn is brought again under another id.
+    catalogue.withdraw(["ana/docs/readme.md"])
+    assert "was withdrawn" in ingest("docs").rejected[0].reason
+    assert ingest("docs/readme.md").documents == 1
+    assert stored() == ["ana/b/docs/readme.md", "ana/docs/readme.md", "ana/readme.md"]
+
+
+def test_a_document_of_an_older_version_learns_its_file_when_it_is_read_again(catalogue, counting, tmp_path):
+    for name in "ab":
+        (tmp_path / name / "docs").mkdir(parents=True)
+        (tmp_path / name / "docs" / "readme.md").write_text(f"The text of {name}.")
+    usd = Currency.of("USD").parse_amount
+    ingest = pipeline(catalogue, counting)
+    ingest.run([Found(Document("ana/docs/readme.md", "readme", "The text of a.", "ana"), "readme.md", None)])
+    assert ingest.run(read([tmp_path / "a" / "docs"], "ana", usd)).unchanged == 1
+    assert "was read from" in ingest.run(read([tmp_path / "b" / "docs"], "ana", usd)).rejected[0].reason
+    # A line of JSON names its id: it means that document, beside a file too.
+    line = Found(Document("ana/docs/readme.md", "readme", "Another text.", "ana"), "all.jsonl", 1)
+    assert ingest.run([found("new"), line, *read([tmp_path / "b"], "ana", usd)]).replaced == 1
