@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
-import hmac
 import ipaddress
 import re
 import secrets
 import socket
 import ssl
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import cache
 from typing import Final
 
 import httpx
 import idna
+from standardwebhooks import Webhook
 
 URL_CHARS_MAX: Final = 2_000
 _PREFIX: Final = "whsec_"
@@ -116,14 +115,12 @@ def new_secret() -> str:
     return _PREFIX + base64.b64encode(secrets.token_bytes(_SECRET_BYTES)).decode()
 
 
-def headers(secret: str, identifier: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers that sign a call: HMAC-SHA256 over id, seconds since the epoch and body, joined by dots."""
-    key = base64.b64decode(secret.removeprefix(_PREFIX))
-    digest = hmac.digest(key, f"{identifier}.{timestamp}.".encode() + body, hashlib.sha256)
+def headers(secret: str, identifier: str, at: datetime, body: str) -> dict[str, str]:
+    """The headers that sign a call made at a time of UTC."""
     return {
         "webhook-id": identifier,
-        "webhook-timestamp": str(timestamp),
-        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+        "webhook-timestamp": str(int(at.timestamp())),
+        "webhook-signature": Webhook(secret).sign(identifier, at, body),
     }
 
 
@@ -142,7 +139,7 @@ async def call(
         WebhookError: the URL may not be called, or nothing answered with 2xx in time.
     """
     data = body.encode()
-    signed = headers(secret, identifier, int(time.time()), data)
+    signed = headers(secret, identifier, datetime.now(UTC), body)
     try:
         async with (
             asyncio.timeout(TIMEOUT_S),

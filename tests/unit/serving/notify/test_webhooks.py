@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from standardwebhooks import Webhook, WebhookVerificationError
 
 from serving.notify import webhooks
 from serving.notify.webhooks import WebhookError
@@ -18,14 +21,30 @@ def test_the_signature_is_that_of_standard_webhooks():
     signed = webhooks.headers(
         "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
         "msg_p5jXN8AQM9LWM0D4loKWxJek",
-        1614265330,
-        b'{"test": 2432232314}',
+        datetime.fromtimestamp(1614265330, UTC),
+        '{"test": 2432232314}',
     )
     assert signed == {
         "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
         "webhook-timestamp": "1614265330",
         "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
     }
+
+
+@pytest.mark.parametrize("body", ['{"a":1}', '{"a":"Zoë \u2028"}', "{}"])
+def test_a_receiver_verifies_it_with_the_library_and_nothing_else_passes(body):
+    secret, now = webhooks.new_secret(), datetime.now(UTC)
+    signed = webhooks.headers(secret, "msg_1", now, body)
+    assert Webhook(secret).verify(body.encode(), signed) == json.loads(body)
+    for other, data, sent in (
+        (webhooks.new_secret(), body, signed),
+        (secret, body + " ", signed),
+        (secret, body, signed | {"webhook-id": "msg_2"}),
+        (secret, body, signed | {"webhook-timestamp": str(int(now.timestamp()) - 1)}),
+        (secret, body, webhooks.headers(secret, "msg_1", now - timedelta(minutes=6), body)),
+    ):
+        with pytest.raises(WebhookVerificationError):
+            Webhook(other).verify(data, sent)
 
 
 def test_secrets_are_long_and_differ():
