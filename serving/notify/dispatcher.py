@@ -28,9 +28,9 @@ from serving.telemetry.metrics import Metrics
 _log = structlog.get_logger()
 _Found = TypeVar("_Found")
 
-CALLS_AT_ONCE: Final = 32
+CALLS_AT_ONCE: Final = 64
 """How many endpoints are called at once."""
-UNPROVED_AT_ONCE: Final = 16
+UNPROVED_AT_ONCE: Final = 32
 """How many of them may be endpoints that have not taken their last event, or never one."""
 TURN_EVENTS: Final = 20
 """After so many events it is another endpoint's turn."""

@@ -113,14 +113,16 @@ def reset(connection: sa.Connection, account: str) -> None:
 
 
 def due(engine: sa.Engine, *, proved: bool, limit: int) -> list[str]:
-    """The endpoints that may be called, by account, those first that have waited the longest.
+    """The endpoints that may be called, by account: those first that failed the least, then those that waited longest.
 
     ``proved`` are those that took their last event; the others have failed since, or are new.
     """
     clock = endpoints.c.next_ms
     query = sa.select(endpoints.c.account).where(clock <= _now_ms(), endpoints.c.proved == proved)
     with engine.connect() as connection:
-        return list(connection.execute(query.order_by(clock, endpoints.c.account).limit(limit)).scalars())
+        return list(
+            connection.execute(query.order_by(endpoints.c.failures, clock, endpoints.c.account).limit(limit)).scalars()
+        )
 
 
 def claim(engine: sa.Engine, account: str, who: str) -> Event | None:

@@ -271,6 +271,18 @@ async def test_endpoints_that_never_answer_leave_places_for_those_that_do(books)
             silent.over.set()
 
 
+async def test_endpoints_that_failed_go_behind_those_that_are_new(books, clock):
+    for account, failures in (("aa", 3), ("bb", 0), ("cc", 1)):
+        add(books, account, f"msg_{account}")
+        for _ in range(failures):
+            event = outbox.claim(books.engine, account, "me")
+            assert event is not None
+            outbox.settle(books.engine, event, "me", "status 500")
+            clock.now = max(clock.now, state(books, account).next_ms)
+    assert outbox.due(books.engine, proved=False, limit=5) == ["bb", "cc", "aa"]
+    assert outbox.due(books.engine, proved=True, limit=5) == []
+
+
 async def test_an_event_that_is_not_taken_does_not_hold_up_those_that_are(books, clock):
     async with endpoint() as picky:
         picky.refused = {"msg_bad"}
