@@ -162,6 +162,8 @@ class Replay:
     """The request was answered before under this Idempotency-Key: the stored response, uncharged."""
 
     response: bytes
+    receipt: str
+    """The id of the record of the charge."""
     quota: Quota | None = field(default=None, compare=False)
 
 
@@ -239,6 +241,17 @@ class Meter(Protocol):
 
         Raises:
             MeterError: the specific reason; nothing is held.
+        """
+        ...
+
+    async def find_replay(self, request: Request) -> Replay | None:
+        """The response to the same request before, or None where :meth:`authorize` would begin a new answer.
+
+        Asked before anything is computed, so ceiling and tokens of the request may be 0. A replay counts as a request
+        of the key's rate, uses none of its tokens, and is refused while all its places are taken.
+
+        Raises:
+            MeterError: the specific reason, as of :meth:`authorize`.
         """
         ...
 

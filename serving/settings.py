@@ -61,6 +61,13 @@ class Settings(BaseSettings):
         ge=60,
         description="How long the response to an Idempotency-Key is kept, encrypted, for replays.",
     )
+    replay_bytes: int = Field(
+        default=65_536,
+        ge=0,
+        le=16_000_000,
+        description="The largest response that is kept for replays; a replay of a larger one is 422 `replay_not_kept`. "
+        "Answers are smaller; many vectors are not.",
+    )
     retry_seconds: int = Field(
         default=900,
         ge=0,

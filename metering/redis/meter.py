@@ -104,6 +104,17 @@ class RedisMeter:
 
     async def authorize(self, request: Request) -> Hold | Replay:
         """See :meth:`Meter.authorize`."""
+        found = await self._ask(request, look="0")
+        if found is None:
+            raise AssertionError("an authorize that admits answered as one that looks")
+        return found
+
+    async def find_replay(self, request: Request) -> Replay | None:
+        """See :meth:`Meter.find_replay`."""
+        found = await self._ask(request, look="1")
+        return found if isinstance(found, Replay) else None
+
+    async def _ask(self, request: Request, *, look: str) -> Hold | Replay | None:
         name, limits = request.account, request.limits
         shard = self._shard(name)
         reply = await self._run(
@@ -133,13 +144,16 @@ class RedisMeter:
                 request.free_per_month,
                 "" if request.retries is None else request.retries,
                 RETRY_REPLAYS_MAX,
+                look,
             ],
         )
         match reply[0]:
             case b"ok":
                 return Hold(request, int(reply[1]), _quota(request, reply[2:]))
             case b"replay":
-                return Replay(reply[1], _quota(request, reply[2:]))
+                return Replay(reply[1], reply[2].decode(), _quota(request, reply[3:]))
+            case b"new":
+                return None
             case b"funds":
                 raise InsufficientFunds(int(reply[1]), request.ceiling)
             case b"cap":

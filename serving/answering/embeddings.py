@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from metering.meter import Quota, Replay
 from metering.pricing import UnknownModel, Usage
 from metering.records import Provenance
 from retrieval.embedding import Embedder, Vector
-from serving.answering.paid_calls import PaidCalls
+from serving.answering.paid_calls import PaidCalls, ReplayNotKept
 from serving.generators.query import Idempotency, QueryError
 from serving.people.identity import Caller
 
@@ -25,13 +26,20 @@ NO_GAME: Final = "none"
 
 
 class Paid(msgspec.Struct, frozen=True):
-    """What was paid for embeddings. The vectors are not kept: a retry computes them again."""
+    """What was paid for embeddings."""
 
     receipt: str
     charge: int
     tokens: int
     free: int = 0
     """The part of the charge that the operator pays."""
+
+
+class _Kept(Paid, frozen=True):
+    """What a replay gives again."""
+
+    vectors: tuple[bytes, ...] = ()
+    """Little-endian 32-bit floats. Versions that kept what was paid and no vectors left none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,7 @@ class Embedded:
     """What the key's limits leave now."""
 
 
-_PAID = msgspec.msgpack.Decoder(Paid)
+_KEPT = msgspec.msgpack.Decoder(_Kept)
 
 
 class Embeddings:
@@ -79,13 +87,15 @@ class Embeddings:
         Raises:
             QueryError: a text is empty or longer than the model reads, or there are too many.
             PriceError: the model is not priced, or does not embed.
-            MaxPriceExceeded, MeterError, AlreadyCharged, Overloaded: as
+            MaxPriceExceeded, MeterError, AlreadyCharged, ReplayNotKept, Overloaded: as
                 :meth:`serving.answering.paid_calls.PaidCalls.open`.
         """
         if model != self.model:
             raise UnknownModel(f"there is no model {model!r} that embeds")
         if not 1 <= len(texts) <= TEXTS_MAX:
             raise QueryError(f"input must have 1 to {TEXTS_MAX} texts", "input")
+        if (replay := await self._paid_calls.find_replay(caller, idempotency)) is not None:
+            return _again(replay)
         loop = asyncio.get_running_loop()
         tokens = await loop.run_in_executor(self._workers, self._tokens, texts)
         usage = Usage(tokens, 0, 0)
@@ -93,12 +103,12 @@ class Embeddings:
             caller, model=model, purpose=PURPOSE, most=usage, max_price=max_price, idempotency=idempotency
         )
         if isinstance(call, Replay):
-            return Embedded(await self._vectors(texts), _PAID.decode(call.response), call.quota)
+            return _again(call)
         try:
             vectors = await self._vectors(texts)
             record = call.record(usage, value_function=NO_GAME, values=(0,), uses=(), provenance=self._provenance)
             paid = Paid(record.id, record.charge, tokens, record.free)
-            response = msgspec.msgpack.encode(paid) if idempotency.key else b""
+            response = _kept(paid, vectors) if idempotency.key else b""
         except BaseException:
             await self._paid_calls.void(call)
             raise
@@ -127,3 +137,18 @@ class Embeddings:
                 )
             total += tokens
         return total
+
+
+def _kept(paid: Paid, vectors: Sequence[Vector]) -> bytes:
+    return msgspec.msgpack.encode(
+        _Kept(
+            paid.receipt, paid.charge, paid.tokens, paid.free, tuple(each.astype("<f4").tobytes() for each in vectors)
+        )
+    )
+
+
+def _again(replay: Replay) -> Embedded:
+    kept = _KEPT.decode(replay.response)
+    if not kept.vectors:
+        raise ReplayNotKept(kept.receipt)
+    return Embedded(tuple(np.frombuffer(each, "<f4") for each in kept.vectors), kept, replay.quota)

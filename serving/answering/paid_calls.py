@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
@@ -49,6 +49,18 @@ class AlreadyCharged(RuntimeError):
     def __init__(self, receipt: str) -> None:
         """``receipt`` is the id of the receipt of the charge."""
         super().__init__(f"this Idempotency-Key was charged with receipt {receipt}, whose response is no longer kept")
+        self.receipt = receipt
+
+
+class ReplayNotKept(RuntimeError):
+    """The request was answered and charged before, and its response was too large to keep."""
+
+    def __init__(self, receipt: str) -> None:
+        """``receipt`` is the id of the receipt of the charge."""
+        super().__init__(
+            f"this request was answered and charged with receipt {receipt}, and the response was too large to keep: "
+            "to have it made and charged anew, send the request as a new one, with another Idempotency-Key or none"
+        )
         self.receipt = receipt
 
 
@@ -150,6 +162,26 @@ class PaidCalls:
         """Paid calls in progress."""
         return self._running
 
+    async def find_replay(self, caller: Caller, idempotency: Idempotency) -> Replay | None:
+        """The response to the same call before, opened and uncharged, or None where it is a new one.
+
+        Asked before anything is computed for the call, so that a call that comes again costs no more than its look-up.
+
+        Raises:
+            MeterError: the meter refused; see :mod:`metering.meter`.
+            ReplayNotKept, Overloaded: as they say.
+        """
+        if not idempotency.key or idempotency.retries == 0:
+            return None
+        self._refuse_overload()
+        request = self._request(caller, idempotency, time.time_ns() // 1_000_000)
+        self._running += 1
+        try:
+            found = await self._when_answered(self._meter.find_replay, request)
+        finally:
+            self._running -= 1
+        return None if found is None else self._opened(found, caller)
+
     async def open(
         self,
         caller: Caller,
@@ -166,28 +198,20 @@ class PaidCalls:
             PriceError: the model is not priced.
             MaxPriceExceeded: ``most`` costs more than ``max_price`` (units).
             MeterError: the meter refused; see :mod:`metering.meter`.
-            AlreadyCharged, Overloaded: as they say.
+            AlreadyCharged, ReplayNotKept, Overloaded: as they say.
         """
-        if self._running >= self._settings.concurrent_queries:
-            raise Overloaded("too many queries in progress")
+        self._refuse_overload()
         started_ms = time.time_ns() // 1_000_000
         prices = self._rulebook.prices_at(started_ms)
         price = prices.price(model)
         ceiling = price.charge(most)
         if max_price is not None and ceiling > max_price:
             raise MaxPriceExceeded(self._currency.format(ceiling))
-        request = Request(
-            hold=f"{started_ms:012x}{secrets.token_hex(8)}",
-            account=caller.id,
-            key=caller.key,
+        request = replace(
+            self._request(caller, idempotency, started_ms),
             ceiling=ceiling,
             tokens=most.input_tokens + most.output_tokens,
-            limits=caller.limits.over(self._limits),
             free_per_month=prices.free_per_month,
-            at_ms=started_ms,
-            idempotency_key=idempotency.key,
-            fingerprint=idempotency.body_hash,
-            retries=idempotency.retries,
         )
         self._running += 1
         try:
@@ -197,11 +221,13 @@ class PaidCalls:
             raise
         if isinstance(hold, Replay):
             self._running -= 1
-            return replace(hold, response=self._encryption.open(hold.response, caller.id))
+            return self._opened(hold, caller)
         return PaidCall(hold, model, purpose, price, prices.version, self._rulebook.policy, started_ms)
 
     async def charge(self, call: PaidCall, record: UsageRecord, response: bytes) -> None:
-        """Charge a call. ``response`` is what the same call gets again; an empty one is not kept.
+        """Charge a call. ``response`` is what the same call gets again.
+
+        After an empty one the same call is a new one. Of one above ``replay_bytes`` only that it was given is kept.
 
         Raises:
             MeterUnavailable: neither the meter nor the spool can take it: nothing is promised.
@@ -225,12 +251,40 @@ class PaidCalls:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    def _refuse_overload(self) -> None:
+        if self._running >= self._settings.concurrent_queries:
+            raise Overloaded("too many queries in progress")
+
+    def _request(self, caller: Caller, idempotency: Idempotency, at_ms: int) -> Request:
+        return Request(
+            hold=f"{at_ms:012x}{secrets.token_hex(8)}",
+            account=caller.id,
+            key=caller.key,
+            ceiling=0,
+            limits=caller.limits.over(self._limits),
+            at_ms=at_ms,
+            idempotency_key=idempotency.key,
+            fingerprint=idempotency.body_hash,
+            retries=idempotency.retries,
+        )
+
+    def _opened(self, replay: Replay, caller: Caller) -> Replay:
+        response = self._encryption.open(replay.response, caller.id)
+        if not response:
+            raise ReplayNotKept(replay.receipt)
+        return replace(replay, response=response)
+
+    def _sealed(self, response: bytes, account: str) -> bytes:
+        if not response:
+            return b""
+        return self._encryption.seal(response if len(response) <= self._settings.replay_bytes else b"", account)
+
     async def _authorize(self, request: Request) -> Hold | Replay:
         await self._join_group()
         if self._spool.waiting:
             # What is owed already comes before anything new is promised.
             await self._spool.resend(self._meter)
-        hold = await self._admitted(request)
+        hold = await self._when_answered(self._meter.authorize, request)
         if isinstance(hold, Hold) and request.idempotency_key and request.retries is None:
             try:
                 await asyncio.to_thread(self._refuse_charged, request)
@@ -239,12 +293,12 @@ class PaidCalls:
                 raise
         return hold
 
-    async def _admitted(self, request: Request) -> Hold | Replay:
+    async def _when_answered(self, ask: Callable[[Request], Awaitable[T]], request: Request) -> T:
         """A library's retry waits for the answer that it did not wait for before."""
         deadline = time.monotonic() + self._settings.answer_seconds
         while True:
             try:
-                return await self._meter.authorize(request)
+                return await ask(request)
             except IdempotencyRunning:
                 if not request.retries or time.monotonic() > deadline:
                     raise
@@ -265,7 +319,7 @@ class PaidCalls:
 
     async def _charge(self, call: PaidCall, record: UsageRecord, response: bytes) -> None:
         try:
-            kept = self._encryption.seal(response, record.account) if response else b""
+            kept = self._sealed(response, record.account)
             await self._join_group()
             try:
                 await self._meter.capture(call.hold, record, kept)

@@ -81,7 +81,7 @@ class Answering:
             MeterError: the meter refused; see :mod:`metering.meter`.
             GeneratorError: the model gave no whole answer; nothing was charged.
             NotValued: the answer cannot be valued; nothing was charged.
-            AlreadyCharged, Overloaded: as they say.
+            AlreadyCharged, ReplayNotKept, Overloaded: as they say.
         """
         found = await self.begin(caller, query)
         return found if isinstance(found, Answered) else await found.whole()
@@ -90,12 +90,15 @@ class Answering:
         """Begin to answer a query: an answer that is there at once is charged, of another the delivery must be ended.
 
         Raises:
-            QueryError, PriceError, MeterError, NotValued, AlreadyCharged, Overloaded: as :meth:`answer`.
+            QueryError, PriceError, MeterError, NotValued, AlreadyCharged, ReplayNotKept, Overloaded: as
+                :meth:`answer`.
         """
         generator = self._generators.get(query.model)
         if generator is None:
             raise UnknownModel(f"there is no model {query.model!r} that answers")
         self._check_length(query)
+        if (replay := await self._paid_calls.find_replay(caller, query.idempotency)) is not None:
+            return _again(replay)
         tokens = self._embedder.count_tokens(generator.reads(query))
         most = Usage(tokens, generator.tokens_max(query), query.top_k)
         call = await self._paid_calls.open(
@@ -107,7 +110,7 @@ class Answering:
             idempotency=query.idempotency,
         )
         if isinstance(call, Replay):
-            return msgspec.structs.replace(_ANSWERED.decode(call.response), quota=call.quota)
+            return _again(call)
         values_by = call.policy.values_by(generated=generator.generated)
         workers = self._waiters if waits(values_by) else self._workers
         try:
@@ -196,6 +199,10 @@ class Answering:
         )
         self._samples.keep(record, delivered.grounded, sent=sent)
         return _answered(record, retrieval, delivered, interrupted), record
+
+
+def _again(replay: Replay) -> Answered:
+    return msgspec.structs.replace(_ANSWERED.decode(replay.response), quota=replay.quota)
 
 
 def _uses(retrieval: Retrieval, cited: set[int]) -> list[Use]:

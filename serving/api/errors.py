@@ -30,7 +30,7 @@ from metering.periods import PeriodError
 from metering.pricing import PriceError, UnknownModel
 from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
-from serving.answering.paid_calls import AlreadyCharged, Overloaded
+from serving.answering.paid_calls import AlreadyCharged, Overloaded, ReplayNotKept
 from serving.api.rate_limit_headers import quota_headers
 from serving.closing.closing import ClosingError
 from serving.closing.transparency_log import LogSizeError
@@ -55,8 +55,8 @@ _KINDS = {
 _RETRY_SECONDS = 1
 _TRANSLATED = (
     AlreadyCharged, BookingError, ClosingError, DocumentError, GeneratorError, IdentityError, LimitError, LogSizeError,
-    MeterError, MoneyError, NotValued, Overloaded, PeriodError, PolicyError, PriceError, QueryError, WebhookError,
-    sa.exc.DataError, sa.exc.OperationalError,
+    MeterError, MoneyError, NotValued, Overloaded, PeriodError, PolicyError, PriceError, QueryError, ReplayNotKept,
+    WebhookError, sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
 
 
@@ -146,6 +146,8 @@ def translate(error: Exception) -> ApiError:
             return ApiError(422, "invalid", str(error), param=error.param)
         case AlreadyCharged():
             return ApiError(409, "idempotency_expired", str(error), headers={"x-should-retry": "false"})
+        case ReplayNotKept():
+            return ApiError(422, "replay_not_kept", str(error), headers={"x-should-retry": "false"})
         case Overloaded():
             return ApiError(503, "overloaded", f"{error}; retry", headers=soon)
         case GeneratorBusy():

@@ -141,7 +141,9 @@ async def test_an_idempotency_key_is_answered_once(meter):
     with pytest.raises(IdempotencyMismatch):
         await meter.authorize(asked("third", idempotency_key="k", fingerprint="other"))
     await meter.capture(hold, a_record(id="first", charge=1), b"the answer")
-    assert await meter.authorize(asked("fourth", idempotency_key="k", fingerprint="body")) == Replay(b"the answer")
+    assert await meter.authorize(asked("fourth", idempotency_key="k", fingerprint="body")) == Replay(
+        b"the answer", "first"
+    )
     assert await balance(meter) == (1_000, 1, 0)
 
 
@@ -266,6 +268,51 @@ async def test_a_librarys_retries_replay_an_answer_three_times_and_the_next_answ
         assert isinstance(held, Hold)
         await meter.capture(held, a_record(id=turn, charge=100), turn.encode())
         for retry in (1, 2, 3):
-            assert await send(f"{turn}-{retry}", retry) == Replay(turn.encode())
+            assert await send(f"{turn}-{retry}", retry) == Replay(turn.encode(), turn)
     fourth = await send("fourth", 4)
     assert isinstance(fourth, Hold)
+
+
+async def test_replays_are_requests_of_the_keys_rate_however_many_come_at_once(meter):
+    """Neither money nor tokens: a key that has no tokens left and an account without money get what they paid for."""
+    limits = Limits(requests_per_minute=3, tokens_per_minute=50)
+    asks = asked("first", 1_000, tokens=50, limits=limits, idempotency_key="k", fingerprint="body")
+    await meter.capture(await meter.authorize(asks), a_record(id="first", charge=1_000), b"the answer")
+
+    async def again(number):
+        ask = meter.authorize if number % 2 else meter.find_replay
+        more = {"tokens": 50, "limits": limits, "idempotency_key": "k", "fingerprint": "body"}
+        try:
+            return (await ask(asked(f"again-{number}", 1_000, **more))).response
+        except RateLimited as refused:
+            return refused.limit
+
+    found = await asyncio.gather(*[again(number) for number in range(8)])
+    assert sorted(found, key=str) == [b"the answer"] * 2 + ["requests"] * 6
+    assert await balance(meter) == (1_000, 1_000, 0)
+
+
+async def test_a_replay_waits_for_a_place_of_its_key_and_takes_none(meter):
+    limits = Limits(concurrent_requests=1)
+    more = {"limits": limits, "idempotency_key": "k", "fingerprint": "body"}
+    await meter.capture(await meter.authorize(asked("first", **more)), a_record(id="first", charge=1), b"the answer")
+    running = await meter.authorize(asked("other", limits=limits))
+    for ask in (meter.find_replay, meter.authorize):
+        with pytest.raises(RateLimited) as refused:
+            await ask(asked("again", **more))
+        assert refused.value.limit == "concurrent"
+    await meter.void(running)
+    for ask in (meter.find_replay, meter.authorize):
+        assert await ask(asked("again", **more)) == Replay(b"the answer", "first")
+    assert isinstance(await meter.authorize(asked("another", limits=limits)), Hold)
+
+
+async def test_looking_for_a_replay_holds_nothing(meter):
+    asks = asked("first", idempotency_key="k", fingerprint="body")
+    assert await meter.find_replay(asks) is None
+    assert await balance(meter) == (1_000, 0, 0)
+    assert isinstance(await meter.authorize(asks), Hold)
+    with pytest.raises(IdempotencyRunning):
+        await meter.find_replay(asked("second", idempotency_key="k", fingerprint="body"))
+    with pytest.raises(IdempotencyMismatch):
+        await meter.find_replay(asked("third", idempotency_key="k", fingerprint="other"))

@@ -115,3 +115,26 @@ def test_an_idempotency_key_gives_the_same_vectors_for_one_payment(client: opena
     assert len({reply.headers["x-patronage-receipt"] for reply in replies}) == 1
     assert [reply.parse().data for reply in replies[1:]] == [replies[0].parse().data] * 2
     assert customer.money() == (Decimal(1) - charge, Decimal(0))
+
+
+@pytest.mark.parametrize("headers", [{"Idempotency-Key": "order-1"}, {"x-stainless-retry-count": "1"}], ids=str)
+def test_what_is_too_large_to_keep_is_refused_to_a_replay_and_free(
+    client: openai.OpenAI, customer: Account, headers: dict[str, str]
+):
+    """65,536 bytes hold 42 vectors of 384 numbers, not 43."""
+    texts = ["tide"] * 43
+    paid = client.embeddings.with_raw_response.create(model=_MODEL, input=texts, extra_headers=headers)
+    money = customer.money()
+    for _ in range(2):
+        with pytest.raises(openai.UnprocessableEntityError) as caught:
+            client.embeddings.create(model=_MODEL, input=texts, extra_headers=headers)
+        assert caught.value.code == "replay_not_kept"
+        assert paid.headers["x-patronage-receipt"] in str(caught.value)
+    assert customer.money() == money
+
+    anew = (
+        {**headers, "Idempotency-Key": "order-2"} if "Idempotency-Key" in headers else {"x-stainless-retry-count": "0"}
+    )
+    again = client.embeddings.with_raw_response.create(model=_MODEL, input=texts, extra_headers=anew)
+    assert again.headers["x-patronage-receipt"] != paid.headers["x-patronage-receipt"]
+    assert customer.balance == money[0] - Decimal(again.headers["x-patronage-charge"])

@@ -142,3 +142,22 @@ def test_a_key_that_is_too_long_is_refused_and_free(customer: Account):
     assert reply.status_code in {400, 422}
     problem(reply)
     assert customer.money() == (Decimal(1), Decimal(0))
+
+
+def test_replays_are_within_the_limits_of_the_key(world: World, customer: Account):
+    """Two a minute: the first and one replay use them up, and of eight at once seven are refused."""
+    key = customer.key.split("-")[2]
+    world.operator().put(f"/v1/admin/keys/{key}/limits", json={"requests_per_minute": 2}).raise_for_status()
+    first = _send(customer, "order-1", "/v1/query", _QUESTION)
+    with ThreadPoolExecutor(8) as pool:
+        again = list(pool.map(lambda _: _send(customer, "order-1", "/v1/query", _QUESTION), range(8)))
+
+    assert first.headers["x-ratelimit-remaining-requests"] == "1"
+    assert sorted(reply.status_code for reply in again) == [200] + [429] * 7
+    for reply in again:
+        if reply.status_code == 200:
+            assert reply.content == first.content
+            assert reply.headers["x-ratelimit-remaining-requests"] == "0"
+        else:
+            assert problem(reply)["error"]["code"] == "rate_limited"
+            assert int(reply.headers["retry-after"]) > 0

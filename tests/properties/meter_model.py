@@ -6,7 +6,7 @@ a rate limit lets anything through again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from metering import periods
 from metering.meter import (
@@ -97,7 +97,10 @@ class Model:
     def authorize(self, request: Request, *, expiring: bool) -> type[MeterError] | str:
         """The error, or ``replay``, or ``ok``: then what was asked for is held."""
         self.sweep()
-        refused = self._known(request) or self._limited(request)
+        known = self.find_replay(request)
+        if known != "new":
+            return known
+        refused = self._limited(request)
         if refused is not None:
             return refused
         day = periods.day_of(request.at_ms)
@@ -116,6 +119,20 @@ class Model:
             self.replays.pop(request.idempotency_key, None)
         return "ok"
 
+    def find_replay(self, request: Request) -> type[MeterError] | str:
+        """The error, or ``replay``, which the key's limits have let through, or ``new``."""
+        self.sweep()
+        known = self._known(request)
+        if known != "replay":
+            return known or "new"
+        refused = self._limited(replace(request, tokens=0), replay=True)
+        if refused is not None:
+            return refused
+        self.admitted.setdefault(request.key, []).append(0)
+        if request.retries is not None:
+            self.replays[request.idempotency_key] = self.replays.get(request.idempotency_key, 0) + 1
+        return "replay"
+
     def _known(self, request: Request) -> type[MeterError] | str | None:
         if request.key in self.revoked:
             return KeyRevoked
@@ -127,19 +144,17 @@ class Model:
         if state[1] == "done":
             if request.retries is None:
                 return "replay"
-            replays = self.replays.get(request.idempotency_key, 0)
-            self.replays[request.idempotency_key] = replays + 1
-            return "replay" if replays < RETRY_REPLAYS_MAX else None
+            return "replay" if self.replays.get(request.idempotency_key, 0) < RETRY_REPLAYS_MAX else None
         return IdempotencyRunning if state[2] in self.holds else None
 
-    def _limited(self, request: Request) -> type[MeterError] | None:
+    def _limited(self, request: Request, *, replay: bool = False) -> type[MeterError] | None:
         limits = request.limits
         if limits.tokens_per_minute and request.tokens > limits.tokens_per_minute:
             return TooManyTokens
         admitted = self.admitted.get(request.key, [])
         if (
             (limits.requests_per_minute and len(admitted) >= limits.requests_per_minute)
-            or (limits.tokens_per_minute and sum(admitted) + request.tokens > limits.tokens_per_minute)
+            or (not replay and limits.tokens_per_minute and sum(admitted) + request.tokens > limits.tokens_per_minute)
             or (limits.concurrent_requests and len(self.of_key(request.key)) >= limits.concurrent_requests)
         ):
             return RateLimited

@@ -135,10 +135,39 @@ class MeterMachine(RuleBasedStateMachine):
         found = self.run(meter.authorize(request))
         self.check_quota(key, found.quota)
         if expected == "replay":
-            assert found == Replay(b"answer to " + self.model.idempotency[idempotency][2].encode())
+            first = self.model.idempotency[idempotency][2]
+            assert found == Replay(b"answer to " + first.encode(), first)
             return multiple()
         assert found == Hold(request, self.model.holds[request.hold].free)
         return found
+
+    @rule(
+        key=st.sampled_from(KEYS),
+        idempotency=st.sampled_from(["k1", "k2"]),
+        body=st.sampled_from("ab"),
+        retries=st.sampled_from([None, 0, 1]),
+    )
+    def look(self, key, idempotency, body, retries):
+        """What was answered before is found without being asked what it would cost, and nothing is held."""
+        assume(time.monotonic() - self.began < STILL_SECONDS)
+        if retries is not None:
+            idempotency = f"made-of-{body}"
+        request = Request(
+            f"hold-{next(self.numbers)}", self.account, key, 0, limits=self.limits[key], at_ms=self.now_ms,
+            idempotency_key=idempotency, fingerprint=body, retries=retries,
+        )  # fmt: skip
+        expected = self.model.find_replay(request)
+        if not isinstance(expected, str):
+            with pytest.raises(expected):
+                self.run(self.meter.find_replay(request))
+            return
+        found = self.run(self.meter.find_replay(request))
+        if expected == "new":
+            assert found is None
+            return
+        first = self.model.idempotency[idempotency][2]
+        assert found == Replay(b"answer to " + first.encode(), first)
+        self.check_quota(key, found.quota)
 
     def check_quota(self, key, quota):
         own, admitted = self.limits[key], self.model.admitted.get(key, [])

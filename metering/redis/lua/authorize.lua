@@ -5,7 +5,7 @@
 --       8 key  9 tokens that the query may use  10 tokens a minute  11 requests at once
 --       12 the key's cap of a day  13 of a month  14 the day  15 free amount of a month
 --       16 how often the client's library has sent this again ('': the client sent the Idempotency-Key itself)
---       17 the most replays to such a library
+--       17 the most replays to such a library  18 '1': only look whether it was answered before, and admit nothing
 -- A limit or cap of 0 is none. Answers with what the rates leave: requests, until all are back (ms), tokens, until all
 -- are back (ms), requests at once.
 if redis.call('EXISTS', KEYS[2]) == 0 then return {'account'} end
@@ -47,6 +47,20 @@ local _, again = read_hold(KEYS[4], ARGV[2])
 if again then return {'ok', again, quota()} end -- sent twice over a broken connection
 if state[1] then return {'revoked'} end
 
+-- An answer is given again within the rate of requests and while the key has a place, as a new one would be begun. It uses
+-- no tokens, and gives its place back at once.
+local function replay(first)
+  local ms = wait('requests', 1)
+  if ms > 0 then return {'rate', 'requests', int(ms), quota()} end
+  if limits.running > 0 and used.running >= limits.running then return {'rate', 'concurrent', '1000', quota()} end
+  if limits.requests > 0 then
+    used.requests = after('requests', 1)
+    redis.call('HSET', KEYS[5], key .. ':requests', string.format('%.3f', now + used.requests))
+  end
+  if ARGV[16] ~= '' then redis.call('HINCRBY', KEYS[6], 'replays', 1) end
+  return {'replay', first[3], first[4], quota()}
+end
+
 if ARGV[6] ~= '' then
   local first = redis.call('HMGET', KEYS[6], 'fingerprint', 'state', 'response', 'hold', 'replays')
   if first[1] then
@@ -54,17 +68,15 @@ if ARGV[6] ~= '' then
     -- A library's first sending begins a new answer, whatever was answered before; so does one too many.
     local again = ARGV[16] ~= '0'
     if again and first[2] == 'done' then
-      if ARGV[16] == '' then return {'replay', first[3], quota()} end
-      if tonumber(first[5] or '0') < tonumber(ARGV[17]) then
-        redis.call('HINCRBY', KEYS[6], 'replays', 1)
-        return {'replay', first[3], quota()}
-      end
+      if ARGV[16] == '' or tonumber(first[5] or '0') < tonumber(ARGV[17]) then return replay(first) end
     -- A running request whose hold has expired died on the way; this one takes its place.
     elseif again and redis.call('HEXISTS', KEYS[4], first[4]) == 1 then
       return {'running'}
     end
   end
 end
+
+if ARGV[18] == '1' then return {'new'} end
 
 local tokens = tonumber(ARGV[9])
 if limits.tokens > 0 and tokens > limits.tokens then return {'tokens'} end
