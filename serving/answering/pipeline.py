@@ -1,8 +1,8 @@
 """Answering: the one use case. Authorize, retrieve, generate, value, capture, answer.
 
-Two round trips to Redis, and nothing is held across the model but money. Whatever fails before the capture voids the
-hold, so a failure charges nothing; the capture charges and logs in one step, so an answer is charged exactly
-once, and only if its usage record is in the log.
+Two round trips to Redis, one more to look for a replay where the call has an Idempotency-Key, and nothing is held
+across the model but money. Whatever fails before the capture voids the hold, so a failure charges nothing; the capture
+charges and logs in one step, so an answer is charged exactly once, and only if its usage record is in the log.
 """
 
 from __future__ import annotations
