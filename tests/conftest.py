@@ -22,6 +22,7 @@ from serving.store.database import open_database
 from tests.databases import Postgres, new_data_dir, new_sqlite, postgres
 from tests.redis_servers import RedisClusterProcesses, RedisProcess, cluster, external, flush
 from tests.repeating import pytest_terminal_summary
+from tests.scratch import pytest_configure, pytest_unconfigure
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,7 +41,7 @@ settings.register_profile(
 )
 settings.load_profile("check")
 
-__all__ = ["pytest_terminal_summary"]  # pytest finds its hooks in this module
+__all__ = ["pytest_configure", "pytest_terminal_summary", "pytest_unconfigure"]  # pytest finds its hooks in this module
 
 
 @pytest.fixture(scope="session")
