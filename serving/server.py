@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 import structlog
@@ -15,7 +17,8 @@ import uvicorn
 
 from metering.meter import MeterUnavailable
 from serving.api.app import create_app
-from serving.assembly import open_service
+from serving.api.connections import Door, networks
+from serving.assembly import AssemblyError, open_service
 from serving.books import Books
 from serving.notify.balance_watch import BalanceWatch
 from serving.notify.dispatcher import Dispatcher
@@ -25,6 +28,7 @@ from serving.telemetry.metrics import Metrics
 _log = structlog.get_logger()
 _LAST_DRAIN_SECONDS: Final = 5.0
 _DESTROY_SECONDS: Final = 3_600.0
+_FILES: Final = 65_536
 _KEEP_ALIVE_S: Final = 75
 """Longer than clients (5 s in httpx) and load balancers (60 s is common) keep an idle connection: if it is the server
 that closes it, a query may be on its way already."""
@@ -44,6 +48,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
     First readiness turns false while everything is still answered, then no new connections are taken and what
     runs is finished, then what was captured is drained.
     """
+    _allow_files()
     async with open_service(books) as service:
         for redis in service.metering.servers:
             _log.info("redis", found=redis.summary())
@@ -51,15 +56,24 @@ async def serve(books: Books, listener: socket.socket) -> None:
                 _log.warning("redis", address=redis.address, reason=warning)
         metrics = Metrics()
         app = create_app(service, metrics)
+        settings = books.settings
+        door = Door(
+            address_max=settings.connections_per_address,
+            head_seconds=settings.head_seconds,
+            body_seconds=settings.body_seconds,
+            trusted=_trusted(settings.trusted_proxies),
+        )
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=door.protocol(),  # type: ignore[arg-type] # it is called, and nothing else
+            ws="none",
+            proxy_headers=False,  # no decision is made by the address that a proxy names
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=books.settings.finish_seconds,
+            timeout_graceful_shutdown=settings.finish_seconds,
         )
         server = _Server(config)
         loop = asyncio.get_running_loop()
@@ -69,11 +83,13 @@ async def serve(books: Books, listener: socket.socket) -> None:
                 server.force_exit = True
             app.state.draining = True
             _log.info("stopping")
-            loop.call_later(books.settings.shutdown_grace_seconds, setattr, server, "should_exit", True)
+            loop.call_later(settings.shutdown_grace_seconds, setattr, server, "should_exit", True)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
         over = asyncio.Event()
+        await app.state.readiness.look()
+        looking = asyncio.create_task(app.state.readiness.run(over))
         draining = asyncio.create_task(_drain(service, metrics, over))
         watching = asyncio.create_task(BalanceWatch(books, service.metering, metrics).run(over))
         dispatching = asyncio.create_task(Dispatcher(books, metrics).run(over))
@@ -88,11 +104,27 @@ async def serve(books: Books, listener: socket.socket) -> None:
             await _cut_off(server.server_state.tasks)
             await service.paid_calls.finish()
             over.set()
-            _, late = await asyncio.wait({draining, watching, dispatching, destroying}, timeout=_LAST_DRAIN_SECONDS)
+            _, late = await asyncio.wait(
+                {looking, draining, watching, dispatching, destroying}, timeout=_LAST_DRAIN_SECONDS
+            )
             for task in late:
                 task.cancel()
             await _last_drain(service)
     _log.info("stopped")
+
+
+def _trusted(proxies: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    try:
+        return networks(proxies)
+    except ValueError as error:
+        raise AssemblyError(f"PATRONAGE_TRUSTED_PROXIES cannot be used: {error}") from error
+
+
+def _allow_files() -> None:
+    """As many open files as the system lets us have: a connection is one, and by default there are few."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))
 
 
 async def _cut_off(requests: Iterable[asyncio.Task[None]]) -> None:

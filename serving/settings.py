@@ -184,7 +184,31 @@ class Settings(BaseSettings):
         default=32_000, ge=1, le=1_000_000, description="The longest conversation that a model reads, in characters."
     )
     question_chars: int = Field(default=8_000, ge=1, description="The longest question, in characters.")
-    body_bytes: int = Field(default=16_000_000, ge=1_000, description="The largest request body, in bytes.")
+    body_bytes: int = Field(
+        default=16_000_000,
+        ge=1_000,
+        description="The largest request body, in bytes: of documents and embeddings. Others may have 1,000,000, and "
+        "conversations twelve more for each character that they may have.",
+    )
+    connections_per_address: int = Field(
+        default=1_024,
+        ge=1,
+        description="Open connections from one address (of IPv6: from one /64); more are refused with 429.",
+    )
+    trusted_proxies: str = Field(
+        default="",
+        description="Addresses or networks of proxies, with commas between them, such as `10.0.0.5,192.168.0.0/16`: "
+        "their connections are many people's and are not counted.",
+    )
+    head_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        le=600,
+        description="The longest from a new connection, or a request's first byte, to the end of its headers.",
+    )
+    body_seconds: float = Field(
+        default=20.0, gt=0, le=600, description="The longest silence between two parts of a request's body."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least severe log line that is written."
     )

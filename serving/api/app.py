@@ -30,6 +30,7 @@ from serving.api import (
     usage,
 )
 from serving.api.middleware import Edge
+from serving.api.readiness import Readiness
 from serving.service import Service
 from serving.telemetry.metrics import Metrics
 
@@ -46,11 +47,12 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     app.state.service = service
     app.state.metrics = metrics
     app.state.draining = False
+    app.state.readiness = Readiness(service, metrics)
     paid = (query, chat, responses, embeddings, models)
     own = (account, usage, receipts, outcomes, documents, statements)
     admin = (customers, contributors, keys, prices, policy, periods, ledger, payouts)
     for part in (*paid, *own, *admin, transparency, health):
         app.include_router(part.router)
     errors.install(app)
-    app.add_middleware(Edge, metrics=metrics, body_bytes_max=service.books.settings.body_bytes)
+    app.add_middleware(Edge, metrics=metrics, service=service)
     return app

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request, Response
@@ -32,7 +32,7 @@ async def caller_of(request: Request, service: Annotated[Service, Depends(servic
     Raises:
         ApiError: 401, there is no key, or not one of ours.
     """
-    return _known(await asyncio.to_thread(service.books.identities.find, _bearer(request)))
+    return _known(await asyncio.to_thread(service.books.identities.find, _bearer(request.headers)))
 
 
 async def payer_of(request: Request, service: Annotated[Service, Depends(service_of)]) -> Caller:
@@ -41,12 +41,22 @@ async def payer_of(request: Request, service: Annotated[Service, Depends(service
     Raises:
         ApiError: 401, there is no key, or not one of ours.
     """
-    identities, key = service.books.identities, _bearer(request)
+    return await admitted(service, request.headers)
+
+
+async def admitted(service: Service, headers: Mapping[str, str]) -> Caller:
+    """Whose key a request has, as of a second ago.
+
+    Raises:
+        ApiError: 401, there is no key, or not one of ours.
+        KeyRevoked: it was one of ours.
+    """
+    identities, key = service.books.identities, _bearer(headers)
     return _known(identities.remembered(key) or await asyncio.to_thread(identities.find_payer, key))
 
 
-def _bearer(request: Request) -> str:
-    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+def _bearer(headers: Mapping[str, str]) -> str:
+    scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise ApiError(401, "missing_key", "send the API key as `Authorization: Bearer KEY`", headers=_CHALLENGE)
     return key.strip()

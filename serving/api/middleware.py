@@ -1,4 +1,4 @@
-"""The edge: request ids, size limits, metrics, and no error without a JSON body.
+"""The edge: a key before a body, size limits, request ids, headers, metrics, and no error without a JSON body.
 
 Plain ASGI, so that streams stay streams.
 """
@@ -10,14 +10,40 @@ import time
 import uuid
 
 import structlog
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.api.errors import ApiError, respond
+from metering.meter import KeyRevoked
+from serving.api.dependencies import admitted
+from serving.api.errors import ApiError, respond, translate
+from serving.service import Service
+from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
 _log = structlog.get_logger()
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,100}")
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
+_LARGE = ("/v1/documents", "/v1/embeddings")
+_CONVERSATIONS = ("/v1/chat/", "/v1/responses", "/v1/query")
+_BODY_BYTES_OTHER = 1_000_000
+_CHARACTER_BYTES_MAX = 12
+"""A character in JSON, written as two escapes."""
+_DISCARDED_BYTES_MAX = 65_536
+"""Of a body that nobody wants so much is read all the same, so that the client can read why."""
+_POLICY_PAGE = (
+    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+_POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+
+def body_bytes_max(path: str, settings: Settings) -> int:
+    """The largest body of a route."""
+    if path.startswith(_LARGE):
+        return settings.body_bytes
+    other = _BODY_BYTES_OTHER
+    if path.startswith(_CONVERSATIONS):
+        other += _CHARACTER_BYTES_MAX * max(settings.conversation_chars, settings.question_chars)
+    return min(other, settings.body_bytes)
 
 
 class _TooLarge(HTTPException):
@@ -30,23 +56,30 @@ class _TooLarge(HTTPException):
 class Edge:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, body_bytes_max: int) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, service: Service) -> None:
         self._app = app
         self._metrics = metrics
-        self._body_bytes_max = body_bytes_max
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        exchange = _Exchange(scope, receive, send, self._body_bytes_max)
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server, which has the request itself, leaves out the body
+        exchange = _Exchange(scope, receive, send, body_bytes_max(scope["path"], self._service.books.settings))
         began = time.perf_counter()
         try:
+            if exchange.has_body:
+                # Nobody without a key brings a body: reading and parsing it is work.
+                await admitted(self._service, exchange.headers)
             exchange.check_length()
             await self._app(scope, exchange.receive, exchange.send)
         except _TooLarge as error:
             await exchange.fail(ApiError(413, "too_large", str(error.detail)))
+        except (ApiError, KeyRevoked) as error:
+            await exchange.fail(error if isinstance(error, ApiError) else translate(error))
         except Exception:  # noqa: BLE001 # the client gets a clear error whatever it was
             _log.exception("request failed", path=scope["path"], request_id=exchange.id)
             await exchange.fail(ApiError(500, "internal", f"something went wrong; the log has it as {exchange.id}"))
@@ -66,20 +99,24 @@ class _Exchange:
         self._limit = limit
         self._received = 0
         self.status = 0
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        self.id = given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        self._length = headers.get(b"content-length", b"0")
+        self.headers = Headers(scope=scope)
+        given = self.headers.get("x-request-id", "")
+        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        length = self.headers.get("content-length", "0")
+        self._length = int(length) if length.isdecimal() else 0
+        self._chunked = "transfer-encoding" in self.headers
+        self.has_body = self._unread = self._length > 0 or self._chunked
 
     def check_length(self) -> None:
         """Refuse a body that says it is too large before reading it."""
-        if self._length.isdigit() and int(self._length) > self._limit:
+        if self._length > self._limit:
             raise _TooLarge(self._limit)
 
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.request":
             self._received += len(message.get("body", b""))
+            self._unread = message.get("more_body", False)
             if self._received > self._limit:
                 raise _TooLarge(self._limit)
         return message
@@ -87,10 +124,19 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message["headers"] = [*message.get("headers", ()), (b"x-request-id", self.id.encode())]
+            message.setdefault("headers", [])
+            headers = MutableHeaders(raw=message["headers"])
+            headers["x-request-id"] = self.id
+            headers["x-content-type-options"] = "nosniff"
+            headers["referrer-policy"] = "no-referrer"
+            page = headers.get("content-type", "").startswith("text/html")
+            headers.setdefault("content-security-policy", _POLICY_PAGE if page else _POLICY)
+            headers.setdefault("cache-control", "no-store")
         await self._send(message)
 
     async def fail(self, error: ApiError) -> None:
         """Send an error, unless a response has begun: then the connection just ends."""
         if self.status == 0:
+            if self._unread and (self._chunked or self._length - self._received > _DISCARDED_BYTES_MAX):
+                error.headers["connection"] = "close"
             await respond(error, self._scope["path"])(self._scope, self._receive, self.send)

@@ -1,0 +1,202 @@
+"""Connections: what a caller may cost before there is a request. Whoever holds one open without asking is sent away.
+
+Uvicorn's protocol over ``httptools`` reads heads of any length and waits for them for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import Any, Final, cast
+
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from serving.api.errors import ApiError, body_of
+
+HEAD_BYTES_MAX: Final = 32_768
+"""The longest request line with its headers."""
+_SITE_BITS: Final = 64
+"""What one customer of a provider has of IPv6 addresses counts as one address."""
+
+
+@dataclass(slots=True)
+class Door:
+    """The limits of a server's connections, and how many are open from where."""
+
+    address_max: int
+    """Connections from one address."""
+    head_seconds: float
+    """From the connection, or from a request's first byte, to the end of its headers."""
+    body_seconds: float
+    """Between two parts of a body."""
+    trusted: tuple[IPv4Network | IPv6Network, ...] = ()
+    """Proxies: their connections are many people's."""
+    open: Counter[str] = field(default_factory=Counter)
+
+    def site(self, host: str) -> str | None:
+        """What the connections of ``host`` are counted under; None where they are not counted."""
+        try:
+            address = ip_address(host.partition("%")[0])
+        except ValueError:
+            return None  # a socket of this machine
+        if isinstance(address, IPv6Address):
+            address = address.ipv4_mapped or address
+        if any(address in network for network in self.trusted):
+            return None
+        if isinstance(address, IPv6Address):
+            return str(ip_network((address, _SITE_BITS), strict=False))
+        return str(address)
+
+    def protocol(self) -> Callable[..., asyncio.Protocol]:
+        """What uvicorn makes for each connection."""
+
+        def make(config: Config, server_state: ServerState, app_state: dict[str, Any], **more: Any) -> GuardedProtocol:
+            made = GuardedProtocol(config, server_state, app_state, **more)
+            made.door = self
+            return made
+
+        return make
+
+
+def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Addresses and networks, with commas between them.
+
+    Raises:
+        ValueError: one of them is neither.
+    """
+    return tuple(ip_network(each.strip(), strict=False) for each in text.split(",") if each.strip())
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """Uvicorn's connection with limits on heads, on silence, and on connections from one address."""
+
+    door: Door
+    _site: str | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _reading = False
+    """A request has begun and is not read to its end."""
+    _in_head = False
+    _head_bytes = 0
+    """Of the head that is being read; what came together with the end of another request is not counted."""
+    _new_bytes = 0
+    _refused: ApiError | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
+        """Take the connection, unless its address has too many."""
+        super().connection_made(transport)
+        self._site = self.door.site(self.client[0]) if self.client else None
+        if self._site is not None:
+            self.door.open[self._site] += 1
+            if self.door.open[self._site] > self.door.address_max:
+                limit = f"there are {self.door.address_max} open connections from this address; close some"
+                self._refuse(ApiError(429, "too_many_connections", limit, headers={"retry-after": "1"}))
+                return
+        self._wait(self.door.head_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Count the connection no longer."""
+        self._stop_waiting()
+        if self._site is not None:
+            self.door.open[self._site] -= 1
+            if not self.door.open[self._site]:
+                del self.door.open[self._site]
+            self._site = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read what came, as long as it is within the limits."""
+        if self._refused is not None:
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+        elif not self._reading:
+            self._new_bytes = len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > HEAD_BYTES_MAX:
+            self._refused = _head_too_large()
+        if self._refused is not None:
+            self._refuse(self._refused)
+        elif self._reading and not self._in_head:
+            self._wait(self.door.body_seconds)
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        super().on_message_begin()
+        self._reading = self._in_head = True
+        self._head_bytes, self._new_bytes = self._new_bytes, 0
+        self._wait(self.door.head_seconds)
+
+    def on_headers_complete(self) -> None:
+        """The end of a head: the request goes to the application."""
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > HEAD_BYTES_MAX:
+            self._refused = _head_too_large()
+        if self._refused is None:
+            self._in_head = False
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a body."""
+        if self._refused is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The end of a request: now it is we who let wait."""
+        if self._refused is None:
+            self._reading = False
+            self._stop_waiting()
+            super().on_message_complete()
+
+    def _wait(self, seconds: float) -> None:
+        self._stop_waiting()
+        self._timer = self.loop.call_later(seconds, self._silent)
+
+    def _stop_waiting(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _silent(self) -> None:
+        """Nothing came for too long."""
+        if self.flow.read_paused:
+            self._wait(self.door.body_seconds)  # it is the application that does not read
+        elif not self._reading or self._response_begun():
+            self.transport.close()
+        else:
+            self._refuse(ApiError(408, "request_timeout", "the request did not come to its end in time; send it again"))
+
+    def _response_begun(self) -> bool:
+        """Whether the application is in the middle of a response, which nothing may be written into."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
+        return cycle is not None and cycle.response_started and not cycle.response_complete
+
+    def _refuse(self, error: ApiError) -> None:
+        """Answer without the application, which may be in the middle of another request, and hang up."""
+        self._refused = error
+        self._stop_waiting()
+        if self.transport.is_closing():
+            return
+        if not self._response_begun():
+            body = body_of(error, "")
+            sent = json.dumps(body, separators=(",", ":")).encode()
+            headers = {
+                "content-type": "application/problem+json",
+                "content-length": str(len(sent)),
+                "connection": "close",
+                **error.headers,
+            }
+            lines = [f"HTTP/1.1 {error.status} {body['title']}", *(f"{name}: {is_}" for name, is_ in headers.items())]
+            self.transport.write("\r\n".join([*lines, "", ""]).encode() + sent)
+        self.transport.close()
+
+
+def _head_too_large() -> ApiError:
+    return ApiError(
+        431, "headers_too_large", f"the request line and headers are above the limit of {HEAD_BYTES_MAX} bytes"
+    )

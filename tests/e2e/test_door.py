@@ -1,0 +1,225 @@
+"""The door: what is refused before anything is read, how long a caller may say nothing, what every response has."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from serving.api.connections import HEAD_BYTES_MAX
+from tests.e2e.world import Account, World, open_world
+from tests.servers import wait_for
+
+BODY_SECONDS = 1.5
+HEAD_SECONDS = 1.0
+CONNECTIONS = 24
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> Iterator[World]:
+    """A server that waits a second, and takes few connections from one address."""
+    env = {
+        **e2e_env,
+        "PATRONAGE_HEAD_SECONDS": str(HEAD_SECONDS),
+        "PATRONAGE_BODY_SECONDS": str(BODY_SECONDS),
+        "PATRONAGE_CONNECTIONS_PER_ADDRESS": str(CONNECTIONS),
+    }
+    with open_world(tmp_path_factory.mktemp("guarded") / "data", env) as found:
+        yield found
+
+
+def connect(world: World) -> socket.socket:
+    parts = urlsplit(world.server.url)
+    return socket.create_connection((parts.hostname, parts.port), timeout=20)
+
+
+def said(connection: socket.socket) -> bytes:
+    """Everything that comes until the other side hangs up."""
+    found = b""
+    try:
+        while part := connection.recv(65_536):
+            found += part
+    except ConnectionResetError:
+        pass
+    return found
+
+
+def refusal(reply: bytes) -> tuple[int, str]:
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert b"application/problem+json" in head
+    return int(head.split()[1]), json.loads(body)["error"]["code"]
+
+
+def request(path: str, *headers: str, method: str = "POST") -> bytes:
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode()
+
+
+# Heads.
+
+
+@pytest.mark.parametrize("size", [HEAD_BYTES_MAX + 100, 4_000_000])
+def test_headers_above_the_limit_are_431_whether_or_not_they_end(guarded: World, size: int):
+    for end in (b"", b"\r\n\r\n"):
+        with connect(guarded) as connection:
+            try:
+                connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * size + end)
+            except (BrokenPipeError, ConnectionResetError):
+                continue  # it hung up while this was being sent; the answer is lost with what was not read
+            reply = said(connection)
+            assert not reply or refusal(reply) == (431, "headers_too_large")
+
+
+@pytest.mark.parametrize("where", ["line", "one header", "many headers"])
+def test_the_limit_of_a_head_is_exact(guarded: World, where: str):
+    def head(size: int) -> bytes:
+        rest = size - len("/") - len("Hostlocalhost") - len("Connectionclose")
+        lines = {"line": [], "one header": [f"X: {'a' * (rest - 1)}"], "many headers": [f"X: {'a' * 9}"] * (rest // 10)}
+        if where == "many headers":
+            lines[where].append(f"X: {'a' * (rest % 10 - 1)}")
+        path = f"/{'a' * rest}" if where == "line" else "/"
+        return request(path, "Connection: close", *lines[where], method="GET")
+
+    for size, expected in ((HEAD_BYTES_MAX, {200, 404}), (HEAD_BYTES_MAX + 1, {431})):
+        with connect(guarded) as connection:
+            connection.sendall(head(size))
+            assert int(said(connection).split()[1]) in expected
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [b"", b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: a"],
+    ids=["nothing", "a letter", "a line", "half a header"],
+)
+def test_a_connection_that_does_not_ask_is_closed(guarded: World, begun: bytes):
+    with connect(guarded) as connection:
+        connection.sendall(begun)
+        reply = said(connection)
+    assert (refusal(reply) if begun else (reply, "")) == ((408, "request_timeout") if begun else (b"", ""))
+
+
+def test_a_head_that_drips_is_closed(guarded: World):
+    with connect(guarded) as connection:
+        began = time.monotonic()
+        connection.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while time.monotonic() < began + 30:
+                connection.sendall(b"a")
+                time.sleep(0.1)
+        assert time.monotonic() < began + 30
+
+
+# Bodies.
+
+
+def test_a_body_that_stops_is_408_and_free(guarded: World):
+    account = guarded.customer()
+    with connect(guarded) as connection:
+        connection.sendall(request("/v1/query", f"Authorization: Bearer {account.key}", "Content-Length: 100") + b'{"q')
+        assert refusal(said(connection)) == (408, "request_timeout")
+    assert account.money() == (1, 0)
+
+
+def test_a_slow_body_is_read_as_long_as_it_comes(guarded: World):
+    account = guarded.customer()
+    body = json.dumps({"question": "When do spring tides come?"}).encode()
+    with connect(guarded) as connection:
+        head = request(
+            "/v1/query", f"Authorization: Bearer {account.key}", f"Content-Length: {len(body)}", "Connection: close"
+        )
+        connection.sendall(head)
+        for start in range(0, len(body), 10):
+            time.sleep(BODY_SECONDS / 3)
+            connection.sendall(body[start : start + 10])
+        assert said(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_kept_connection_and_a_slow_answer_outlive_these_limits(guarded: World):
+    client = guarded.customer().client
+    for _ in range(2):
+        assert client.get("/v1/account").status_code == 200
+        time.sleep(HEAD_SECONDS + BODY_SECONDS)
+
+
+def test_without_a_key_no_body_is_read(guarded: World):
+    """Neither what is malformed nor what is too large is looked at, and the rest is never asked for."""
+    for path in ("/v1/query", "/v1/embeddings", "/v1/documents", "/v1/admin/customers"):
+        for key in ("", "Authorization: Bearer patronage-customer-000000000000-none"):
+            with connect(guarded) as connection:
+                more = [key] if key else []
+                connection.sendall(request(path, "Content-Length: 16000000", *more) + b"{" * 1_000)
+                status, code = refusal(said(connection))
+                assert (status, code) == (401, "invalid_api_key" if key else "missing_key")
+
+
+def test_a_revoked_key_brings_no_body(world: World):
+    account = world.customer()
+    key = account.operator.get("/v1/admin/keys", params={"owner": account.id}).json()["data"][0]["id"]
+    account.operator.delete(f"/v1/admin/keys/{key}")
+    time.sleep(1.1)
+    reply = account.client.post("/v1/query", content=b"{")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (401, "key_revoked")
+
+
+@pytest.mark.parametrize("path", ["/v1/outcome", "/v1/receipts/x/outcome", "/v1/admin/customers", "/v1/account/alert"])
+def test_each_route_has_a_size(customer: Account, path: str):
+    reply = customer.client.post(path, content=b"[" * (MEGABYTE + 1))
+    assert reply.status_code == 413
+    assert "1000000 bytes" in reply.json()["error"]["message"]
+    assert customer.client.post(path, content=b"[" * MEGABYTE).status_code != 413
+
+
+# Connections.
+
+
+def test_one_address_has_so_many_connections_and_room_again_when_they_end(guarded: World):
+    guarded.close()
+    guarded.opened.clear()
+    wait_for(lambda: httpx.get(f"{guarded.server.url}/health/live").status_code == 200)
+    held = [connect(guarded) for _ in range(2 * CONNECTIONS)]
+    try:
+        time.sleep(HEAD_SECONDS / 3)
+        turned_away = 0
+        for each in held:
+            each.setblocking(False)
+            try:
+                if refusal(each.recv(65_536)) == (429, "too_many_connections"):
+                    turned_away += 1
+            except BlockingIOError:
+                continue
+        assert turned_away >= CONNECTIONS
+    finally:
+        for each in held:
+            each.close()
+    wait_for(lambda: httpx.get(f"{guarded.server.url}/health/live").status_code == 200)
+
+
+# Every response.
+
+ROUTES = ["/", "/health/live", "/health/ready", "/metrics", "/openapi.json", "/v1/models", "/v1/account", "/nothing"]
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_every_response_says_how_it_may_be_used(customer: Account, path: str):
+    headers = customer.client.get(path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["cache-control"] == "no-store"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["content-security-policy"].startswith("default-src 'none'")
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_head_is_get_without_its_body(customer: Account, path: str):
+    head, get = customer.client.head(path), customer.client.get(path)
+    assert (head.status_code, head.content) == (get.status_code, b"")
+    assert head.headers["content-type"] == get.headers["content-type"]
+
+
+def test_head_of_what_can_only_be_posted_is_405(customer: Account):
+    assert customer.client.head("/v1/query").status_code == 405
