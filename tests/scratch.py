@@ -20,9 +20,9 @@ _FOLDER = pytest.StashKey[Path]()
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder, unless `--basetemp` names one; the processes of a run are given folders in it."""
     if config.option.basetemp is None and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ROOM:
-        folder = Path(tempfile.mkdtemp(prefix="patronage-tests-", dir=_MEMORY))
+        folder = Path(tempfile.mkdtemp(prefix="pt-", dir=_MEMORY))  # short: the path of a socket has 100 characters
         config.stash[_FOLDER] = folder
-        config.option.basetemp = str(folder / "run")
+        config.option.basetemp = str(folder / "t")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
