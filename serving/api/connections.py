@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -37,7 +36,8 @@ class Door:
     """Between two parts of a body."""
     trusted: tuple[IPv4Network | IPv6Network, ...] = ()
     """Proxies: their connections are many people's."""
-    open: Counter[str] = field(default_factory=Counter)
+    open: dict[str, dict[GuardedProtocol, None]] = field(default_factory=dict)
+    """By site, the oldest first."""
 
     def site(self, host: str) -> str | None:
         """What the connections of ``host`` are counted under; None where they are not counted."""
@@ -52,6 +52,23 @@ class Door:
         if isinstance(address, IPv6Address):
             return str(ip_network((address, _SITE_BITS), strict=False))
         return str(address)
+
+    def admit(self, connection: GuardedProtocol, site: str) -> bool:
+        """Count a new connection; False if there are too many that are busy. The oldest idle one makes room."""
+        there = self.open.setdefault(site, {})
+        there[connection] = None
+        if len(there) <= self.address_max:
+            return True
+        idle = next((each for each in there if each is not connection and each.is_idle()), None)
+        if idle is not None:
+            idle.transport.close()
+        return idle is not None
+
+    def forget(self, connection: GuardedProtocol, site: str) -> None:
+        """Count a connection no longer."""
+        self.open[site].pop(connection, None)
+        if not self.open[site]:
+            del self.open[site]
 
     def protocol(self) -> Callable[..., asyncio.Protocol]:
         """What uvicorn makes for each connection."""
@@ -91,21 +108,17 @@ class GuardedProtocol(HttpToolsProtocol):
         """Take the connection, unless its address has too many."""
         super().connection_made(transport)
         self._site = self.door.site(self.client[0]) if self.client else None
-        if self._site is not None:
-            self.door.open[self._site] += 1
-            if self.door.open[self._site] > self.door.address_max:
-                limit = f"there are {self.door.address_max} open connections from this address; close some"
-                self._refuse(ApiError(429, "too_many_connections", limit, headers={"retry-after": "1"}))
-                return
+        if self._site is not None and not self.door.admit(self, self._site):
+            limit = f"{self.door.address_max} connections from this address are busy; come again when some have ended"
+            self._refuse(ApiError(429, "too_many_connections", limit, headers={"retry-after": "1"}))
+            return
         self._wait(self.door.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Count the connection no longer."""
         self._stop_waiting()
         if self._site is not None:
-            self.door.open[self._site] -= 1
-            if not self.door.open[self._site]:
-                del self.door.open[self._site]
+            self.door.forget(self, self._site)
             self._site = None
         super().connection_lost(exc)
 
@@ -153,6 +166,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self._stop_waiting()
             super().on_message_complete()
 
+    def is_idle(self) -> bool:
+        """Whether it is open, and nothing is asked and nothing answered on it."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
+        answered = cycle is None or cycle.response_complete
+        return answered and not self._reading and not self.transport.is_closing()
+
     def _wait(self, seconds: float) -> None:
         self._stop_waiting()
         self._timer = self.loop.call_later(seconds, self._silent)
@@ -173,7 +192,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _response_begun(self) -> bool:
         """Whether the application is in the middle of a response, which nothing may be written into."""
-        cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
+        cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is not None and cycle.response_started and not cycle.response_complete
 
     def _refuse(self, error: ApiError) -> None:

@@ -126,8 +126,7 @@ def test_redis_gone_before_the_charge_is_charged_when_it_is_back(apart, redis, e
     assert Decimal(receipt["charge"]["amount"]) == apart.price(_WHOLE)
     assert spooled(apart) == 1
     assert account.client.get(f"/v1/receipts/{receipt['id']}").json()["charge"] == receipt["charge"]
-    metrics = apart.world.client().get("/metrics").text
-    assert "patronage_spool_captures 1.0" in metrics
+    wait_for(lambda: "patronage_spool_captures 1.0" in apart.world.client().get("/metrics").text)
 
     refused = account.client.post(PATH, json=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "metering_unavailable")
