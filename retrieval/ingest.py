@@ -11,14 +11,14 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Self
 
-from retrieval.catalogue import Catalogue, StoredDocument, prepare, prepare_passage
-from retrieval.chunking import passages
+from retrieval.catalogue import Catalogue, StoredDocument, prepare_passage
+from retrieval.chunking import PassageSpan, passages
 from retrieval.documents import Document, DocumentConflict, DocumentError, check
 from retrieval.embedding import Embedder
 from retrieval.files import Skipped
@@ -110,10 +110,26 @@ class Ingest:
         Raises:
             DocumentError: it was not taken.
         """
+        spans = self.cut(document)
+        parts = None if spans is None else [prepare_passage(document.text, each, self._embedder) for each in spans]
+        return self.store(document, parts)
+
+    def cut(self, document: Document) -> list[PassageSpan] | None:
+        """What of a document is to be embedded; None where its text is stored already.
+
+        Raises:
+            DocumentError: it cannot be taken.
+        """
         self._know({document.contributor, *(split.contributor for split in check(document).splits)})
         before = self._catalogue.get([document.id]).get(document.id)
-        same = before is not None and before.version == document.version
-        parts = None if same else prepare(document, self._embedder)
+        return None if before is not None and before.version == document.version else passages(document.text)
+
+    def store(self, document: Document, parts: Sequence[PreparedPassage] | None) -> StoredDocument:
+        """Store a document whose passages are embedded, and give its stored state.
+
+        Raises:
+            DocumentError: it was not taken.
+        """
         (change,) = self._catalogue.put([(document, parts)], self._embedder.name)
         if isinstance(change, DocumentError):
             raise change

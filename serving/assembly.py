@@ -6,7 +6,7 @@ import asyncio
 import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from threading import TIMEOUT_MAX
@@ -33,6 +33,7 @@ from serving import __version__
 from serving.answering.embeddings import Embeddings
 from serving.answering.paid_calls import PaidCalls
 from serving.answering.pipeline import Answering
+from serving.answering.pools import Pool
 from serving.answering.sampled_texts import Samples
 from serving.books import Books, Metering
 from serving.closing.earnings import Earnings
@@ -42,7 +43,7 @@ from serving.generators.upstream import TIMEOUT, Upstream
 from serving.people.identity import Identities
 from serving.rules import limits
 from serving.rules.rulebook import EXTRACTIVE, Rulebook
-from serving.service import Service
+from serving.service import Pools, Service
 from serving.settings import Settings
 from serving.store import deployment
 from serving.store.data_dir import DataDir
@@ -53,6 +54,8 @@ from serving.valuing.text_analyzer import EmbeddingAnalyzer
 
 # As many streams as queries may be in progress; no connection waits for another.
 _UPSTREAM_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64)
+
+_BOOKS_WAITING_MAX: Final = 16
 
 TORCH_ADVICE: Final = "run `make torch` in the checkout"
 """How to get what models other than the packaged one need."""
@@ -259,7 +262,7 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             settings=books.settings,
             limits=books.limits,
         )
-        workers = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="answer")
+        pools = _pools(books.settings)
         # One for each query that may wait; they are started as they are needed.
         waiters = ThreadPoolExecutor(books.settings.concurrent_queries, thread_name_prefix="wait")
         answering = Answering(
@@ -270,15 +273,15 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
             valuing=valuing,
             samples=books.samples,
             provenance=provenance_of(books, embedder),
-            workers=workers,
+            pool=pools.queries,
             waiters=waiters,
             settings=books.settings,
         )
         try:
-            yield _service(books, metering, retriever, paid_calls, answering, valuing, embedder, workers)
+            yield _service(books, metering, retriever, paid_calls, answering, valuing, embedder, pools)
         finally:
             await paid_calls.finish()
-            workers.shutdown()
+            pools.close()
             waiters.shutdown()
 
 
@@ -290,7 +293,7 @@ def _service(
     answering: Answering,
     valuing: Valuing,
     embedder: Embedder,
-    workers: Executor,
+    pools: Pools,
 ) -> Service:
     return Service(
         books=books,
@@ -305,9 +308,23 @@ def _service(
             embedder=embedder,
             model=books.settings.embedding_model,
             provenance=provenance_of(books, embedder),
-            workers=workers,
+            pool=pools.embeddings,
+            chars_max=books.settings.embedding_chars,
         ),
         earnings=Earnings(books.engine, books.log),
+        pools=pools,
+    )
+
+
+def _pools(settings: Settings) -> Pools:
+    cores = os.cpu_count() or 1
+    few = max(1, cores // 2)
+    return Pools(
+        queries=Pool("queries", cores, waiting_max=settings.concurrent_queries),
+        embeddings=Pool("embeddings", few, waiting_max=settings.concurrent_queries * few),
+        uploads=Pool("uploads", few, waiting_max=settings.concurrent_uploads),
+        earnings=Pool("requests for earnings", few, waiting_max=_BOOKS_WAITING_MAX),
+        closing=Pool("requests to close", 1, waiting_max=_BOOKS_WAITING_MAX),
     )
 
 

@@ -144,6 +144,17 @@ class Settings(BaseSettings):
         ge=1,
         description="Queries in progress at once in one process; beyond it the answer is 503 `overloaded`.",
     )
+    concurrent_uploads: int = Field(
+        default=16,
+        ge=1,
+        description="Documents that one contributor may be uploading at once; beyond it the answer is 503 "
+        "`overloaded`.",
+    )
+    embedding_chars: int = Field(
+        default=1_500_000,
+        ge=1,
+        description="The most text that one call may have embedded, in characters; more is 413 `input_too_long`.",
+    )
     shutdown_grace_seconds: float = Field(
         default=1.0,
         ge=0,
@@ -193,7 +204,8 @@ class Settings(BaseSettings):
     connections_per_address: int = Field(
         default=1_024,
         ge=1,
-        description="Open connections from one address (of IPv6: from one /64); more are refused with 429.",
+        description="Open connections from one address (of IPv6: from one /64). Beyond it the oldest idle one is "
+        "closed; if all are busy, the new one is refused with 429.",
     )
     trusted_proxies: str = Field(
         default="",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -16,8 +15,12 @@ from metering.pricing import UnknownModel, Usage
 from metering.records import Provenance
 from retrieval.embedding import Embedder, Vector
 from serving.answering.paid_calls import PaidCalls, ReplayNotKept
-from serving.generators.query import Idempotency, QueryError
+from serving.answering.pools import Pool
+from serving.generators.query import Idempotency, InputTooLong, QueryError
 from serving.people.identity import Caller
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 TEXTS_MAX: Final = 2_048
 PURPOSE: Final = "embedding"
@@ -59,14 +62,25 @@ class Embeddings:
     """Sells embeddings."""
 
     def __init__(
-        self, *, paid_calls: PaidCalls, embedder: Embedder, model: str, provenance: Provenance, workers: Executor
+        self,
+        *,
+        paid_calls: PaidCalls,
+        embedder: Embedder,
+        model: str,
+        provenance: Provenance,
+        pool: Pool,
+        chars_max: int,
     ) -> None:
-        """``model`` is the name under which the embedder is sold; ``provenance`` is that of every record."""
+        """``model`` is the name under which the embedder is sold; ``provenance`` is that of every record.
+
+        ``chars_max`` is how much text one call may have. The pool is owned by the caller.
+        """
         self._paid_calls = paid_calls
         self._embedder = embedder
         self.model = model
         self._provenance = provenance
-        self._workers = workers
+        self._pool = pool
+        self._chars_max = chars_max
 
     @property
     def dimension(self) -> int:
@@ -85,7 +99,7 @@ class Embeddings:
         """Embed some texts and charge the caller's account for their tokens.
 
         Raises:
-            QueryError: a text is empty or longer than the model reads, or there are too many.
+            QueryError: a text is empty or longer than the model reads, or there are too many, or too much of them.
             PriceError: the model is not priced, or does not embed.
             MaxPriceExceeded, MeterError, AlreadyCharged, ReplayNotKept, Overloaded: as
                 :meth:`serving.answering.paid_calls.PaidCalls.open`.
@@ -94,10 +108,15 @@ class Embeddings:
             raise UnknownModel(f"there is no model {model!r} that embeds")
         if not 1 <= len(texts) <= TEXTS_MAX:
             raise QueryError(f"input must have 1 to {TEXTS_MAX} texts", "input")
+        chars = sum(map(len, texts))
+        if chars > self._chars_max:
+            raise InputTooLong(
+                f"input has {chars} characters in all; the limit is {self._chars_max}: send it in several calls",
+                "input",
+            )
         if (replay := await self._paid_calls.find_replay(caller, idempotency)) is not None:
             return _again(replay)
-        loop = asyncio.get_running_loop()
-        tokens = await loop.run_in_executor(self._workers, self._tokens, texts)
+        tokens = sum(await self._each(caller, self._tokens, list(enumerate(texts))))
         usage = Usage(tokens, 0, 0)
         call = await self._paid_calls.open(
             caller, model=model, purpose=PURPOSE, most=usage, max_price=max_price, idempotency=idempotency
@@ -105,7 +124,7 @@ class Embeddings:
         if isinstance(call, Replay):
             return _again(call)
         try:
-            vectors = await self._vectors(texts)
+            vectors = tuple(await self._each(caller, self._embedder.embed_query, texts))
             record = call.record(usage, value_function=NO_GAME, values=(0,), uses=(), provenance=self._provenance)
             paid = Paid(record.id, record.charge, tokens, record.free)
             response = _kept(paid, vectors) if idempotency.key else b""
@@ -115,28 +134,41 @@ class Embeddings:
         await self._paid_calls.charge(call, record, response)
         return Embedded(vectors, paid, call.hold.quota)
 
-    async def _vectors(self, texts: Sequence[str]) -> tuple[Vector, ...]:
-        """Each text is a job of its own, so that a long list does not hold up others."""
-        loop = asyncio.get_running_loop()
-        jobs = [loop.run_in_executor(self._workers, self._embedder.embed_query, text) for text in texts]
-        return tuple(await asyncio.gather(*jobs))
+    async def _each(self, caller: Caller, work: Callable[[S], T], items: Sequence[S]) -> list[T]:
+        """The results for some items, in their order: each is a piece of its own, and few wait at a time.
 
-    def _tokens(self, texts: Sequence[str]) -> int:
-        total = 0
-        for number, text in enumerate(texts):
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise QueryError(f"input {number} is not valid Unicode", "input") from None
-            tokens = self._embedder.count_tokens(text)
-            if not tokens:
-                raise QueryError(f"input {number} is empty", "input")
-            if tokens > self._embedder.tokens_max:
-                raise QueryError(
-                    f"input {number} has {tokens} tokens; the model reads {self._embedder.tokens_max}", "input"
-                )
-            total += tokens
-        return total
+        It ends with the task that waits for it, but for the pieces in hand.
+        """
+        found: dict[int, T] = {}
+
+        async def take(left: Iterator[tuple[int, S]]) -> None:
+            for number, item in left:
+                found[number] = await self._pool.run(caller.id, work, item)
+
+        left = iter(enumerate(items))
+        taking = [asyncio.create_task(take(left)) for _ in range(min(self._pool.size, len(items)))]
+        try:
+            await asyncio.gather(*taking)
+        finally:
+            for task in taking:
+                task.cancel()
+            await asyncio.wait(taking)
+        return [found[number] for number in range(len(items))]
+
+    def _tokens(self, numbered: tuple[int, str]) -> int:
+        number, text = numbered
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise QueryError(f"input {number} is not valid Unicode", "input") from None
+        tokens = self._embedder.count_tokens(text)
+        if not tokens:
+            raise QueryError(f"input {number} is empty", "input")
+        if tokens > self._embedder.tokens_max:
+            raise QueryError(
+                f"input {number} has {tokens} tokens; the model reads {self._embedder.tokens_max}", "input"
+            )
+        return tokens
 
 
 def _kept(paid: Paid, vectors: Sequence[Vector]) -> bytes:

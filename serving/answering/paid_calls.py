@@ -24,6 +24,7 @@ from metering.money import Currency
 from metering.pricing import ModelPrice, Usage
 from metering.records import Provenance, UsageRecord, Use, fingerprint
 from metering.spool import Spool
+from serving.answering.pools import Overloaded
 from serving.generators.query import Idempotency, MaxPriceExceeded
 from serving.people.identity import Caller
 from serving.rules.rulebook import Rulebook
@@ -37,10 +38,6 @@ _RUNNING_PAUSE_S: Final = 0.2
 GROUP_COMMIT_FROM: Final = 16
 GROUP_COMMIT_S: Final = 0.02
 """From so many paid calls in progress, authorize and capture wait so long to be sent in a group (docs/adr/0025)."""
-
-
-class Overloaded(RuntimeError):
-    """Too many paid calls are in progress in this process."""
 
 
 class AlreadyCharged(RuntimeError):

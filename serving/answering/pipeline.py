@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 
@@ -23,6 +24,7 @@ from retrieval.retriever import Retrieval, Retriever
 from serving.answering.answered import Answered, Source
 from serving.answering.delivery import Delivery
 from serving.answering.paid_calls import PaidCall, PaidCalls
+from serving.answering.pools import Pool
 from serving.answering.sampled_texts import Samples
 from serving.generators.generator import Delivered, Generation, Generator, Transcript
 from serving.generators.query import Query, QuestionTooLong
@@ -30,6 +32,8 @@ from serving.people.identity import Caller
 from serving.settings import Settings
 from serving.valuing.functions import Valuing, waits
 
+_SHORT_CHARS = 1_000
+"""Up to here counting tokens takes less than handing it to a thread."""
 _ANSWERED = msgspec.msgpack.Decoder(Answered)
 
 
@@ -46,7 +50,7 @@ class Answering:
         valuing: Valuing,
         samples: Samples,
         provenance: Provenance,
-        workers: Executor,
+        pool: Pool,
         waiters: Executor,
         settings: Settings,
     ) -> None:
@@ -54,7 +58,7 @@ class Answering:
 
         ``provenance`` is what all answers of this process have in common.
 
-        ``workers`` compute; ``waiters`` are for answers that wait for a model which says what they are worth.
+        ``pool`` computes; ``waiters`` are for answers that wait for a model which says what they are worth.
         """
         self._paid_calls = paid_calls
         self._retriever = retriever
@@ -63,7 +67,7 @@ class Answering:
         self._valuing = valuing
         self._samples = samples
         self._provenance = provenance
-        self._workers = workers
+        self._pool = pool
         self._waiters = waiters
         self._settings = settings
 
@@ -99,7 +103,11 @@ class Answering:
         self._check_length(query)
         if (replay := await self._paid_calls.find_replay(caller, query.idempotency)) is not None:
             return _again(replay)
-        tokens = self._embedder.count_tokens(generator.reads(query))
+        read = generator.reads(query)
+        if len(read) < _SHORT_CHARS:
+            tokens = self._embedder.count_tokens(read)
+        else:
+            tokens = await self._pool.run(caller.id, self._embedder.count_tokens, read)
         most = Usage(tokens, generator.tokens_max(query), query.top_k)
         call = await self._paid_calls.open(
             caller,
@@ -112,11 +120,13 @@ class Answering:
         if isinstance(call, Replay):
             return _again(call)
         values_by = call.policy.values_by(generated=generator.generated)
-        workers = self._waiters if waits(values_by) else self._workers
+        workers = self._waiters if waits(values_by) else self._pool.threads
         try:
-            loop = asyncio.get_running_loop()
-            making = loop.run_in_executor(workers, self._make, generator, query, call, most, values_by)
-            retrieval, made = await making
+            make = partial(self._make, generator, query, call, most, values_by)
+            if workers is self._waiters:
+                retrieval, made = await asyncio.get_running_loop().run_in_executor(workers, make)
+            else:
+                retrieval, made = await self._pool.run(caller.id, make)
             if not isinstance(made, tuple):
                 return self._deliver(call, retrieval, made, most, values_by, workers)
             answered, record = made

@@ -92,6 +92,7 @@ contributor = _of_role("contributor")
 operator = _of_role("operator")
 Customer = Annotated[Caller, Depends(customer)]
 Payer = Annotated[Caller, Depends(payer)]
+Operator = Annotated[Caller, Depends(operator)]
 Contributor = Annotated[Caller, Depends(contributor)]
 
 

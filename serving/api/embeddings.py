@@ -13,6 +13,7 @@ from retrieval.embedding import Vector
 from serving.api import paid
 from serving.api.dependencies import Payer, TheService, json_response
 from serving.api.errors import ApiError
+from serving.api.leaving import while_there
 
 router = APIRouter()
 
@@ -36,13 +37,14 @@ async def embed(body: EmbeddingsBody, request: Request, caller: Payer, service: 
     if body.dimensions not in (None, service.embeddings.dimension):
         size = service.embeddings.dimension
         raise ApiError(422, "invalid", f"dimensions: this model's vectors have {size}", param="dimensions")
-    embedded = await service.embeddings.embed(
+    embedding = service.embeddings.embed(
         caller,
         body.model,
         [body.input] if isinstance(body.input, str) else body.input,
         max_price=paid.units(body.max_price, currency, "max_price"),
         idempotency=await paid.idempotency(request, caller, service.books.settings),
     )
+    embedded = await while_there(request, embedding)
     bought = embedded.paid
     return json_response(
         {

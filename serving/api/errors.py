@@ -8,7 +8,7 @@ from http import HTTPStatus
 from typing import Any
 
 import sqlalchemy as sa
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -30,12 +30,14 @@ from metering.periods import PeriodError
 from metering.pricing import PriceError, UnknownModel
 from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
-from serving.answering.paid_calls import AlreadyCharged, Overloaded, ReplayNotKept
+from serving.answering.paid_calls import AlreadyCharged, ReplayNotKept
+from serving.answering.pools import Overloaded
+from serving.api.leaving import ClientGone
 from serving.api.rate_limit_headers import quota_headers
 from serving.closing.closing import ClosingError
 from serving.closing.transparency_log import LogSizeError
 from serving.generators.generator import AnswerTimeout, GeneratorBusy, GeneratorError
-from serving.generators.query import MaxPriceExceeded, QueryError, QuestionTooLong
+from serving.generators.query import InputTooLong, MaxPriceExceeded, QueryError, QuestionTooLong
 from serving.money.booking import BookingError, Conflict, ReferenceUsed, Unknown
 from serving.notify.webhooks import WebhookError
 from serving.people.identity import IdentityError, InvalidName, UnknownKey
@@ -43,6 +45,7 @@ from serving.people.keys import UnknownOwner
 from serving.rules.limits import LimitError
 from serving.valuing.functions import NotComputable, NotValued
 
+_CLIENT_CLOSED = 499
 _SERVER_ERROR = 500
 _KINDS = {
     401: "authentication_error",
@@ -127,7 +130,11 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, RequestValidationError)  # noqa: S101 # registered for this type
         return respond(_invalid(error), request.url.path)
 
+    async def left(_: Request, __: Exception) -> Response:
+        return Response(status_code=_CLIENT_CLOSED)  # nobody reads it; the metrics count it
+
     app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(ClientGone, left)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
     for kind in _TRANSLATED:
@@ -142,6 +149,8 @@ def translate(error: Exception) -> ApiError:
             return _refused(error, soon)
         case MaxPriceExceeded():
             return ApiError(422, "max_price_exceeded", str(error), param="max_price")
+        case InputTooLong():
+            return ApiError(413, "input_too_long", str(error), param=error.param)
         case QueryError() if not isinstance(error, QuestionTooLong):
             return ApiError(422, "invalid", str(error), param=error.param)
         case AlreadyCharged():

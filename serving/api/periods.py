@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 
-from serving.api.dependencies import TheService, json_response, operator
+from serving.api.dependencies import Operator, TheService, json_response, operator
 from serving.api.errors import ApiError
 from serving.closing import closing
 
@@ -21,20 +21,21 @@ class CloseBody(BaseModel):
 
 
 @router.get("/periods/{period}/preview")
-async def preview(period: str, service: TheService) -> Response:
+async def preview(period: str, service: TheService, caller: Operator) -> Response:
     """What closing the period now would give."""
     await service.metering.drain.flush()
-    found = await asyncio.to_thread(closing.preview, service.books, period)
+    found = await service.pools.closing.run(caller.id, closing.preview, service.books, period)
     return json_response(found.summary(service.books.currency))
 
 
 @router.post("/periods/{period}/close")
-async def close(period: str, service: TheService, body: CloseBody | None = None) -> Response:
+async def close(period: str, service: TheService, caller: Operator, body: CloseBody | None = None) -> Response:
     """Close a period: attribute it, post the credits, issue the statements."""
     await service.metering.drain.flush()
     early = body is not None and body.early
+    closing_now = partial(closing.close, service.books, period, early=early)
     try:
-        found = await asyncio.to_thread(closing.close, service.books, period, early=early)
+        found = await service.pools.closing.run(caller.id, closing_now)
     except OSError as error:
         raise ApiError(503, "storage", f"the run could not be stored: {error.strerror}; close it again") from error
     return json_response(found.summary(service.books.currency))

@@ -20,7 +20,7 @@ router = APIRouter()
 @router.get("/v1/earnings")
 async def earnings(caller: Contributor, service: TheService) -> Response:
     """Usage and estimated credit of the open period."""
-    found = await asyncio.to_thread(service.earnings.of, caller.id, service.books.currency)
+    found = await service.pools.earnings.run(caller.id, service.earnings.of, caller.id, service.books.currency)
     return json_response(found)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -17,13 +16,13 @@ from serving.answering.answered import Answered
 from serving.answering.delivery import Delivery
 from serving.api import paid
 from serving.api.errors import ApiError, translate
+from serving.api.leaving import ClientGone, while_there
 from serving.api.rate_limit_headers import quota_headers
 from serving.generators.generator import GeneratorError
 from serving.generators.query import Query
 from serving.people.identity import Caller
 from serving.service import Service
 
-_CLIENT_CLOSED = 499
 _WORDS = re.compile(r"\S+\s*|\s+")
 
 
@@ -66,12 +65,12 @@ async def stream(
         headers = paid.headers(found.id, found.charge, found.free, found.quota, service.books.currency)
         return EventStream(_replayed(found, form(found.id, found.model, found.created_ms)), None, headers)
     try:
-        begun = await _begun(request, found)
+        await while_there(request, found.begun())
+    except ClientGone:
+        raise  # who left before the first piece is not charged
     except BaseException:
         await found.leave()
         raise
-    if not begun:
-        return Response(status_code=_CLIENT_CLOSED)
     events = _delivered(found, form(found.receipt, found.model, found.started_ms))
     return EventStream(events, found, {"x-patronage-receipt": found.receipt, **quota_headers(found.quota)})
 
@@ -91,28 +90,6 @@ class EventStream(StreamingResponse):
         finally:
             if self._delivery is not None:
                 await self._delivery.leave()
-
-
-async def _begun(request: Request, delivery: Delivery) -> bool:
-    """Wait for the first piece; False if the client left before it, and is not charged."""
-    first = asyncio.create_task(delivery.begun())
-    gone = asyncio.create_task(_gone(request.receive))
-    try:
-        await asyncio.wait({first, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        # Neither may go on beside the response: the one takes pieces, the other messages.
-        alive = first.done()
-        for task in (first, gone):
-            task.cancel()
-        await asyncio.wait({first, gone})
-    if alive:
-        first.result()
-    return alive
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _replayed(answered: Answered, form: Form) -> AsyncIterator[bytes]:

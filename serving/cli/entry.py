@@ -31,7 +31,7 @@ from retrieval.documents import DocumentError
 from retrieval.embedding import EmbedderError
 from retrieval.retriever import EmbedderMismatch
 from serving import __version__
-from serving.answering.paid_calls import Overloaded
+from serving.answering.pools import Overloaded
 from serving.answering.sampled_texts import SampleError
 from serving.assembly import AssemblyError
 from serving.cli import (

@@ -25,6 +25,10 @@ class QuestionTooLong(QueryError):
     """The question is above the limit."""
 
 
+class InputTooLong(QueryError):
+    """There is more text than one call may have."""
+
+
 class MaxPriceExceeded(QueryError):
     """The query may cost more than its ``max_price``."""
 
