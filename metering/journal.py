@@ -20,7 +20,7 @@ from metering import ledger
 from metering.chart import place
 from metering.ledger import Transfer
 from metering.money import Currency
-from metering.periods import day_of
+from metering.periods import LAST_MS, day_of
 
 Postings = Iterable[tuple[str, int]]
 """Accounts with what is added to them, in units, debits positive."""
@@ -48,7 +48,8 @@ def write(
     dialect = _Beancount(currency) if form is Format.beancount else _Hledger(currency)
     transfers = ledger.between(connection, start_ms, end_ms)
     first = next(transfers, None)
-    opening = day_of(start_ms if before else first.at_ms if first else start_ms)
+    # The assertions may be dated a day later, and the last day has no such day.
+    opening = day_of(first.at_ms if first and not before else min(start_ms, LAST_MS - ledger.DAY_MS))
     last = opening
     sink.write(dialect.begin(title))
     sink.writelines(dialect.account(opening, place(account).journal_name, account) for account in sorted(after))

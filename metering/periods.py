@@ -13,6 +13,8 @@ _PERIOD = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _DAY_MS: Final = 86_400_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_MS: Final = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // timedelta(milliseconds=1)
+"""The last moment that has a name: the end of the year 9999 in UTC."""
 
 
 class PeriodError(ValueError):
@@ -67,15 +69,25 @@ def _moment(text: str) -> tuple[int, int]:
             if first < 0:
                 raise ValueError
             return first, first + _DAY_MS - 1
-        found = datetime.fromisoformat(text)
-        if found.tzinfo is None or found < _EPOCH:
-            raise ValueError
+        moment = moment_of(datetime.fromisoformat(text))
     except ValueError:
         raise PeriodError(
             f"{text[:40]!r} is not a day such as 2026-11-30, nor a time such as 2026-11-30T12:00:00Z"
         ) from None
-    moment = (found - _EPOCH) // timedelta(milliseconds=1)
     return moment, moment
+
+
+def moment_of(found: datetime) -> int:
+    """The moment of a time with its zone, in milliseconds since the epoch.
+
+    Raises:
+        PeriodError: it has no zone, or is not from 1970 to 9999 in UTC, so that :func:`timestamp` could not name it.
+    """
+    # A difference is exact and has no bounds; a time of its own in UTC, or a float, would have them.
+    moment = -1 if found.tzinfo is None else (found - _EPOCH) // timedelta(milliseconds=1)
+    if not 0 <= moment <= LAST_MS:
+        raise PeriodError(f"{found.isoformat()} is not a time with its zone from 1970 to 9999 in UTC")
+    return moment
 
 
 def hour_of(milliseconds: int) -> int:
@@ -96,4 +108,5 @@ def following(period: str) -> str:
 
 def timestamp(milliseconds: int) -> str:
     """A moment, in milliseconds since the epoch, as RFC 3339 in UTC."""
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moment = _EPOCH + timedelta(milliseconds=milliseconds)  # exact, where a float of seconds would be a little less
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -50,17 +50,15 @@ def moment(text: object) -> int:
     """A time such as ``2026-12-01`` or ``2026-12-01T00:00:00Z`` (UTC if it does not say), in milliseconds.
 
     Raises:
-        PriceError: it is not a time.
+        PriceError: it is not a time, or not one from 1970 to 9999.
     """
     try:
-        found = datetime.fromisoformat(text) if isinstance(text, str) else None
+        found = datetime.fromisoformat(text if isinstance(text, str) else "")
+        return periods.moment_of(found if found.tzinfo else found.replace(tzinfo=UTC))
     except ValueError:
-        found = None
-    if found is None:
-        raise PriceError(f"{str(text)[:40]!r} is not a time such as 2026-12-01T00:00:00Z")
-    if found.tzinfo is None:
-        found = found.replace(tzinfo=UTC)
-    return int(found.timestamp() * 1000)
+        raise PriceError(
+            f"{str(text)[:40]!r} is not a time such as 2026-12-01T00:00:00Z, from 1970 to 9999 in UTC"
+        ) from None
 
 
 def render(books: Sequence[PriceBook], currency: Currency, now_ms: int) -> list[dict[str, Any]]:
@@ -77,7 +75,8 @@ def render_book(book: PriceBook, currency: Currency, *, in_force: bool) -> dict[
     return {
         "version": book.version,
         "format": book.format,
-        "effective_from": periods.timestamp(book.effective_ms),
+        # Books that were set before later times were refused are still there.
+        "effective_from": periods.timestamp(min(book.effective_ms, periods.LAST_MS)),
         "in_force": in_force,
         "free_per_month": currency.amount(book.free_per_month),
         "models": {

@@ -88,6 +88,46 @@ def test_books_take_effect_in_the_order_of_their_dates(market: World):
     assert reply.json()["models"] == found[-1]["models"]
 
 
+def test_a_book_may_be_set_for_the_last_moment_that_can_be_shown(market: World):
+    last = "9999-12-31T23:59:59.999Z"
+    reply = market.operator().post(
+        "/v1/admin/prices", json={**a_list(), "effective_from": "9999-12-31T23:59:59.999999"}
+    )
+
+    assert (reply.status_code, reply.json()["effective_from"]) == (201, last), reply.text
+    assert books(market)[-1]["effective_from"] == last
+
+
+@pytest.mark.parametrize(
+    "at", ["9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.9-00:01"]
+)
+def test_a_date_of_the_command_line_or_the_ledger_that_no_calendar_has_is_refused(
+    market: World, tmp_path: Path, subtests: pytest.Subtests, at: str
+):
+    before = books(market)
+    (tmp_path / "prices.json").write_text(json.dumps(a_list()))
+    commands = (
+        ("prices", "set", str(tmp_path / "prices.json"), "--from", at),
+        ("ledger", "balances", "--at", at),
+        ("ledger", "show", "bank", "--to", at),
+        ("ledger", "export", "--from", at),
+    )
+    for command in commands:
+        with subtests.test(" ".join(command[:2])):
+            assert f"{at!r} is not a" in refused(run(market.data_dir, *command, env=market.env))
+    reply = market.operator().get("/v1/admin/ledger", params={"at": at})
+    assert (reply.status_code, f"{at!r} is not a" in reply.json()["detail"]) == (422, True), reply.text
+    assert books(market) == before
+
+
+def test_the_books_can_be_shown_as_of_the_last_day_there_is(market: World):
+    last = "9999-12-31"
+    assert cli(market.data_dir, "ledger", "balances", "--at", last, env=market.env)["at"] == f"{last}T23:59:59.999Z"
+    exported = run(market.data_dir, "ledger", "export", "--from", last, env=market.env)
+    assert (exported.returncode, exported.stderr) == (0, "")
+    assert market.operator().get("/v1/admin/ledger", params={"at": last}).status_code == 200
+
+
 def test_what_is_no_price_list_is_refused_with_its_place(market: World, tmp_path: Path, subtests: pytest.Subtests):
     before = books(market)
     cases: dict[str, Any] = {
@@ -102,7 +142,12 @@ def test_what_is_no_price_list_is_refused_with_its_place(market: World, tmp_path
         "no 'free'": {**a_list(), "free": "1"},
         "free_per_month": {**a_list(), "free_per_month": "-1"},
         "at the earliest": {**a_list(), "effective_from": "2020-01-01"},
-        "not a time": {**a_list(), "effective_from": "soon"},
+        "'soon' is not a time": {**a_list(), "effective_from": "soon"},
+        "'20261201' is not a time": {**a_list(), "effective_from": 20261201},
+        **{
+            f"{at!r} is not a time": {**a_list(), "effective_from": at}
+            for at in ("9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-00:01")
+        },
         "amounts are in USD": a_list(request={"amount": "1", "currency": "EUR"}),
     }
     for word, body in cases.items():

@@ -39,7 +39,28 @@ def test_a_moment_is_itself(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "yesterday", "2026-02-30", "2026-13-01", "2026-02-28T12:00:00", "1969-12-31", "0001-01-01T00:00:00Z", "1"],
+    ["1970-01-01T00:00:00.000Z", "2514-05-30T01:53:04.001Z", "9999-12-31T23:59:59.999Z"],
+)
+def test_every_moment_that_is_taken_can_be_shown_exactly(text):
+    assert periods.timestamp(periods.last_ms(text)) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "yesterday",
+            "2026-02-30",
+            "2026-13-01",
+            "2026-02-28T12:00:00",
+            "1969-12-31",
+            "0001-01-01T00:00:00Z",
+            "1",
+        ),
+        *("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-12:00", "9999-12-31T23:59:59.999999-00:01"),
+        *("1970-01-01T00:00:00+00:01", "10000-01-01T00:00:00Z"),
+    ],
 )
 def test_what_is_no_moment_is_refused(text):
     with pytest.raises(periods.PeriodError, match="not a day such as"):
