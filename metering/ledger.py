@@ -199,6 +199,13 @@ def balance(connection: sa.Connection, account: str, at_ms: int | None = None) -
     return balances(connection, at_ms, account).get(account, 0)
 
 
+def sums(connection: sa.Connection, account: str) -> tuple[int, int]:
+    """All that was ever debited to an account and credited to it, in units."""
+    query = sa.select(balances_table.c.debits, balances_table.c.credits).where(balances_table.c.account == account)
+    row = connection.execute(query).one_or_none()
+    return (0, 0) if row is None else (int(row.debits), int(row.credits))
+
+
 def balances(connection: sa.Connection, at_ms: int | None = None, account: str | None = None) -> dict[str, int]:
     """Credit minus debit of every account that ever moved, or of one: now, or of all that had happened by a moment."""
     if at_ms is None:

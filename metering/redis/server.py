@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
+from urllib.parse import quote
 
 _SOCKET_PATH_MAX: Final = 100
 _START_TIMEOUT_S: Final = 20.0
@@ -63,7 +64,7 @@ class RedisServer:
     @property
     def url(self) -> str:
         """Where clients connect."""
-        return f"unix://{self.socket}"
+        return f"unix://{quote(str(self.socket))}"
 
     def __enter__(self) -> Self:
         """Join the running server, or start it.

@@ -16,8 +16,8 @@ class DatabaseError(RuntimeError):
 
 
 def sqlite_url(path: Path) -> str:
-    """The URL of the SQLite file at ``path``."""
-    return f"sqlite:///{path}"
+    """The URL of the SQLite file at ``path``, whatever characters that has."""
+    return sa.URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
 
 
 def open_database(url: str) -> sa.Engine:

@@ -235,3 +235,17 @@ def test_a_server_that_cannot_start_leaves_the_directory_usable(data: Path, e2e_
 
     with Server(data, e2e_env) as server, server.client() as client:
         assert client.get("/health/ready").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["a%20b", "a b", "a?b", "a#b", "a%2Fb", "a&mode=ro", "%%", "é:@!"])
+def test_a_data_directory_is_taken_literally(tmp_path: Path, e2e_env: dict[str, str], name: str):
+    for folder in (name, "a b", "a"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+    data = tmp_path / name / "data"
+    assert cli(data, "customer", "add", "Ann", "--id", "ann", "--credit", "1", env=e2e_env)["api_key"]
+    assert cli(data, "audit", env=e2e_env)["balanced"]
+
+    with closing(sqlite3.connect(next(data.glob("*.sqlite3")).as_uri(), uri=True)) as database:
+        assert database.execute("SELECT id FROM customers").fetchall() == [("ann",)]
+    found = {path.parent for path in tmp_path.rglob("*.sqlite3")}
+    assert found == {data}
