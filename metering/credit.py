@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from metering.ledger import LedgerError, balances_table, customer
+from metering.ledger import LedgerError, balances_table, customer, paid_in
 from metering.meter import Funding, KeySpending
+from metering.money import MAX_UNITS
 from metering.sql import insert_new
 from metering.usage_index import usage_daily
 
@@ -22,17 +23,21 @@ credit_limits = sa.Table(
 
 
 def funding_view(connection: sa.Connection, account: str) -> Funding:
-    """The ledger's view of a customer's account, for the meter to converge to."""
+    """The ledger's view of a customer's account, for the meter to converge to.
+
+    The meter counts exactly up to ``MAX_UNITS``: the credit limit is at most what the payments leave of that.
+    """
     limits = _credit_limits(connection, account)  # before what they count for: a view may be newer than its version
     table = balances_table
     row = connection.execute(sa.select(table).where(table.c.account == customer(account))).one_or_none()
+    funded = paid_in(row) if row else 0
     month, free_used, keys = _used(connection, account)
     return Funding(
         account=account,
         version=len(limits) + (row.moves if row else 0),
-        funded=row.credits - row.debits + row.charged if row else 0,
+        funded=funded,
         spent=row.charged if row else 0,
-        credit_limit=limits[-1] if limits else 0,
+        credit_limit=min(limits[-1], max(0, MAX_UNITS - funded)) if limits else 0,
         month=month,
         free_used=free_used,
         keys=keys,

@@ -13,16 +13,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 
+from metering.money import MAX_UNITS
 from metering.sql import add_to_sums, insert_new
 
 METADATA = sa.MetaData()
 
 TRANSFER_ID_CHARS_MAX: Final = 700
 _ACCOUNT = sa.String(220)
+_CUSTOMER: Final = "customer:"
 
 transfers = sa.Table(
     "transfers",
@@ -86,6 +88,12 @@ CORRECTION: Final = "correction"
 PAYOUT: Final = "payout"
 SETTLEMENT: Final = "settlement"
 CANCELLATION: Final = "cancellation"
+_DIVIDE: Final = {CHARGE, ROYALTY}
+"""Transfers that move on what was counted when it came in."""
+
+MAX_MOVED: Final = 2**62
+"""The most, in units, that one side of an account may sum up: half of SQL's integers, so that a sum which is refused
+is itself exact."""
 
 DAY_MS: Final = 86_400_000
 _ROWS: Final = 1_000
@@ -93,7 +101,7 @@ _ROWS: Final = 1_000
 
 def customer(account: str) -> str:
     """The ledger account of a customer's prepayment."""
-    return f"customer:{account}"
+    return f"{_CUSTOMER}{account}"
 
 
 def contributor(name: str) -> str:
@@ -135,6 +143,16 @@ class Overcorrected(LedgerError):
         self.left = left
 
 
+class Uncountable(LedgerError):
+    """A transfer moves more than can be counted exactly. Its transaction has to be rolled back."""
+
+    def __init__(self, sum_of: str, limit: int) -> None:
+        """``sum_of`` is what would be above ``limit``, in units."""
+        super().__init__(f"{sum_of} would be above {limit} units")
+        self.sum_of = sum_of
+        self.limit = limit
+
+
 @dataclass(frozen=True, slots=True)
 class Transfer:
     """One movement of money, in units. ``at_ms`` is when it happened, not when it was posted."""
@@ -169,6 +187,7 @@ def post(connection: sa.Connection, batch: Sequence[Transfer], *, covered: Colle
     Raises:
         Overdrawn: an account of ``covered`` would end below zero.
         Overcorrected: more of a transfer would be taken back than it moved.
+        Uncountable: a customer would have paid in more than ``MAX_UNITS``, or an account moved more than ``MAX_MOVED``.
         LedgerError: an id is already posted with other contents.
     """
     if not batch:
@@ -178,6 +197,9 @@ def post(connection: sa.Connection, batch: Sequence[Transfer], *, covered: Colle
         _check_same(connection, batch)
     new = [transfer for transfer in {each.id: each for each in batch}.values() if transfer.id in posted]
     _add_to_balances(connection, new)
+    for transfer in new:
+        if transfer.kind not in _DIVIDE:
+            _check_countable(connection, transfer)
     for account in covered if new else ():
         left = balance(connection, account)
         if left < 0:
@@ -194,16 +216,14 @@ def find(connection: sa.Connection, transfer: str) -> Transfer | None:
     return None if row is None else Transfer(**row)
 
 
+def paid_in(sums: sa.Row[Any]) -> int:
+    """What came to a customer's account and was not given back, ever, in units, by its row of the balances."""
+    return int(sums.credits - sums.debits + sums.charged)
+
+
 def balance(connection: sa.Connection, account: str, at_ms: int | None = None) -> int:
     """Credit minus debit of one account, in units: now, or of all that had happened by a moment."""
     return balances(connection, at_ms, account).get(account, 0)
-
-
-def sums(connection: sa.Connection, account: str) -> tuple[int, int]:
-    """All that was ever debited to an account and credited to it, in units."""
-    query = sa.select(balances_table.c.debits, balances_table.c.credits).where(balances_table.c.account == account)
-    row = connection.execute(query).one_or_none()
-    return (0, 0) if row is None else (int(row.debits), int(row.credits))
 
 
 def balances(connection: sa.Connection, at_ms: int | None = None, account: str | None = None) -> dict[str, int]:
@@ -305,6 +325,17 @@ def _check_same(connection: sa.Connection, batch: Iterable[Transfer]) -> None:
         stored = find(connection, transfer.id)
         if stored is None or not stored.same_as(transfer):
             raise LedgerError(f"transfer {transfer.id} is already posted with other contents")
+
+
+def _check_countable(connection: sa.Connection, transfer: Transfer) -> None:
+    """The two accounts are locked by now, so their sums are those with every transfer that was posted at once."""
+    table = balances_table
+    both = sa.select(table).where(table.c.account.in_((transfer.debit, transfer.credit)))
+    for sums in connection.execute(both):
+        if max(sums.debits, sums.credits) > MAX_MOVED:
+            raise Uncountable(f"what {sums.account} moved", MAX_MOVED)
+        if sums.account == transfer.credit and sums.account.startswith(_CUSTOMER) and paid_in(sums) > MAX_UNITS:
+            raise Uncountable(f"what was paid into {sums.account} and not given back", MAX_UNITS)
 
 
 def _check_correction(connection: sa.Connection, corrected: str, amount: int) -> None:

@@ -6,7 +6,7 @@ import time
 from typing import Final
 from urllib.parse import quote
 
-from metering.ledger import TRANSFER_ID_CHARS_MAX, LedgerError, Overcorrected, Overdrawn, Transfer
+from metering.ledger import TRANSFER_ID_CHARS_MAX, LedgerError, Overcorrected, Overdrawn, Transfer, Uncountable
 from metering.money import Currency
 
 _REFERENCE_CHARS_MAX: Final = 200
@@ -71,6 +71,10 @@ def refused(currency: Currency, transfer: Transfer, error: LedgerError) -> Booki
             return NotCovered(f"{error.account} has only {currency.format(transfer.amount - error.short)}")
         case Overcorrected():
             return NotCovered(f"of transfer {error.transfer} only {currency.format(error.left)} can be taken back")
+        case Uncountable():
+            return BookingError(
+                f"{error.sum_of} would be above {currency.format(error.limit)}, the most that is counted"
+            )
         case _:
             return ReferenceUsed(transfer.reference)
 

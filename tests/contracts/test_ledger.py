@@ -11,8 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from metering import ledger, sql
-from metering.credit import funding_view
-from metering.ledger import DAY_MS, LedgerError, Overcorrected, Overdrawn, Transfer
+from metering.credit import funding_view, set_limit
+from metering.ledger import DAY_MS, MAX_MOVED, LedgerError, Overcorrected, Overdrawn, Transfer, Uncountable
+from metering.money import MAX_UNITS
 from serving.store.database import open_database
 from tests.records import MOMENT_MS
 
@@ -179,6 +180,69 @@ class TestLimits:
         with ThreadPoolExecutor(5) as pool:
             assert sum(pool.map(take_back, range(5))) == 2
         assert balances(engine)["customer:a"] == 92
+
+
+class TestWhatCanBeCounted:
+    def test_a_customer_pays_in_as_much_as_the_meter_counts_and_no_unit_more(self, engine):
+        """Whatever was spent of it; what was given back is room again."""
+        post(engine, moved("a", "bank", "customer:a", MAX_UNITS - 1))
+        post(engine, moved("b", "customer:a", "operator:compute", 10**9, kind=ledger.CHARGE))
+        for wrong in (moved("c", "bank", "customer:a", 2), moved("c", "operator:compute", "customer:a", 2)):
+            with pytest.raises(Uncountable, match="customer:a"):
+                post(engine, wrong)
+        post(engine, moved("d", "bank", "customer:a", 1))
+        assert post(engine, moved("d", "bank", "customer:a", 1)) == 0
+        with pytest.raises(Uncountable):
+            post(engine, moved("e", "bank", "customer:a", 1))
+        post(engine, moved("f", "customer:a", "bank", 5, kind=ledger.REFUND))
+        post(engine, moved("g", "bank", "customer:a", 5))
+        with engine.connect() as connection:
+            assert funding_view(connection, "a").funded == MAX_UNITS
+        assert drifted(engine) == []
+
+    def test_of_payments_at_once_as_many_count_as_can_be_counted(self, engine):
+        barrier = threading.Barrier(6)
+
+        def pay(number: int) -> int:
+            barrier.wait()
+            try:
+                return post(engine, moved(f"p{number}", "bank", "customer:a", MAX_UNITS // 3))
+            except Uncountable:
+                return 0
+
+        with ThreadPoolExecutor(6) as pool:
+            assert sum(pool.map(pay, range(6))) == 3
+        assert balances(engine)["customer:a"] == MAX_UNITS // 3 * 3
+        assert drifted(engine) == []
+
+    @pytest.mark.parametrize("into", ["debit", "credit"])
+    def test_no_account_moves_more_than_sql_counts(self, engine, into):
+        """512 customers with the most that each may have are nearly as much as the bank may move."""
+
+        def through_bank(name: str, amount: int) -> Transfer:
+            return moved(name, *(("bank", f"payee:{name}") if into == "debit" else (f"payee:{name}", "bank")), amount)
+
+        post(engine, *[through_bank(f"{i}", MAX_UNITS) for i in range(512)])
+        left = MAX_MOVED - 512 * MAX_UNITS
+        for amount in (MAX_UNITS, left + 1):
+            with pytest.raises(Uncountable, match="bank"):
+                post(engine, through_bank("last", amount))
+        post(engine, through_bank("last", left))
+        with pytest.raises(Uncountable, match="bank"):
+            post(engine, through_bank("more", 1))
+        assert abs(balances(engine)["bank"]) == abs(balances(engine, MOMENT_MS)["bank"]) == MAX_MOVED
+        assert drifted(engine) == []
+
+    def test_credit_and_payments_together_are_what_the_meter_counts(self, engine):
+        set_limit(engine, "a", MAX_UNITS, MOMENT_MS)
+        for paid, lent in ((0, MAX_UNITS), (MAX_UNITS - 5, 5), (MAX_UNITS, 0)):
+            with engine.connect() as connection:
+                before = funding_view(connection, "a").funded
+            if paid:
+                post(engine, moved(f"to {paid}", "bank", "customer:a", paid - before))
+            with engine.connect() as connection:
+                view = funding_view(connection, "a")
+            assert (view.funded, view.credit_limit) == (paid, lent)
 
 
 def test_funding_is_everything_but_charges(engine):

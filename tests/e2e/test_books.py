@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from serving.assembly import open_books, open_metering
 from serving.money import funding
 from serving.settings import Settings
+from tests.e2e.commands import refused
 from tests.e2e.world import World, problem
 from tests.servers import cli, run
 
@@ -164,6 +167,40 @@ class TestHttp:
         assert (again.status_code, problem(again)["error"]["param"]) == (409, "reference")
         account.ask("When was the Vellmar lighthouse built?")
         assert 0 < account.balance < Decimal("0.6")
+
+    def test_a_customer_is_credited_up_to_what_is_counted_exactly_and_not_beyond(self, world: World):
+        """Nothing of what is refused is booked, and the account and all that list it are as well as before."""
+        account, admin = world.customer("1.00"), world.operator()
+        path, most = f"/v1/admin/customers/{account.id}", Decimal("9007199.254740991")
+
+        def paid(reference: str) -> httpx.Response:
+            return admin.post(f"{path}/credits", json={"amount": "4000000", "reference": reference})
+
+        with ThreadPoolExecutor(5) as pool:
+            statuses = sorted(reply.status_code for reply in pool.map(paid, "abcde"))
+        assert statuses == [200, 200, 422, 422, 422]
+        left = most - 1 - 2 * 4_000_000
+        account.ask("When was the Vellmar lighthouse built?")  # what is spent makes no room
+        assert admin.put(f"{path}/credit-limit", json={"amount": str(left)}).status_code == 200
+        correction = {"debit": "bank", "credit": f"customer:{account.id}", "reason": "r", "reference": f"x{account.id}"}
+        for above in (left + Decimal("0.000000001"), most):
+            body = {"amount": str(above), "reference": "too much"}
+            refusals = [
+                admin.post(f"{path}/credits", json=body),
+                admin.post("/v1/admin/ledger/corrections", json={**correction, "amount": str(above)}),
+            ]
+            assert [reply.status_code for reply in refusals] == [422, 422]
+            assert all(f"above {most}" in problem(reply)["detail"] for reply in refusals)
+        args = ("customer", "credit", account.id, str(most), "--reference", "too much")
+        assert f"above {most}" in refused(run(world.data_dir, *args, env=world.env))
+        for _ in range(2):
+            assert admin.post(f"{path}/credits", json={"amount": str(left), "reference": "all"}).status_code == 200
+        found = admin.get(path).json()
+        assert found["credit_limit"]["amount"] == "0.000000"  # no room is left for it
+        receipt = account.ask("When was the Vellmar lighthouse built?")["receipt"]
+        assert account.balance == Decimal(found["balance"]["amount"]) - Decimal(receipt["charge"]["amount"])
+        assert admin.get("/v1/admin/customers").status_code == 200
+        assert cli(world.data_dir, "audit", env=world.env)["balanced"] is True
 
     def test_the_ledger_is_paged_and_balances(self, owed):
         _, admin, _ = owed
