@@ -186,8 +186,19 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
 
     Raises:
         PeriodError: not a period.
-        ClosingError: a future one, one that is not over (without ``early``), or one that is closed.
+        ClosingError: a future one, one that is not over (without ``early``), one that is closed, or any while another
+            caller is closing one.
     """
+    # Two would write the same files. The lock goes with its process, so what a killed close left can be resumed.
+    with books.directory.closing() as alone:
+        if not alone:
+            raise ClosingError(
+                f"a period is being closed at this moment: look whether {period} is closed when it is done"
+            )
+        return _close(books, period, early=early, progress=progress)
+
+
+def _close(books: Books, period: str, *, early: bool, progress: Progress | None) -> Run:
     done = _closed_by(books, periods.parse(period))
     if done is not None:
         raise ClosingError(f"period {period} is already closed by {done}; corrections go into the next period")

@@ -111,6 +111,17 @@ class DataDir:
             yield
 
     @contextmanager
+    def closing(self) -> Iterator[bool]:
+        """Held while a period is closed, by one caller at a time; gives whether it is this one, and never waits."""
+        with (self.path / "closing.lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+
+    @contextmanager
     def serving(self, description: dict[str, Any]) -> Iterator[None]:
         """Held by the one server that uses the directory; ``description`` tells others where it listens.
 

@@ -6,6 +6,8 @@ import asyncio
 import json
 import random
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -257,6 +259,40 @@ def test_a_closed_period_is_not_closed_again(used):
     closing.close(used, PERIOD, early=False)
     with pytest.raises(closing.ClosingError, match="already closed"):
         closing.close(used, PERIOD, early=False)
+
+
+def test_of_closes_at_once_one_closes_and_the_others_are_refused(used):
+    barrier = threading.Barrier(4)
+
+    def close(_: int) -> bool:
+        barrier.wait()
+        try:
+            return closing.close(used, PERIOD, early=False).tally.totals.records == 150
+        except closing.ClosingError:
+            return False
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(close, range(4))) == [False, False, False, True]
+    assert len(run_files(used)) == len(FILES)
+    assert asyncio.run(checks(used)) == []
+
+
+def test_while_a_period_is_closed_no_other_caller_closes_one(used, model_cache, monkeypatch):
+    """Even one that has books of its own, as a command beside the server has."""
+    real, refused = closing._compute_run, []
+
+    def meanwhile(*args: object, **options: object):
+        with open_books(Settings(data_dir=used.directory.path, model_cache=model_cache)) as other:
+            for period in (PERIOD, periods.following(PERIOD)):
+                with pytest.raises(closing.ClosingError, match="being closed at this moment") as caught:
+                    closing.close(other, period, early=False)
+                refused.append(caught.value)
+        return real(*args, **options)
+
+    monkeypatch.setattr(closing, "_compute_run", meanwhile)
+    assert closing.close(used, PERIOD, early=False).tally.totals.records == 150
+    assert len(refused) == 2
+    assert asyncio.run(checks(used)) == []
 
 
 def test_a_full_disk_stops_a_close_and_loses_nothing(used, monkeypatch):
