@@ -1,7 +1,8 @@
-"""The embedded Redis: what it keeps on disk follows what it holds, not what ever happened."""
+"""The embedded Redis: it is reached where it lies, and what it keeps on disk follows what it holds."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,18 @@ from tests.faults.accident import redis_of
 from tests.servers import wait_for
 
 _MEGABYTE = 1024 * 1024
+
+
+@pytest.mark.parametrize("name", ["a b", "a%20b", "a?b", "a#b", "a%2Fb", "a&b=c", "%", "é@:!", "[a]*"])
+def test_it_is_reached_in_a_folder_of_any_name(name: str):
+    """In a short path, where the socket lies in the folder itself."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        folder = Path(short) / name
+        with RedisServer(folder, fsync="no") as server, Redis.from_url(server.url) as redis:
+            assert server.socket.parent == folder.resolve()
+            assert redis.config_get("dir") == {"dir": str(folder.resolve())}
+            redis.set("kept", "money")
+        assert [path.name for path in Path(short).iterdir()] == [name]
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
