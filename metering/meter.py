@@ -19,6 +19,7 @@ did cost and logs its usage record in the same step, or ``void`` releases the ho
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -78,6 +79,11 @@ class IdempotencyMismatch(MeterError):
 
 class IdempotencyRunning(MeterError):
     """Same Idempotency-Key and body, and the first request is still running."""
+
+    def __init__(self, hold: str) -> None:
+        """``hold`` is the first request's."""
+        super().__init__("the first request with this Idempotency-Key is still running")
+        self.hold = hold
 
 
 class HoldExpired(MeterError):
@@ -271,6 +277,17 @@ class Meter(Protocol):
 
     async def void(self, hold: Hold) -> None:
         """Release the hold and forget its Idempotency-Key. Repeating it is harmless."""
+        ...
+
+    async def abandon(self, request: Request) -> None:
+        """Give up a request whose authorize was not answered: its hold is released, and one that comes later refused.
+
+        Repeating it is harmless.
+        """
+        ...
+
+    async def release(self, processes: Collection[str]) -> int:
+        """Release the holds of processes that are dead, and give how many there were. Repeating it is harmless."""
         ...
 
     async def fund(self, funding: Funding) -> None:

@@ -12,8 +12,11 @@ both, and neither is ever skipped silently.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
-from contextlib import suppress
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,11 +26,14 @@ import sqlalchemy as sa
 
 from metering import usage_index
 from metering.durable import write_durably
-from metering.meter import Hold, HoldExpired, Meter, Request
+from metering.meter import Hold, HoldExpired, Meter, MeterUnavailable, Request
 from metering.records import UsageRecord, decode_record
 
 MAGIC: Final = b"patronage-spool/1\n"
 CAPTURES_MAX: Final = 10_000
+FAILURES_MAX: Final = 3
+"""After so many failures a pass ends; the next begins with those that came after, for they may be on another shard."""
+_PAUSE_S: Final = 0.05
 _LENGTH_BYTES: Final = 8
 _WAITING: Final = ".capture"
 _DAMAGED: Final = ".damaged"
@@ -69,12 +75,18 @@ class Spool:
         self._engine = engine
         self._captures_max = captures_max
         self._waiting = len(state_of(folder).waiting)
+        self._accounts: dict[str, str] = {}
+        self._last_failed = ""
         self._resending = asyncio.Lock()
 
     @property
     def waiting(self) -> int:
         """How many captures this process knows to wait."""
         return self._waiting
+
+    def waits_for(self, account: str) -> bool:
+        """Whether a capture of the account waits that this process has put here."""
+        return account in self._accounts.values()
 
     def state(self) -> SpoolState:
         """What lies in the spool now."""
@@ -92,6 +104,7 @@ class Spool:
         header = MAGIC + len(payload).to_bytes(_LENGTH_BYTES, "big") + hashlib.sha256(payload).digest()
         write_durably(self._path(record.id), header + payload)
         self._waiting += 1
+        self._accounts[self._path(record.id).name] = hold.request.account
 
     def find(self, record: str) -> UsageRecord | None:
         """The usage record of a capture that waits, or None."""
@@ -105,15 +118,48 @@ class Spool:
     async def resend(self, meter: Meter) -> int:
         """Send every capture that waits, and give how many were charged by this call or before.
 
+        One process sends at a time.
+
         Raises:
-            MeterUnavailable: the meter is still away; what was not sent waits on.
+            MeterUnavailable: the meter did not take all.
         """
-        async with self._resending:
-            done = 0
-            for name in (await asyncio.to_thread(self.state)).waiting:
-                done += await self._send(meter, self._folder / name)
-            self._waiting = len((await asyncio.to_thread(self.state)).waiting)
+        async with self._resending, self._alone():
+            done, failures, known = 0, 0, list(self._accounts)
+            names = (await asyncio.to_thread(self.state)).waiting
+            for name in sorted(names, key=lambda name: (name <= self._last_failed, name)):
+                try:
+                    done += await self._send(meter, self._folder / name)
+                except MeterUnavailable:
+                    self._last_failed = name
+                    failures += 1
+                    if failures == FAILURES_MAX:
+                        break
+            left = (await asyncio.to_thread(self.state)).waiting
+            self._waiting = len(left)
+            for name in set(known).difference(left):  # by this process or by another
+                del self._accounts[name]
+            if failures:
+                raise MeterUnavailable("charges wait in the spool")
             return done
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """While no other process sends what lies here."""
+        if not self._folder.is_dir():
+            yield  # nobody has anything to send
+            return
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            while True:
+                try:
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    await asyncio.sleep(_PAUSE_S)
+                else:
+                    break
+            yield
+        finally:
+            os.close(folder)
 
     async def _send(self, meter: Meter, path: Path) -> int:
         try:

@@ -19,11 +19,13 @@ from attribution.value_functions.likelihood import LOG_LIKELIHOOD, LikelihoodErr
 from attribution.value_functions.support import SUPPORT
 from metering.drain import Drain
 from metering.money import Currency
+from metering.processes import Processes
 from metering.records import Provenance
 from metering.redis import connection as redis_connection
 from metering.redis.connection import Client, Server
 from metering.redis.meter import RedisMeter
 from metering.redis.server import RedisServer
+from metering.settling import Settling
 from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
@@ -181,19 +183,28 @@ async def open_metering(books: Books) -> AsyncIterator[Metering]:
         RedisServerError, RedisUnfit, MeterUnavailable: as :func:`open_redis`.
         MeterLost: it answers, and has lost the books, or carries others.
     """
+    processes = Processes(books.directory.processes)
     async with open_redis(books) as (client, servers):
-        metering = metering_on(client, books, books.deployment.meter, servers)
-        await metering.meter.claim(fresh=not deployment.meter_begun(books.engine))
-        deployment.begin_meter(books.engine)
-        await metering.catch_up()
-        try:
-            yield metering
-        finally:
-            await metering.drain.release()
+        with processes.register() as process:
+            metering = metering_on(client, books, books.deployment.meter, servers, process)
+            await metering.meter.claim(fresh=not deployment.meter_begun(books.engine))
+            deployment.begin_meter(books.engine)
+            await metering.catch_up()
+            try:
+                yield metering
+            finally:
+                await metering.drain.release()
+                if not metering.settling.waiting:
+                    processes.forget(process)
 
 
-def metering_on(client: Client, books: Books, deployment: str, servers: tuple[Server, ...]) -> Metering:
-    """A meter and a drain for the books in Redis that carry the id ``deployment``. Nothing is sent yet."""
+def metering_on(
+    client: Client, books: Books, deployment: str, servers: tuple[Server, ...], process: str = ""
+) -> Metering:
+    """A meter and a drain for the books in Redis that carry the id ``deployment``. Nothing is sent yet.
+
+    ``process`` is the id of this process, where it answers queries.
+    """
     settings, shards = books.settings, books.deployment.shards
     meter = RedisMeter(
         client,
@@ -202,10 +213,13 @@ def metering_on(client: Client, books: Books, deployment: str, servers: tuple[Se
         hold_ttl_ms=settings.hold_seconds * 1000,
         replay_ttl_ms=settings.replay_seconds * 1000,
         retry_ttl_ms=settings.retry_seconds * 1000,
+        process=process,
         ack=settings.redis_ack,
     )
+    spool = Spool(books.directory.spool, books.engine)
     drain = Drain(client, books.engine, books.log, deployment=deployment, shards=shards)
-    return Metering(books, meter, drain, servers, Spool(books.directory.spool, books.engine))
+    settling = Settling(meter, spool, Processes(books.directory.processes))
+    return Metering(books, meter, drain, servers, spool, settling)
 
 
 @asynccontextmanager
@@ -224,7 +238,7 @@ async def open_redis(books: Books) -> AsyncIterator[tuple[Client, tuple[Server, 
             server = RedisServer(books.directory.redis, fsync=settings.redis_fsync)
             url = (await asyncio.to_thread(stack.enter_context, server)).url
         try:
-            client = redis_connection.connect(url)
+            client = redis_connection.connect(url, settings.redis_seconds)
         except ValueError as error:
             raise AssemblyError(f"PATRONAGE_REDIS_URL cannot be used: {error}") from error
         try:
@@ -254,7 +268,7 @@ async def open_service(books: Books) -> AsyncIterator[Service]:
     ):
         paid_calls = PaidCalls(
             meter=metering.meter,
-            spool=metering.spool,
+            settling=metering.settling,
             rulebook=books.rulebook,
             engine=books.engine,
             encryption=books.encryption,

@@ -14,6 +14,7 @@ from metering.drain import Drain
 from metering.meter import Funding, Limits, Meter
 from metering.money import Currency
 from metering.redis.connection import Server
+from metering.settling import Settling
 from metering.spool import Spool
 from metering.usage_log import UsageLog
 from retrieval.catalogue import Catalogue
@@ -66,18 +67,20 @@ class Metering:
     servers: tuple[Server, ...]
     """Every Redis master, as it was when the meter was opened."""
     spool: Spool
+    settling: Settling
 
     async def catch_up(self) -> None:
-        """Bring every account of the meter up to the ledger, and send it what waits in the spool.
+        """Bring every account of the meter up to the ledger, and settle what was left open.
 
-        So a crash between the two loses no payment or revocation, and one between delivery and charge no charge.
+        So a crash between the two loses no payment or revocation, one between delivery and charge no charge, and what
+        a dead process held is free.
         """
         await withdrawals.recover(self.books.engine, self.meter)
         for customer in await asyncio.to_thread(self.books.identities.customers):
             await self.meter.fund(await asyncio.to_thread(self._funding, customer))
         for key in await asyncio.to_thread(self.books.identities.revoked_keys):
             await self.meter.revoke(key.owner, key.id)
-        await self.spool.resend(self.meter)
+        await self.settling.settle()
 
     def _funding(self, customer: str) -> Funding:
         with self.books.engine.connect() as connection:

@@ -91,6 +91,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
         await app.state.readiness.look()
         looking = asyncio.create_task(app.state.readiness.run(over))
         draining = asyncio.create_task(_drain(service, metrics, over))
+        settling = asyncio.create_task(service.metering.settling.run(over))
         watching = asyncio.create_task(BalanceWatch(books, service.metering, metrics).run(over))
         dispatching = asyncio.create_task(Dispatcher(books, metrics).run(over))
         destroying = asyncio.create_task(_destroy(books, over))
@@ -105,7 +106,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
             await service.paid_calls.finish()
             over.set()
             _, late = await asyncio.wait(
-                {looking, draining, watching, dispatching, destroying}, timeout=_LAST_DRAIN_SECONDS
+                {looking, draining, settling, watching, dispatching, destroying}, timeout=_LAST_DRAIN_SECONDS
             )
             for task in late:
                 task.cancel()
@@ -149,7 +150,6 @@ async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> Non
             if failing:
                 # Whatever Redis may have lost meanwhile, its accounts are never behind the ledger.
                 await service.metering.catch_up()
-            await service.metering.spool.resend(service.metering.meter)
             lag = await drain.lag()
             metrics.drain_lag.set(lag.records)
             metrics.drain_lag_seconds.set(lag.seconds)

@@ -41,6 +41,13 @@ class Settings(BaseSettings):
         description="How often the embedded Redis syncs to disk: with `always` nothing that was acknowledged is lost, "
         "with `everysec` up to two seconds may be, if the machine fails or Redis is killed.",
     )
+    redis_seconds: float = Field(
+        default=3.0,
+        ge=0.2,
+        le=60,
+        description="How long Redis may take to reply, in seconds. After it a query is answered 503, and its hold is "
+        "given up as soon as Redis is back.",
+    )
     currency: str = Field(default="USD", description="ISO 4217 code; fixed when the data directory is made.")
     shards: int = Field(
         default=16, ge=1, le=100, description="Shards of the meter; fixed when the data directory is made."

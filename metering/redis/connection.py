@@ -5,6 +5,8 @@ How a client is made, what is tried again and for how long, and what a server mu
 
 from __future__ import annotations
 
+import re
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import (
+    DataError,
     RedisClusterException,
     RedisError,
     ResponseError,
@@ -32,7 +35,9 @@ VERSION_MIN: Final = (6, 2)
 
 _CLUSTER_SCHEMES: Final = {"redis+cluster": False, "rediss+cluster": True}
 _PORT: Final = 6379
-_SOCKET_TIMEOUT_S: Final = 3.0
+REPLY_SECONDS: Final = 3.0
+"""How long Redis may take to reply."""
+
 _CONNECT_TIMEOUT_S: Final = 2.0
 # One a running query, with room: the libraries' own limit of 100 would refuse what the server admits.
 _CONNECTIONS_MAX: Final = 10_000
@@ -51,6 +56,11 @@ _HINTS: Final = (
 )
 
 
+_STATE: Final = re.compile(
+    "OOM|MISCONF|READONLY|CLUSTERDOWN|NOPERM|NOREPLICAS|MASTERDOWN|LOADING|BUSY|TRYAGAIN|SCRIPT KILL|max number of"
+)
+
+
 class RedisUnfit(RuntimeError):
     """This Redis must not carry money as it is; the message says what to set."""
 
@@ -58,6 +68,7 @@ class RedisUnfit(RuntimeError):
 class SingleClient(Redis):
     """One server: redis-py's client, and beside it one connection for all scripts."""
 
+    reply_seconds = REPLY_SECONDS
     _pipe: Pipe | None = None
 
     async def wire(self, _keys: Sequence[str]) -> Wire:
@@ -68,12 +79,14 @@ class SingleClient(Redis):
         """
         if self._pipe is None:
             pool: Any = self.connection_pool
-            self._pipe = Pipe(pool.get_available_connection(), _SOCKET_TIMEOUT_S)
+            self._pipe = Pipe(pool.get_available_connection(), self.reply_seconds)
         return await self._pipe.wire()
 
 
 class ClusterClient(RedisCluster):
     """A cluster: redis-py's client, and beside it one connection to each master for all scripts."""
+
+    reply_seconds = REPLY_SECONDS
 
     def __init__(self, **options: Any) -> None:
         """Takes what redis-py takes."""
@@ -87,7 +100,7 @@ class ClusterClient(RedisCluster):
         if node is None:
             return None
         if node.name not in self._pipes:
-            self._pipes[node.name] = Pipe(node.acquire_connection(), _SOCKET_TIMEOUT_S)
+            self._pipes[node.name] = Pipe(node.acquire_connection(), self.reply_seconds)
         try:
             return await self._pipes[node.name].wire()
         except (RedisConnectionError, RedisTimeoutError):
@@ -99,24 +112,39 @@ Client = SingleClient | ClusterClient
 
 @contextmanager
 def unavailable_on_failure() -> Iterator[None]:
-    """Turn every failure of Redis into :class:`metering.meter.MeterUnavailable`, with a hint where there is one."""
+    """Turn every failure of Redis into :class:`metering.meter.MeterUnavailable`, with a hint where there is one.
+
+    A command that Redis does not understand, or a script that fails, is an error of ours: it stays what it is.
+    """
     try:
         yield
     except _ERRORS as error:
+        if isinstance(error, DataError) or (isinstance(error, ResponseError) and _is_ours(str(error))):
+            raise
         hint = next((hint for sign, hint in _HINTS if sign in str(error)), "Redis does not answer")
         raise MeterUnavailable(f"{hint} ({str(error) or type(error).__name__})") from error
     except AttributeError as error:
         # redis-py closes connections that are in use when a cluster changes, and their streams are None then.
-        if error.obj is not None:
+        if error.obj is not None or not _raised_by_redis_py(error):
             raise
         raise MeterUnavailable("Redis does not answer (the connection was closed)") from error
 
 
-def connect(url: str) -> Client:
+def _is_ours(message: str) -> bool:
+    """Whether a command or a script is wrong, and not the state that Redis is in, which a script's error names, too."""
+    return message.startswith(("ERR", "WRONGTYPE", "CROSSSLOT", "user_script")) and not _STATE.search(message)
+
+
+def _raised_by_redis_py(error: BaseException) -> bool:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return str(frames[-1][0].f_globals.get("__name__", "")).partition(".")[0] == "redis"
+
+
+def connect(url: str, reply_seconds: float = REPLY_SECONDS) -> Client:
     """A client for ``redis://``, ``rediss://``, ``unix://``, ``redis+cluster://`` or ``rediss+cluster://``.
 
     A cluster is named by some of its nodes: ``redis+cluster://user:password@host:port,host:port``. Nothing is sent
-    yet; the caller closes it.
+    yet; the caller closes it. What is not replied to within ``reply_seconds`` counts as away.
 
     Raises:
         ValueError: it is no such URL.
@@ -126,28 +154,31 @@ def connect(url: str) -> Client:
         single: type[Any] = SingleClient
         client: SingleClient = single.from_url(
             url,
-            socket_timeout=_SOCKET_TIMEOUT_S,
-            socket_connect_timeout=_CONNECT_TIMEOUT_S,
+            socket_timeout=reply_seconds,
+            socket_connect_timeout=min(reply_seconds, _CONNECT_TIMEOUT_S),
             max_connections=_CONNECTIONS_MAX,
             retry=_retry(_RETRIES),
         )
+        client.reply_seconds = reply_seconds
         return client
     parts = urlsplit(url)
     user, _, hosts = parts.netloc.rpartition("@")
     name, _, password = user.partition(":")
     if parts.path not in ("", "/", "/0") or parts.query or not hosts:
         raise ValueError("a cluster is written redis+cluster://[user:password@]host:port[,host:port], database 0 only")
-    return ClusterClient(
+    cluster = ClusterClient(
         startup_nodes=[_node(host) for host in hosts.split(",")],
         username=unquote(name) or None,
         password=unquote(password) or None,
         ssl=_CLUSTER_SCHEMES[scheme],
         require_full_coverage=False,  # the shards of the masters that are there go on
-        socket_timeout=_SOCKET_TIMEOUT_S,
-        socket_connect_timeout=_CONNECT_TIMEOUT_S,
+        socket_timeout=reply_seconds,
+        socket_connect_timeout=min(reply_seconds, _CONNECT_TIMEOUT_S),
         max_connections=_CONNECTIONS_MAX,
         retry=_retry(_CLUSTER_RETRIES),
     )
+    cluster.reply_seconds = reply_seconds
+    return cluster
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,11 @@ has one tag, and the same scripts run on a single server and on a Redis Cluster:
                                credit is the credit limit); free_month, free_used,   capture, void,
                                free_held: the free amount of a month (units)         reserve, unreserve
     {sNN}:expiry:ID    zset    hold -> when it expires (ms)                          authorize, capture, never
-                                                                                     void
-    {sNN}:holds:ID     hash    hold -> "paid free key": what it holds (units,        authorize, capture, never
-                               units) and the id of its API key                      void
+                                                                                     void, release
+    {sNN}:holds:ID     hash    hold -> "paid free key process": what it holds        authorize, capture, never
+                               (units, units), the id of its API key and the         void, release
+                               process that it is for; or "abandoned"
+    {sNN}:holding      set     accounts that may have holds                          authorize, release  never
     {sNN}:keys:ID      hash    KEY:field, the account's API keys: revoked;           authorize, capture, never
                                requests, tokens (rate limits: theoretical            void, fund, revoke
                                arrival times, ms); running, held (its holds: how
@@ -75,6 +77,11 @@ def expiry(shard: int, name: str) -> str:
 def holds(shard: int, name: str) -> str:
     """What each hold of an account holds."""
     return f"{tag(shard)}:holds:{name}"
+
+
+def holding(shard: int) -> str:
+    """The accounts of a shard that may have holds."""
+    return f"{tag(shard)}:holding"
 
 
 def api_keys(shard: int, name: str) -> str:

@@ -7,7 +7,7 @@ tag of the account's shard, see :mod:`metering.redis.keys`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final
 
 from metering import periods
@@ -21,6 +21,7 @@ from metering.meter import (
     InsufficientFunds,
     KeyRevoked,
     MeterLost,
+    MeterUnavailable,
     Quota,
     RateLimited,
     Replay,
@@ -37,13 +38,18 @@ from metering.redis.usage_streams import entries
 CAPTURED_TTL_MS: Final = 7 * 24 * 3600 * 1000
 """How long a capture that is not in the ledger yet is recognised when it is sent again."""
 
+ABANDONED_TTL_MS_MIN: Final = 60_000
+"""How long a hold that was given up is remembered, at the least: longer than Redis keeps what it has not read yet."""
+
 RETRY_REPLAYS_MAX: Final = 3
 """How often one answer is replayed to a client's library that sends its request again."""
 
 IN_FLIGHT_MAX: Final = 64
 """Scripts sent at once. Redis runs one at a time, and where redis-py carries them each takes a connection."""
 
-_SCRIPTS: Final = ("authorize", "capture", "void", "fund", "balance", "revoke", "check", "reserve", "unreserve")
+_SCRIPTS: Final = (
+    "authorize", "capture", "void", "release", "fund", "balance", "revoke", "check", "reserve", "unreserve",
+)  # fmt: skip
 
 
 def same_deployment(books: str, other: str) -> bool:
@@ -68,9 +74,12 @@ class RedisMeter:
         hold_ttl_ms: int,
         replay_ttl_ms: int,
         retry_ttl_ms: int,
+        process: str,
         ack: Acknowledgement = "none",
     ) -> None:
         """``client`` must return bytes, not decoded strings; the caller closes it.
+
+        ``process`` is this process's id, which its holds carry, so that another can release them when it is dead.
 
         With ``ack`` "aof" a capture is acknowledged when it is on Redis's disk: the server must have WAITAOF.
         """
@@ -80,6 +89,7 @@ class RedisMeter:
         self._hold_ttl_ms = hold_ttl_ms
         self._replay_ttl_ms = replay_ttl_ms
         self._retry_ttl_ms = retry_ttl_ms
+        self._process = process
         self._ack = ack
         self._in_flight = asyncio.Semaphore(IN_FLIGHT_MAX)
         self._scripts = Scripts(client, deployment, _SCRIPTS)
@@ -126,6 +136,7 @@ class RedisMeter:
                 keys.holds(shard, name),
                 keys.api_keys(shard, name),
                 keys.idempotency(shard, name, request.idempotency_key),
+                keys.holding(shard),
             ],
             [
                 request.hold,
@@ -145,6 +156,8 @@ class RedisMeter:
                 "" if request.retries is None else request.retries,
                 RETRY_REPLAYS_MAX,
                 look,
+                name,
+                self._process,
             ],
         )
         match reply[0]:
@@ -166,8 +179,10 @@ class RedisMeter:
                 raise KeyRevoked("the API key was revoked")
             case b"mismatch":
                 raise IdempotencyMismatch("this Idempotency-Key was used with another request body")
+            case b"abandoned":
+                raise MeterUnavailable("the hold was given up before Redis came to it")
             case _:
-                raise IdempotencyRunning("the first request with this Idempotency-Key is still running")
+                raise IdempotencyRunning(reply[1].decode())
 
     async def capture(self, hold: Hold, record: UsageRecord, response: bytes = b"") -> None:
         """See :meth:`Meter.capture`."""
@@ -206,7 +221,13 @@ class RedisMeter:
 
     async def void(self, hold: Hold) -> None:
         """See :meth:`Meter.void`."""
-        request = hold.request
+        await self._void(hold.request, 0)
+
+    async def abandon(self, request: Request) -> None:
+        """See :meth:`Meter.abandon`."""
+        await self._void(request, max(self._hold_ttl_ms, ABANDONED_TTL_MS_MIN))
+
+    async def _void(self, request: Request, refused_ms: int) -> None:
         name, shard = request.account, self._shard(request.account)
         await self._run(
             "void",
@@ -218,7 +239,35 @@ class RedisMeter:
                 keys.idempotency(shard, name, request.idempotency_key),
                 keys.api_keys(shard, name),
             ],
-            [request.hold, "1" if request.idempotency_key else "0"],
+            [request.hold, "1" if request.idempotency_key else "0", refused_ms],
+        )
+
+    async def release(self, processes: Collection[str]) -> int:
+        """See :meth:`Meter.release`."""
+        return sum([await self._release(shard, sorted(processes)) for shard in range(self._shards)])
+
+    async def _release(self, shard: int, processes: list[str]) -> int:
+        with unavailable_on_failure():
+            found: Any = await self._client.smembers(keys.holding(shard))
+        names, released = sorted(each.decode() for each in found), 0
+        for i in range(0, len(names), IN_FLIGHT_MAX):
+            some = names[i : i + IN_FLIGHT_MAX]
+            replies = await asyncio.gather(*[self._release_of(shard, name, processes) for name in some])
+            released += sum(int(reply[1]) for reply in replies)
+        return released
+
+    async def _release_of(self, shard: int, account: str, processes: list[str]) -> list[Any]:
+        return await self._run(
+            "release",
+            shard,
+            [
+                keys.account(shard, account),
+                keys.expiry(shard, account),
+                keys.holds(shard, account),
+                keys.api_keys(shard, account),
+                keys.holding(shard),
+            ],
+            [account, *processes],
         )
 
     async def fund(self, funding: Funding) -> None:

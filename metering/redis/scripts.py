@@ -24,8 +24,8 @@ from metering.meter import MeterLost
 from metering.redis import keys
 from metering.redis.connection import Client, SingleClient, unavailable_on_failure
 
-SYNC_TIMEOUT_MS: Final = 2_000
-"""How long a capture waits for the disk where that is asked for: less than the socket's time-out."""
+_SYNC_PART: Final = 2 / 3
+"""How much of the time that a reply may take a capture waits for the disk, where that is asked for."""
 
 _ELSEWHERE: Final = (
     NoScriptError, MovedError, AskError, TryAgainError, ClusterDownError, RedisConnectionError, RedisTimeoutError,
@@ -119,7 +119,8 @@ class Script:
             RedisError, RedisClusterException: as when it is called; also if the disk takes too long.
         """
         run = ("EVALSHA", self._sha, len(keys), *keys, *args)
-        wait = ("WAITAOF", 1, 0, SYNC_TIMEOUT_MS)
+        sync_ms = round(self._client.reply_seconds * 1000 * _SYNC_PART)
+        wait = ("WAITAOF", 1, 0, sync_ms)
         reply, synced = await self._together(keys[0], run, wait)
         if isinstance(reply, _ELSEWHERE):
             await self(keys=keys, args=args)  # to the right server, which knows the script from then on
@@ -128,7 +129,7 @@ class Script:
             if isinstance(answer, Exception):
                 raise answer
         if synced[0] < 1:
-            raise RedisTimeoutError(f"the append-only file was not synced within {SYNC_TIMEOUT_MS} ms")
+            raise RedisTimeoutError(f"the append-only file was not synced within {sync_ms} ms")
         return list(reply)
 
     async def _together(self, key: str, *commands: tuple[Word, ...]) -> list[Any]:

@@ -2,7 +2,7 @@
 
 The hold is for the most that the call may cost. Charge and void run to their end whatever becomes of the task that
 asked for them. A charge that Redis cannot take goes into the spool, so what a customer is told to have paid is charged,
-now or later. A void that Redis cannot take is left to the hold's expiry.
+now or later. A hold that Redis cannot release, or has not told of, is given up when it is back (metering/settling.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,21 @@ import structlog
 
 from attribution.policy import Policy
 from metering import usage_index
-from metering.meter import Hold, IdempotencyRunning, Limits, Meter, MeterUnavailable, Replay, Request
+from metering.meter import (
+    Hold,
+    IdempotencyRunning,
+    Limits,
+    Meter,
+    MeterError,
+    MeterLost,
+    MeterUnavailable,
+    Replay,
+    Request,
+)
 from metering.money import Currency
 from metering.pricing import ModelPrice, Usage
 from metering.records import Provenance, UsageRecord, Use, fingerprint
-from metering.spool import Spool
+from metering.settling import Settling
 from serving.answering.pools import Overloaded
 from serving.generators.query import Idempotency, MaxPriceExceeded
 from serving.people.identity import Caller
@@ -130,7 +140,7 @@ class PaidCalls:
         self,
         *,
         meter: Meter,
-        spool: Spool,
+        settling: Settling,
         rulebook: Rulebook,
         engine: sa.Engine,
         encryption: Encryption,
@@ -143,7 +153,7 @@ class PaidCalls:
         ``limits`` are those of a key that has none of its own.
         """
         self._meter = meter
-        self._spool = spool
+        self._settling = settling
         self._rulebook = rulebook
         self._engine = engine
         self._encryption = encryption
@@ -278,10 +288,8 @@ class PaidCalls:
 
     async def _authorize(self, request: Request) -> Hold | Replay:
         await self._join_group()
-        if self._spool.waiting:
-            # What is owed already comes before anything new is promised.
-            await self._spool.resend(self._meter)
-        hold = await self._when_answered(self._meter.authorize, request)
+        await self._settling.paid(request.account, self._settings.redis_seconds)
+        hold = await self._when_answered(self._hold, request)
         if isinstance(hold, Hold) and request.idempotency_key and request.retries is None:
             try:
                 await asyncio.to_thread(self._refuse_charged, request)
@@ -290,13 +298,30 @@ class PaidCalls:
                 raise
         return hold
 
+    async def _hold(self, request: Request) -> Hold | Replay:
+        try:
+            return await self._meter.authorize(request)
+        except MeterError as error:
+            if isinstance(error, MeterUnavailable) and not isinstance(error, MeterLost):
+                self._settling.abandon(request)
+            raise
+        except BaseException:  # whoever asked has left, or the answer makes no sense: there may be a hold
+            self._settling.abandon(request)
+            raise
+
     async def _when_answered(self, ask: Callable[[Request], Awaitable[T]], request: Request) -> T:
-        """A library's retry waits for the answer that it did not wait for before."""
+        """A library's retry waits for the answer that it did not wait for before.
+
+        Any retry that meets the hold of a request which was given up goes on as soon as that is released.
+        """
         deadline = time.monotonic() + self._settings.answer_seconds
         while True:
             try:
                 return await ask(request)
-            except IdempotencyRunning:
+            except IdempotencyRunning as error:
+                if self._settling.is_abandoned(error.hold):
+                    await self._settling.given_up(error.hold, self._settings.redis_seconds)
+                    continue
                 if not request.retries or time.monotonic() > deadline:
                     raise
             await asyncio.sleep(_RUNNING_PAUSE_S)
@@ -318,17 +343,23 @@ class PaidCalls:
         try:
             kept = self._sealed(response, record.account)
             await self._join_group()
-            try:
-                await self._meter.capture(call.hold, record, kept)
-            except MeterUnavailable as error:
-                try:
-                    await asyncio.to_thread(self._spool.put, call.hold, record, kept)
-                except OSError as full:
-                    _log.error("neither meter nor spool takes a charge", receipt=record.id, reason=str(full))
-                    raise error from full
-                _log.warning("the meter is away: a charge waits in the spool", receipt=record.id)
+            await self._capture(call.hold, record, kept)
+        except BaseException:
+            self._settling.abandon(call.hold.request)
+            raise
         finally:
             self._running -= 1
+
+    async def _capture(self, hold: Hold, record: UsageRecord, response: bytes) -> None:
+        try:
+            await self._meter.capture(hold, record, response)
+        except MeterUnavailable as error:
+            try:
+                await self._settling.keep(hold, record, response)
+            except OSError as full:
+                _log.error("neither meter nor spool takes a charge", receipt=record.id, reason=str(full))
+                raise error from full
+            _log.warning("the meter is away: a charge waits in the spool", receipt=record.id)
 
     async def _void(self, call: PaidCall) -> None:
         try:
@@ -340,7 +371,7 @@ class PaidCalls:
         try:
             await self._meter.void(hold)
         except MeterUnavailable:
-            _log.warning("the meter is away: a hold is left to expire", hold=hold.request.hold)
+            self._settling.abandon(hold.request)
 
     def _refuse_charged(self, request: Request) -> None:
         """The meter forgets an Idempotency-Key after a while; the ledger never does."""

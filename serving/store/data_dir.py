@@ -72,6 +72,11 @@ class DataDir:
         return self.path / "spool"
 
     @property
+    def processes(self) -> Path:
+        """A locked file for each process that lives."""
+        return self.path / "processes"
+
+    @property
     def models(self) -> Path:
         """Model files made from packaged weights."""
         return self.path / "models"

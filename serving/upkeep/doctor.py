@@ -108,7 +108,7 @@ def _database(settings: Settings) -> str:
 
 def _redis(settings: Settings) -> str:
     if settings.redis_url:
-        servers = asyncio.run(_servers(settings.redis_url))
+        servers = asyncio.run(_servers(settings.redis_url, settings.redis_seconds))
         ensure_fit(servers, settings.redis_ack)
         return "; ".join(", ".join([each.summary(), *each.warnings()]) for each in servers)
     binary = find_redis_server()
@@ -120,8 +120,8 @@ def _redis(settings: Settings) -> str:
     return f"embedded, {line.split(' sha=')[0].strip()} ({binary})"
 
 
-async def _servers(url: str) -> list[Server]:
-    client = connect(url)
+async def _servers(url: str, reply_seconds: float) -> list[Server]:
+    client = connect(url, reply_seconds)
     try:
         return await redis_connection.examine(client)
     finally:

@@ -40,7 +40,9 @@ DAY_MS = 24 * 3600 * 1000
 @pytest.fixture
 async def meter(redis_url: str) -> AsyncIterator[RedisMeter]:
     client = connect(redis_url)
-    found = RedisMeter(client, deployment="d", shards=2, hold_ttl_ms=60_000, replay_ttl_ms=60_000, retry_ttl_ms=60_000)
+    found = RedisMeter(
+        client, deployment="d", shards=2, hold_ttl_ms=60_000, replay_ttl_ms=60_000, retry_ttl_ms=60_000, process="p"
+    )
     await found.claim(fresh=True)
     await found.fund(Funding("acme", 1, 100_000, 0))
     yield found

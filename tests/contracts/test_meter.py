@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -33,7 +34,7 @@ SHARDS = 16
 pytestmark = pytest.mark.anyio
 
 
-def a_meter(client, deployment="d", hold_ttl_ms=60_000, ack="none"):
+def a_meter(client, deployment="d", hold_ttl_ms=60_000, ack="none", process="p"):
     return RedisMeter(
         client,
         deployment=deployment,
@@ -41,6 +42,7 @@ def a_meter(client, deployment="d", hold_ttl_ms=60_000, ack="none"):
         hold_ttl_ms=hold_ttl_ms,
         replay_ttl_ms=60_000,
         retry_ttl_ms=60_000,
+        process=process,
         ack=ack,
     )
 
@@ -90,6 +92,60 @@ async def test_a_void_charges_nothing(client, meter):
     await meter.void(hold)
     assert await balance(meter) == (1_000, 0, 0)
     assert await captured(client) == []
+
+
+async def test_an_authorize_that_comes_after_it_was_given_up_holds_nothing(meter):
+    """Its caller had no reply, and Redis came to it late."""
+    for hold, key in (("late", ""), ("late-too", "k")):
+        asks = asked(hold, idempotency_key=key, fingerprint="body")
+        for _ in range(2):
+            await meter.abandon(asks)
+        with pytest.raises(MeterUnavailable):
+            await meter.authorize(asks)
+        assert await balance(meter) == (1_000, 0, 0)
+    assert isinstance(await meter.authorize(asked("new", idempotency_key="k", fingerprint="body")), Hold)
+
+
+async def test_a_hold_that_is_given_up_is_free_with_its_key_and_its_place(meter):
+    limits = Limits(concurrent_requests=1)
+    asks = asked("lost", 1_000, limits=limits, idempotency_key="k", fingerprint="body")
+    await meter.authorize(asks)
+    for _ in range(2):
+        await meter.abandon(asks)
+    assert await balance(meter) == (1_000, 0, 0)
+    again = await meter.authorize(replace(asks, hold="again"))
+    await meter.capture(again, a_record(id="again", charge=60), b"the answer")
+    await meter.abandon(asks)
+    assert await meter.find_replay(replace(asks, hold="once-more")) == Replay(b"the answer", "again")
+    assert await balance(meter) == (1_000, 60, 0)
+
+
+async def test_what_was_given_up_is_forgotten_with_time(client, meter, monkeypatch):
+    monkeypatch.setattr("metering.redis.meter.ABANDONED_TTL_MS_MIN", 1)
+    fleeting = a_meter(client, hold_ttl_ms=0)
+    await fleeting.abandon(asked())
+    await asyncio.sleep(0.01)
+    await meter.authorize(asked("another"))
+    assert await client.hlen(keys.holds(keys.shard_of("acme", SHARDS), "acme")) == 1
+
+
+async def test_the_holds_of_dead_processes_are_released_and_no_others(client, meter):
+    """Those of an older version name no process: they expire."""
+    names = [f"account-{number}" for number in range(40)]
+    await asyncio.gather(*[meter.fund(Funding(name, 1, 1_000, 0)) for name in names])
+    for process in ("dead", "dead-too", "alive"):
+        other = a_meter(client, process=process)
+        asks = [asked(f"{process}-{name}", 100, name, idempotency_key=process, fingerprint="f") for name in names]
+        await asyncio.gather(*[other.authorize(each) for each in asks])
+    shard = keys.shard_of(names[0], SHARDS)
+    await client.hset(keys.holds(shard, names[0]), "old", "7 0 key")
+    assert await meter.release(["dead", "dead-too", "unknown"]) == 80
+    assert await meter.release(["dead", "dead-too"]) == 0
+    assert {await balance(meter, name) for name in names} == {(1_000, 0, 100)}
+    again = asked("again", 100, names[0], idempotency_key="dead", fingerprint="f")
+    assert isinstance(await meter.authorize(again), Hold)
+    assert await meter.release(["alive", "p"]) == 41
+    assert await client.smembers(keys.holding(shard)) == {names[0].encode()}, "it has one that is not released"
 
 
 async def test_a_capture_that_is_repeated_charges_once(client, meter):

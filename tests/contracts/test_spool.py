@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from metering.drain import Drain
@@ -29,7 +31,13 @@ async def meter(client, engine):
     with engine.begin() as connection:
         found = deployment.begin(connection, Currency.of("USD"), 4, "here")
     made = RedisMeter(
-        client, deployment=found.id, shards=4, hold_ttl_ms=60_000, replay_ttl_ms=60_000, retry_ttl_ms=60_000
+        client,
+        deployment=found.id,
+        shards=4,
+        hold_ttl_ms=60_000,
+        replay_ttl_ms=60_000,
+        retry_ttl_ms=60_000,
+        process="p",
     )
     await made.claim(fresh=True)
     await made.fund(Funding("acme", 1, 10 * CHARGE, 0))
@@ -40,7 +48,9 @@ async def meter(client, engine):
 def away(meter):
     """The same meter, and nobody there."""
     nobody = connect("unix:///nonexistent/redis.sock")
-    return RedisMeter(nobody, deployment=meter._deployment, shards=4, hold_ttl_ms=1, replay_ttl_ms=1, retry_ttl_ms=1)
+    return RedisMeter(
+        nobody, deployment=meter._deployment, shards=4, hold_ttl_ms=1, replay_ttl_ms=1, retry_ttl_ms=1, process="p"
+    )
 
 
 @pytest.fixture
@@ -179,3 +189,24 @@ async def test_a_full_disk_leaves_nothing_behind(meter, spool, monkeypatch, tmp_
 @pytest.mark.parametrize("name", ["../keys/signing", "one", "", "a/b", ".."])
 def test_a_receipt_that_is_not_there_is_not_found(spool, name):
     assert spool.find(name) is None
+
+
+async def test_two_processes_that_send_at_once_send_one_after_the_other(meter, spool, tmp_path, engine):
+    sending, most = 0, 0
+
+    class Counting:
+        async def capture(self, *capture):
+            nonlocal sending, most
+            sending += 1
+            most = max(most, sending)
+            await asyncio.sleep(0.01)
+            await meter.capture(*capture)
+            sending -= 1
+
+    for number in range(4):
+        spool.put(*await held(meter, f"h{number}"))
+    assert spool.waits_for("acme")
+    found = await asyncio.gather(*[Spool(tmp_path / "spool", engine).resend(Counting()) for _ in range(3)])
+    assert (sorted(found), most) == ([0, 0, 4], 1)
+    assert await spool.resend(meter) == 0
+    assert not spool.waits_for("acme"), "another process sent it"

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 import uvloop
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -150,10 +150,13 @@ def test_it_goes_through_tls_and_a_login(loop, tmp_path):
         runner.run(talk(server.port))
 
 
-def test_a_connection_that_redis_py_closes_under_a_command_is_an_outage():
+async def test_a_connection_that_redis_py_closes_under_a_command_is_an_outage():
     """Seen in a cluster whose slots move: its stream is None then."""
-    stream = None
     with pytest.raises(MeterUnavailable), unavailable_on_failure():
-        stream.writelines([b"PING"])
+        await Connection()._send_packed_command([b"PING"])
+
+
+def test_a_defect_of_ours_is_no_outage():
+    stream = None
     with pytest.raises(AttributeError), unavailable_on_failure():
-        "a defect".writelines([b"PING"])
+        stream.writelines([b"PING"])

@@ -31,6 +31,7 @@ class Reserved:
     paid: int
     free: int
     expiring: bool
+    process: str
 
 
 @dataclass
@@ -94,7 +95,7 @@ class Model:
         """Expired holds are gone."""
         self.holds = {name: each for name, each in self.holds.items() if not each.expiring}
 
-    def authorize(self, request: Request, *, expiring: bool) -> type[MeterError] | str:
+    def authorize(self, request: Request, *, expiring: bool, process: str) -> type[MeterError] | str:
         """The error, or ``replay``, or ``ok``: then what was asked for is held."""
         self.sweep()
         known = self.find_replay(request)
@@ -112,7 +113,7 @@ class Model:
                 return SpendingCapReached
         if self.available < paid:
             return InsufficientFunds
-        self.holds[request.hold] = Reserved(request.key, paid, free, expiring)
+        self.holds[request.hold] = Reserved(request.key, paid, free, expiring, process)
         self.admitted.setdefault(request.key, []).append(request.tokens)
         if request.idempotency_key:
             self.idempotency[request.idempotency_key] = (request.fingerprint, "running", request.hold)
@@ -177,6 +178,10 @@ class Model:
             else:
                 del self.idempotency[request.idempotency_key]
         return True
+
+    def die(self, process: str) -> None:
+        """What a process held is free, and its Idempotency-Keys are as of holds that expired."""
+        self.holds = {name: each for name, each in self.holds.items() if each.process != process}
 
     def void(self, request: Request) -> None:
         """The hold is gone, and with it its Idempotency-Key."""

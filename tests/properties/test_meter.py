@@ -18,7 +18,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from metering import periods
-from metering.meter import Funding, Hold, HoldExpired, KeySpending, Limits, Replay, Request
+from metering.meter import (
+    Funding,
+    Hold,
+    HoldExpired,
+    KeySpending,
+    Limits,
+    MeterUnavailable,
+    Replay,
+    Request,
+)
 from metering.records import UsageRecord
 from metering.redis import keys
 from metering.redis.connection import connect
@@ -66,9 +75,16 @@ class MeterMachine(RuleBasedStateMachine):
     def connect(cls, url: str) -> None:
         cls.loop = asyncio.new_event_loop()
         cls.client = connect(url)
-        options = {"deployment": DEPLOYMENT, "shards": SHARDS, "replay_ttl_ms": 60_000, "retry_ttl_ms": 60_000}
+        options = {
+            "deployment": DEPLOYMENT,
+            "shards": SHARDS,
+            "replay_ttl_ms": 60_000,
+            "retry_ttl_ms": 60_000,
+            "process": "p",
+        }
         cls.meter = RedisMeter(cls.client, hold_ttl_ms=60_000, **options)
         cls.fleeting = RedisMeter(cls.client, hold_ttl_ms=0, **options)
+        cls.dying = RedisMeter(cls.client, hold_ttl_ms=60_000, **options | {"process": "dying"})
         cls.run(cls.meter.claim(fresh=True))
 
     @classmethod
@@ -103,12 +119,12 @@ class MeterMachine(RuleBasedStateMachine):
         ceiling=units,
         tokens=st.integers(0, 4),
         key=st.sampled_from(KEYS),
-        fleeting=st.booleans(),
+        by=st.sampled_from(["meter", "fleeting", "dying"]),
         idempotency=st.sampled_from(["", "", "k1", "k2"]),
         body=st.sampled_from("ab"),
         retries=st.sampled_from([None, None, 0, 1]),
     )
-    def authorize(self, ceiling, tokens, key, fleeting, idempotency, body, retries):
+    def authorize(self, ceiling, tokens, key, by, idempotency, body, retries):
         """With ``retries`` the Idempotency-Key is made of what a client's library sends, first or again."""
         assume(time.monotonic() - self.began < STILL_SECONDS)
         if retries is not None:
@@ -126,8 +142,8 @@ class MeterMachine(RuleBasedStateMachine):
             fingerprint=body,
             retries=retries,
         )
-        meter = self.fleeting if fleeting else self.meter
-        expected = self.model.authorize(request, expiring=fleeting)
+        meter = getattr(self, by)
+        expected = self.model.authorize(request, expiring=by == "fleeting", process=by)
         if not isinstance(expected, str):
             with pytest.raises(expected):
                 self.run(meter.authorize(request))
@@ -203,7 +219,7 @@ class MeterMachine(RuleBasedStateMachine):
     @rule(target=captured, ceiling=units, key=st.sampled_from(KEYS), part=st.sampled_from([0.5, 1]))
     def pay(self, ceiling, key, part):
         """Most queries are paid at once: so what is spent comes to the limits in few steps."""
-        hold = self.authorize(ceiling, 0, key, fleeting=False, idempotency="", body="a", retries=None)
+        hold = self.authorize(ceiling, 0, key, by="meter", idempotency="", body="a", retries=None)
         return self.capture(hold, part, 0, kept=False) if isinstance(hold, Hold) else multiple()
 
     @rule(hold=holds, more=st.sampled_from([(1, 0), (0, 1)]))
@@ -228,6 +244,22 @@ class MeterMachine(RuleBasedStateMachine):
             self.model.sweep()
             if hold.request.hold in self.model.holds:
                 assert self.run(self.meter.authorize(hold.request)) == hold
+
+    @rule()
+    def die(self):
+        """A process is dead: what it held is released. What it captured stays."""
+        for _ in range(2):
+            self.run(self.meter.release(["dying"]))
+        self.model.die("dying")
+
+    @rule(hold=consumes(holds))
+    def abandon(self, hold):
+        """No reply came, so whoever asked gives it up, before or after Redis came to it: it holds nothing any more."""
+        for _ in range(2):
+            self.run(self.meter.abandon(hold.request))
+        self.model.void(hold.request)
+        with pytest.raises(MeterUnavailable):
+            self.run(self.meter.authorize(hold.request))
 
     @rule(hold=consumes(holds))
     def void(self, hold):

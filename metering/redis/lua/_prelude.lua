@@ -16,19 +16,24 @@ local function now_ms()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 
--- What a hold holds: units to be paid, units of the free amount, and the id of its key; nothing if it is gone.
-local function read_hold(holds, hold)
-  local value = redis.call('HGET', holds, hold)
-  if value then return string.match(value, '^(%d+) (%d+) (.*)$') end
+-- What stands in the place of a hold whose caller has given it up, perhaps before its authorize comes here.
+local ABANDONED = 'abandoned'
+
+-- What a hold holds: units to be paid, units of the free amount, the id of its key, and the process that it is for;
+-- nothing if it is gone or abandoned.
+local function parse_hold(value)
+  if value then return string.match(value, '^(%d+) (%d+) (%S*) ?(%S*)$') end
 end
+
+local function read_hold(holds, hold) return parse_hold(redis.call('HGET', holds, hold)) end
 
 -- Gives back all that a hold holds. Harmless if it is gone.
 local function release_hold(account, expiry, holds, keys, hold)
   local paid, free, key = read_hold(holds, hold)
+  -- HDEL comes first. Beyond maxmemory Redis refuses a script's first write if it needs memory, and none after one
+  -- that does not: so nothing new is admitted then, and what was admitted is captured.
+  redis.call('HDEL', holds, hold)
   if paid then
-    -- HDEL comes first. Beyond maxmemory Redis refuses a script's first write if it needs memory, and none after one
-    -- that does not: so nothing new is admitted then, and what was admitted is captured.
-    redis.call('HDEL', holds, hold)
     redis.call('HINCRBY', account, 'held', int(0 - tonumber(paid)))
     redis.call('HINCRBY', account, 'free_held', int(0 - tonumber(free)))
     redis.call('HINCRBY', keys, key .. ':held', int(0 - tonumber(paid)))

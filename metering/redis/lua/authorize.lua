@@ -1,11 +1,12 @@
 -- Admit one query: key state, idempotency, limits and funds are checked and the ceiling is held, or nothing changes.
--- KEYS  1 deployment  2 account  3 expiry  4 holds  5 api_keys  6 idempotency
+-- KEYS  1 deployment  2 account  3 expiry  4 holds  5 api_keys  6 idempotency  7 holding
 -- ARGV  1 deployment  2 hold  3 ceiling  4 hold ttl (ms)  5 requests a minute
 --       6 fingerprint ('': no Idempotency-Key)  7 ttl of a running Idempotency-Key (ms)
 --       8 key  9 tokens that the query may use  10 tokens a minute  11 requests at once
 --       12 the key's cap of a day  13 of a month  14 the day  15 free amount of a month
 --       16 how often the client's library has sent this again ('': the client sent the Idempotency-Key itself)
 --       17 the most replays to such a library  18 '1': only look whether it was answered before, and admit nothing
+--       19 account's id  20 the process that the hold is for
 -- A limit or cap of 0 is none. Answers with what the rates leave: requests, until all are back (ms), tokens, until all
 -- are back (ms), requests at once.
 if redis.call('EXISTS', KEYS[2]) == 0 then return {'account'} end
@@ -43,7 +44,9 @@ local function quota()
   return requests, requests_ms, tokens, tokens_ms, int(math.max(limits.running - used.running, 0))
 end
 
-local _, again = read_hold(KEYS[4], ARGV[2])
+local before = redis.call('HGET', KEYS[4], ARGV[2])
+if before == ABANDONED then return {'abandoned'} end -- it was given up before it came here
+local _, again = parse_hold(before)
 if again then return {'ok', again, quota()} end -- sent twice over a broken connection
 if state[1] then return {'revoked'} end
 
@@ -71,7 +74,7 @@ if ARGV[6] ~= '' then
       if ARGV[16] == '' or tonumber(first[5] or '0') < tonumber(ARGV[17]) then return replay(first) end
     -- A running request whose hold has expired died on the way; this one takes its place.
     elseif again and redis.call('HEXISTS', KEYS[4], first[4]) == 1 then
-      return {'running'}
+      return {'running', first[4]}
     end
   end
 end
@@ -106,7 +109,8 @@ redis.call('HSET', KEYS[5], key .. ':requests', string.format('%.3f', now + used
   key .. ':tokens', string.format('%.3f', now + used.tokens),
   key .. ':running', int(used.running), key .. ':held', int(held + paid))
 redis.call('HSET', KEYS[2], 'held', int(account.held + paid), 'free_held', int(account.free_held + free))
-redis.call('HSET', KEYS[4], ARGV[2], int(paid) .. ' ' .. int(free) .. ' ' .. key)
+redis.call('HSET', KEYS[4], ARGV[2], int(paid) .. ' ' .. int(free) .. ' ' .. key .. ' ' .. ARGV[20])
+redis.call('SADD', KEYS[7], ARGV[19])
 redis.call('ZADD', KEYS[3], int(now + tonumber(ARGV[4])), ARGV[2])
 if ARGV[6] ~= '' then
   redis.call('HSET', KEYS[6], 'fingerprint', ARGV[6], 'state', 'running', 'hold', ARGV[2])
