@@ -79,9 +79,9 @@ async def serve(books: Books, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
-            if app.state.draining:
+            if app.state.readiness.draining:
                 server.force_exit = True
-            app.state.draining = True
+            app.state.readiness.draining = True
             _log.info("stopping")
             loop.call_later(settings.shutdown_grace_seconds, setattr, server, "should_exit", True)
 

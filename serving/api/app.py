@@ -29,6 +29,7 @@ from serving.api import (
     transparency,
     usage,
 )
+from serving.api.health import Health
 from serving.api.middleware import Edge
 from serving.api.readiness import Readiness
 from serving.service import Service
@@ -36,7 +37,7 @@ from serving.telemetry.metrics import Metrics
 
 
 def create_app(service: Service, metrics: Metrics) -> FastAPI:
-    """The HTTP application over a running service. ``state.draining`` turns readiness false."""
+    """The HTTP application over a running service; ``state.readiness`` is for the server to keep."""
     app = FastAPI(
         title="Patronage",
         version=__version__,
@@ -45,8 +46,6 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
         strict_content_type=False,  # `curl -d` says that its JSON is a form
     )
     app.state.service = service
-    app.state.metrics = metrics
-    app.state.draining = False
     app.state.readiness = Readiness(service, metrics)
     paid = (query, chat, responses, embeddings, models)
     own = (account, usage, receipts, outcomes, documents, statements)
@@ -54,5 +53,5 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     for part in (*paid, *own, *admin, transparency, health):
         app.include_router(part.router)
     errors.install(app)
-    app.add_middleware(Edge, metrics=metrics, service=service)
+    app.add_middleware(Edge, metrics=metrics, service=service, health=Health(service, metrics, app.state.readiness))
     return app

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Annotated, Any
 
+import msgspec
 from fastapi import Depends, Request, Response
 
 from serving.api.errors import ApiError
@@ -98,5 +98,4 @@ Contributor = Annotated[Caller, Depends(contributor)]
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON response of plain values, as compact as it gets."""
-    data = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(data, status, headers, "application/json")
+    return Response(msgspec.json.encode(value), status, headers, "application/json")

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from metering.meter import KeyRevoked
 from serving.api.dependencies import admitted
 from serving.api.errors import ApiError, respond, translate
+from serving.api.health import PATHS, Health
 from serving.service import Service
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
@@ -56,10 +57,12 @@ class _TooLarge(HTTPException):
 class Edge:
     """Wraps the application."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, service: Service) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, service: Service, health: Health) -> None:
+        """``health`` is answered here, before the application."""
         self._app = app
         self._metrics = metrics
         self._service = service
+        self._health = health
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -71,6 +74,9 @@ class Edge:
         exchange = _Exchange(scope, receive, send, body_bytes_max(scope["path"], self._service.books.settings))
         began = time.perf_counter()
         try:
+            if scope["path"] in PATHS:
+                await self._answer_health(scope, exchange)
+                return
             if exchange.has_body:
                 # Nobody without a key brings a body: reading and parsing it is work.
                 await admitted(self._service, exchange.headers)
@@ -84,9 +90,15 @@ class Edge:
             _log.exception("request failed", path=scope["path"], request_id=exchange.id)
             await exchange.fail(ApiError(500, "internal", f"something went wrong; the log has it as {exchange.id}"))
         finally:
-            route = getattr(scope.get("route"), "path", "none")
+            route = scope["path"] if scope["path"] in PATHS else getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(scope["method"], route, exchange.status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+    async def _answer_health(self, scope: Scope, exchange: _Exchange) -> None:
+        if scope["method"] != "GET":
+            raise ApiError(405, "method_not_allowed", "Method Not Allowed", headers={"allow": "GET"})
+        response = await self._health.answer(scope["path"])
+        await response(scope, exchange.receive, exchange.send)
 
 
 class _Exchange:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from serving.service import Service
 from serving.telemetry.metrics import Metrics
+
+T = TypeVar("T")
 
 _PAUSE_SECONDS: Final = 0.5
 _PATIENCE_SECONDS: Final = 2.0
@@ -22,6 +24,8 @@ class Readiness:
     """Whether queries can be answered and paid, as of a moment ago."""
 
     def __init__(self, service: Service, metrics: Metrics) -> None:
+        self.draining = False
+        """The server is being stopped, so it is not ready, and answers what comes all the same."""
         self._service = service
         self._metrics = metrics
         self._checks = {"meter": False, "database": False}
@@ -30,18 +34,21 @@ class Readiness:
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="readiness")
 
     def checks(self) -> dict[str, bool]:
-        """What was found last; all false if that is too long ago."""
+        """What was found last; all of it false if that is too long ago. And whether the server goes on."""
         fresh = time.monotonic() - self._looked_at < _STALE_SECONDS
-        return {name: good and fresh for name, good in self._checks.items()}
+        return {"serving": not self.draining, **{name: good and fresh for name, good in self._checks.items()}}
+
+    def run_beside(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Do something short in the threads that are always free."""
+        return asyncio.get_running_loop().run_in_executor(self._threads, work, *args)
 
     async def look(self) -> None:
         """Find out now."""
-        loop = asyncio.get_running_loop()
-        database = loop.run_in_executor(self._threads, self._service.books.catalogue.epoch)
+        database = self.run_beside(self._service.books.catalogue.epoch)
         meter, stored = await asyncio.gather(_good(self._service.metering.meter.check()), _good(database))
         self._checks = {"meter": meter, "database": stored}
         self._looked_at = time.monotonic()
-        spooled = await loop.run_in_executor(self._threads, self._service.metering.spool.state)
+        spooled = await self.run_beside(self._service.metering.spool.state)
         self._metrics.spool_waiting.set(len(spooled.waiting))
         self._metrics.spool_unsettled.set(len(spooled.damaged) + len(spooled.refused))
 

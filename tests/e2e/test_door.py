@@ -230,3 +230,19 @@ def test_head_is_get_without_its_body(customer: Account, path: str):
 
 def test_head_of_what_can_only_be_posted_is_405(customer: Account):
     assert customer.client.head("/v1/query").status_code == 405
+
+
+def test_the_metrics_are_written_once_for_all_who_ask_within_a_moment(guarded: World):
+    with guarded.server.client() as client:
+        texts = [client.get("/metrics").text for _ in range(30)]
+        assert len(set(texts)) < 15
+        wait_for(lambda: client.get("/metrics").text not in texts)
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/metrics"])
+def test_health_is_answered_before_the_application(guarded: World, path: str):
+    """So it reads no key, and its other methods are refused all the same."""
+    with guarded.server.client("no key of ours") as client:
+        assert client.get(path).status_code == 200
+        refused = client.post(path, json={})
+    assert (refused.status_code, refused.headers["allow"]) == (405, "GET")
