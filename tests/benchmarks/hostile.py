@@ -128,7 +128,8 @@ CALLERS: dict[str, Callable[[Target], None]] = {
 }
 
 
-def _again_and_again(name: str, target: Target) -> None:
+def again_and_again(name: str, target: Target) -> None:
+    """Be a hostile caller until the process is killed."""
     while True:
         with suppress(Exception):
             CALLERS[name](target)
@@ -182,7 +183,7 @@ def main(names: list[str]) -> int:
             for name in names or CALLERS:
                 calm, _, wrong = _measured(server.url, paying)
                 assert not wrong, wrong
-                caller = get_context("spawn").Process(target=_again_and_again, args=(name, target), daemon=True)
+                caller = get_context("spawn").Process(target=again_and_again, args=(name, target), daemon=True)
                 caller.start()
                 time.sleep(2.5)
                 latencies, ready, wrong = _measured(server.url, paying)

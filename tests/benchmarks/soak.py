@@ -1,7 +1,8 @@
 """A soak: full load, a random kill -9 every 30 seconds, and at the end every book must balance.
 
-``python -m tests.benchmarks.soak [--minutes 20] [--clients 16] [--seed 1]``. Kills the server or its Redis; every
-customer goes on asking. Prints one JSON object: what was acknowledged, lost and doubled, the audit, memory, open files.
+``python -m tests.benchmarks.soak [--minutes 20] [--clients 16] [--seed 1] [--hostile]``. Kills the server or its Redis;
+every customer goes on asking, with ``--hostile`` beside all hostile callers at once. Prints one JSON object: what was
+acknowledged, lost and doubled, the audit, memory, open files.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ import sys
 import tempfile
 import threading
 import time
+from dataclasses import replace
 from decimal import Decimal
+from multiprocessing import get_context
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 
+from tests.benchmarks.hostile import CALLERS, Target, again_and_again
 from tests.benchmarks.metering import corpus_of, question
 from tests.faults.accident import redis_of
 from tests.servers import Server, cli
@@ -60,14 +65,47 @@ class Customer(threading.Thread):
                 time.sleep(0.05)
 
 
-def soak(minutes: float, clients: int, seed: int, pause: float) -> dict[str, Any]:
+class HostileCallers:
+    """All of them at once, each a process of its own."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """Makes their accounts."""
+        customer = cli(data_dir, "customer", "add", "Hostile", "--credit", "10000")["api_key"]
+        contributor = cli(data_dir, "key", "add", "contributor", "c0")["api_key"]
+        operator = cli(data_dir, "operator", "add", "Operator")["api_key"]
+        (database,) = data_dir.glob("*.sqlite3")
+        self._target = Target("", str(database), customer, contributor, operator)
+        self._processes: list[SpawnProcess] = []
+
+    def begin(self, url: str) -> None:
+        """Call the server at this address, and no other any more."""
+        self.end()
+        target = replace(self._target, url=url)
+        self._processes = [
+            get_context("spawn").Process(target=again_and_again, args=(name, target), daemon=True) for name in CALLERS
+        ]
+        for each in self._processes:
+            each.start()
+
+    def end(self) -> None:
+        """Leave it alone."""
+        for each in self._processes:
+            each.kill()
+            each.join()
+        self._processes = []
+
+
+def soak(minutes: float, clients: int, seed: int, pause: float, *, hostile: bool = False) -> dict[str, Any]:
     dice = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         data_dir = Path(scratch) / "data"
         cli(data_dir, "ingest", str(corpus_of(Path(scratch))), "--create-contributors")
         key = cli(data_dir, "customer", "add", "Soak", "--credit", str(CREDIT))["api_key"]
+        callers = HostileCallers(data_dir) if hostile else None
         server = Server(data_dir)
         server.start()
+        if callers is not None:
+            callers.begin(server.url)
         customers = [Customer(server, key, 1000 * number) for number in range(clients)]
         for each in customers:
             each.start()
@@ -81,8 +119,12 @@ def soak(minutes: float, clients: int, seed: int, pause: float) -> dict[str, Any
             if victim == "server":
                 server.kill()
                 server.start()
+                if callers is not None:
+                    callers.begin(server.url)
             else:
                 redis_of(data_dir).kill()
+        if callers is not None:
+            callers.end()
         time.sleep(pause / 3)
         for each in customers:
             each.over.set()
@@ -139,7 +181,9 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--hostile", action="store_true", help="beside all hostile callers at once")
     parser.add_argument("--pause", type=float, default=30, help="seconds between kills")
     chosen = parser.parse_args()
     os.environ.setdefault("PATRONAGE_LOG_LEVEL", "error")
-    sys.stdout.write(json.dumps(soak(chosen.minutes, chosen.clients, chosen.seed, chosen.pause), indent=2) + "\n")
+    found = soak(chosen.minutes, chosen.clients, chosen.seed, chosen.pause, hostile=chosen.hostile)
+    sys.stdout.write(json.dumps(found, indent=2) + "\n")
