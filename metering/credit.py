@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from typing import Any
+
 import sqlalchemy as sa
 
 from metering.ledger import LedgerError, balances_table, customer, paid_in
-from metering.meter import Funding, KeySpending
+from metering.meter import Funding, KeySpending, Position
 from metering.money import MAX_UNITS
 from metering.sql import insert_new
 from metering.usage_index import usage_daily
@@ -42,6 +45,30 @@ def funding_view(connection: sa.Connection, account: str) -> Funding:
         free_used=free_used,
         keys=keys,
     )
+
+
+def positions(connection: sa.Connection, since_month: str) -> dict[str, Position]:
+    """How far the ledger is with every account that ever moved; of free amounts, since a month (``YYYY-MM``).
+
+    Read in three passes, whatever the number of accounts.
+    """
+    found: dict[str, list[Any]] = defaultdict(lambda: [0, 0, "", 0])
+    table = balances_table
+    customers = sa.select(table.c.account, table.c.moves, table.c.charged).where(
+        table.c.account.startswith(customer(""))
+    )
+    for account, moves, charged in connection.execute(customers):
+        found[account.removeprefix(customer(""))][:2] = [int(moves), int(charged)]
+    limits = sa.select(credit_limits.c.account, sa.func.count()).group_by(credit_limits.c.account)
+    for account, count in connection.execute(limits):
+        found[account][0] += count
+    days = usage_daily.c
+    used = sa.select(days.account, days.day, sa.func.sum(days.free)).where(days.day >= f"{since_month}-01")
+    for account, day, free in connection.execute(used.group_by(days.account, days.day).order_by(days.day)):
+        month = day[: len("YYYY-MM")]
+        before = found[account][3] if found[account][2] == month else 0
+        found[account][2:] = [month, before + int(free)]
+    return {account: Position(*values) for account, values in found.items()}
 
 
 def set_limit(engine: sa.Engine, account: str, amount: int, at_ms: int) -> None:

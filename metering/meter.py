@@ -19,7 +19,7 @@ did cost and logs its usage record in the same step, or ``void`` releases the ho
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -231,6 +231,24 @@ class Funding:
     """The keys that were used in ``month``."""
 
 
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far the ledger, or the meter, is with an account: what of :class:`Funding` only grows."""
+
+    version: int
+    spent: int
+    free_month: str = ""
+    free_used: int = 0
+
+    def is_behind(self, other: Position) -> bool:
+        """Whether the other knows of something that this one does not."""
+        return (
+            self.version < other.version
+            or self.spent < other.spent
+            or (other.free_used > 0 and (self.free_month, self.free_used) < (other.free_month, other.free_used))
+        )
+
+
 class Meter(Protocol):
     """What serving pays through. Every method raises ``MeterUnavailable`` if the meter cannot be reached."""
 
@@ -292,6 +310,10 @@ class Meter(Protocol):
 
     async def fund(self, funding: Funding) -> None:
         """Bring the account's funds up to the ledger's view, opening the account if it is new."""
+        ...
+
+    async def positions(self, accounts: Sequence[str]) -> dict[str, Position]:
+        """How far the meter is with each of the accounts that it has."""
         ...
 
     async def reserve(self, account: str, withdrawal: str, units: int) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
+from typing import Final
 
 import sqlalchemy as sa
 
 from attribution.runs.transparency import Signer
-from metering import withdrawals
-from metering.credit import funding_view
+from metering import periods, withdrawals
+from metering.credit import funding_view, positions
 from metering.drain import Drain
-from metering.meter import Funding, Limits, Meter
+from metering.meter import Funding, Limits, Meter, Position
 from metering.money import Currency
 from metering.redis.connection import Server
 from metering.settling import Settling
@@ -25,6 +27,9 @@ from serving.settings import Settings
 from serving.store.data_dir import DataDir
 from serving.store.deployment import Deployment
 from serving.store.encryption import Encryption
+
+_AT_ONCE: Final = 64
+_MONTH_MS: Final = 31 * 24 * 3600 * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,17 +75,31 @@ class Metering:
     settling: Settling
 
     async def catch_up(self) -> None:
-        """Bring every account of the meter up to the ledger, and settle what was left open.
+        """Bring what the meter does not know of up to the ledger, and settle what was left open.
 
         So a crash between the two loses no payment or revocation, one between delivery and charge no charge, and what
         a dead process held is free.
         """
         await withdrawals.recover(self.books.engine, self.meter)
-        for customer in await asyncio.to_thread(self.books.identities.customers):
+        for customer in await self._behind():
             await self.meter.fund(await asyncio.to_thread(self._funding, customer))
-        for key in await asyncio.to_thread(self.books.identities.revoked_keys):
-            await self.meter.revoke(key.owner, key.id)
+        revoked = await asyncio.to_thread(self.books.identities.revoked_keys)
+        for i in range(0, len(revoked), _AT_ONCE):
+            await asyncio.gather(*[self.meter.revoke(key.owner, key.id) for key in revoked[i : i + _AT_ONCE]])
         await self.settling.settle()
+
+    async def _behind(self) -> list[str]:
+        """The customers of whose accounts the ledger knows more than the meter, and those that the meter lacks."""
+        customers = list(await asyncio.to_thread(self.books.identities.customers))
+        posted = await asyncio.to_thread(self._positions)
+        known = await self.meter.positions(customers)
+        nothing = Position(0, 0)
+        return [name for name in customers if name not in known or known[name].is_behind(posted.get(name, nothing))]
+
+    def _positions(self) -> dict[str, Position]:
+        last_month = periods.of(time.time_ns() // 1_000_000 - _MONTH_MS)
+        with self.books.engine.connect() as connection:
+            return positions(connection, last_month)
 
     def _funding(self, customer: str) -> Funding:
         with self.books.engine.connect() as connection:

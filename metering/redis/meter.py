@@ -7,7 +7,7 @@ tag of the account's shard, see :mod:`metering.redis.keys`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Final
 
 from metering import periods
@@ -22,6 +22,7 @@ from metering.meter import (
     KeyRevoked,
     MeterLost,
     MeterUnavailable,
+    Position,
     Quota,
     RateLimited,
     Replay,
@@ -44,11 +45,15 @@ ABANDONED_TTL_MS_MIN: Final = 60_000
 RETRY_REPLAYS_MAX: Final = 3
 """How often one answer is replayed to a client's library that sends its request again."""
 
+POSITIONS_AT_ONCE: Final = 500
+"""Accounts that one script looks at: it runs for less than a millisecond."""
+
 IN_FLIGHT_MAX: Final = 64
 """Scripts sent at once. Redis runs one at a time, and where redis-py carries them each takes a connection."""
 
 _SCRIPTS: Final = (
-    "authorize", "capture", "void", "release", "fund", "balance", "revoke", "check", "reserve", "unreserve",
+    "authorize", "capture", "void", "release", "fund", "positions", "balance", "revoke", "check", "reserve",
+    "unreserve",
 )  # fmt: skip
 
 
@@ -60,6 +65,11 @@ def same_deployment(books: str, other: str) -> bool:
 def _quota(request: Request, reply: Sequence[bytes]) -> Quota:
     requests, requests_ms, tokens, tokens_ms, concurrent = map(int, reply)
     return Quota(request.limits, requests, requests_ms / 1000, tokens, tokens_ms / 1000, concurrent)
+
+
+def _fours(values: Sequence[bytes]) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
+    each = iter(values)
+    return zip(each, each, each, each, strict=True)
 
 
 class RedisMeter:
@@ -287,6 +297,21 @@ class RedisMeter:
                 *[value for each in funding.keys for value in (each.key, each.day, each.day_spent, each.month_spent)],
             ],
         )
+
+    async def positions(self, accounts: Sequence[str]) -> dict[str, Position]:
+        """See :meth:`Meter.positions`."""
+        by_shard: dict[int, list[str]] = {}
+        for name in accounts:
+            by_shard.setdefault(self._shard(name), []).append(name)
+        found: dict[str, Position] = {}
+        for shard, names in by_shard.items():
+            for i in range(0, len(names), POSITIONS_AT_ONCE):
+                some = names[i : i + POSITIONS_AT_ONCE]
+                reply = await self._run("positions", shard, [keys.account(shard, name) for name in some], [])
+                for name, (version, spent, month, used) in zip(some, _fours(reply[1:]), strict=True):
+                    if version:
+                        found[name] = Position(int(version), int(spent), month.decode(), int(used))
+        return found
 
     async def reserve(self, account: str, withdrawal: str, units: int) -> None:
         """See :meth:`Meter.reserve`."""
