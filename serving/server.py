@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
@@ -18,6 +19,7 @@ import uvicorn
 from metering.meter import MeterUnavailable
 from serving.api.app import create_app
 from serving.api.connections import Door, networks
+from serving.api.dependencies import WRITERS
 from serving.assembly import AssemblyError, open_service
 from serving.books import Books
 from serving.notify.balance_watch import BalanceWatch
@@ -29,6 +31,8 @@ _log = structlog.get_logger()
 _LAST_DRAIN_SECONDS: Final = 5.0
 _DESTROY_SECONDS: Final = 3_600.0
 _FILES: Final = 65_536
+_THREADS: Final = WRITERS + 16
+"""asyncio's own, for what is short. At most the writers of them wait for a lock of the database."""
 _KEEP_ALIVE_S: Final = 75
 """Longer than clients (5 s in httpx) and load balancers (60 s is common) keep an idle connection: if it is the server
 that closes it, a query may be on its way already."""
@@ -48,7 +52,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
     First readiness turns false while everything is still answered, then no new connections are taken and what
     runs is finished, then what was captured is drained.
     """
-    _allow_files()
+    _make_room()
     async with open_service(books) as service:
         for redis in service.metering.servers:
             _log.info("redis", found=redis.summary())
@@ -98,7 +102,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
         unpriced = (service.answering.models | {service.embeddings.model}) - set(books.rulebook.prices.models)
         if unpriced:
             _log.warning("models without a price are not sold", models=sorted(unpriced))
-        _log.info("ready", passages=service.retriever.refresh())
+        _log.info("ready", passages=await asyncio.to_thread(service.retriever.refresh))
         try:
             await server.serve(sockets=[listener])
         finally:
@@ -121,8 +125,9 @@ def _trusted(proxies: str) -> tuple[IPv4Network | IPv6Network, ...]:
         raise AssemblyError(f"PATRONAGE_TRUSTED_PROXIES cannot be used: {error}") from error
 
 
-def _allow_files() -> None:
-    """As many open files as the system lets us have: a connection is one, and by default there are few."""
+def _make_room() -> None:
+    """As many threads as may be busy, and as many open files as the system lets us have: a connection is one."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_THREADS, thread_name_prefix="short"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _FILES)), hard))

@@ -7,7 +7,7 @@ The taker of the pieces ends with exactly one of :meth:`Delivery.paid`, :meth:`D
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from typing import Final, Self
@@ -19,6 +19,7 @@ from metering.records import UsageRecord
 from serving.answering.answered import Answered
 from serving.answering.paid_calls import PaidCall, PaidCalls
 from serving.generators.generator import AnswerTimeout, Delivered, Generation, GeneratorError, Transcript
+from serving.generators.grounded_answer import GroundedAnswer
 
 CLIENT_LEFT: Final = "client_left"
 """How an answer is marked that its customer did not wait for."""
@@ -28,6 +29,9 @@ Conclude = Callable[[Delivered, str, bool], tuple[Answered, UsageRecord]]
 
 Computes. It may refuse only what the customer does not have yet.
 """
+
+Keep = Callable[[UsageRecord, GroundedAnswer, bool], Awaitable[None]]
+"""From the record, what it is of, and whether the customer has it, to where it is kept if its record is drawn."""
 
 
 class Delivery:
@@ -41,6 +45,7 @@ class Delivery:
         *,
         paid_calls: PaidCalls,
         conclude: Conclude,
+        keep: Keep,
         workers: Executor,
         timeout_s: float,
     ) -> None:
@@ -50,6 +55,7 @@ class Delivery:
         self._transcript = transcript
         self._paid_calls = paid_calls
         self._conclude = conclude
+        self._keep = keep
         self._workers = workers
         self._timeout_s = timeout_s
         self._deadline = asyncio.get_running_loop().time() + timeout_s
@@ -162,7 +168,9 @@ class Delivery:
             await self._close()
             finish = "length" if self._transcript.full else self._generation.finish
             loop = asyncio.get_running_loop()
-            answered, record = await loop.run_in_executor(self._workers, self._concluded, finish, interrupted, sent)
+            made = loop.run_in_executor(self._workers, self._concluded, finish, interrupted, sent)
+            grounded, (answered, record) = await made
+            await self._keep(record, grounded, sent)
         except BaseException:
             await self._paid_calls.void(self._call)
             raise
@@ -179,5 +187,11 @@ class Delivery:
         with suppress(GeneratorError):  # it is over for us
             await self._pieces.aclose()
 
-    def _concluded(self, finish: str, interrupted: str, sent: bool) -> tuple[Answered, UsageRecord]:  # noqa: FBT001 # passed on
-        return self._conclude(self._generation.delivered(self._transcript.text, finish), interrupted, sent)
+    def _concluded(
+        self,
+        finish: str,
+        interrupted: str,
+        sent: bool,  # noqa: FBT001 # passed on
+    ) -> tuple[GroundedAnswer, tuple[Answered, UsageRecord]]:
+        delivered = self._generation.delivered(self._transcript.text, finish)
+        return delivered.grounded, self._conclude(delivered, interrupted, sent)

@@ -27,6 +27,7 @@ from serving.answering.paid_calls import PaidCall, PaidCalls
 from serving.answering.pools import Pool
 from serving.answering.sampled_texts import Samples
 from serving.generators.generator import Delivered, Generation, Generator, Transcript
+from serving.generators.grounded_answer import GroundedAnswer
 from serving.generators.query import Query, QuestionTooLong
 from serving.people.identity import Caller
 from serving.settings import Settings
@@ -58,7 +59,8 @@ class Answering:
 
         ``provenance`` is what all answers of this process have in common.
 
-        ``pool`` computes; ``waiters`` are for answers that wait for a model which says what they are worth.
+        ``pool`` computes; ``waiters`` are for answers that wait for a model which says what they are worth, or for the
+        database that keeps those which are drawn.
         """
         self._paid_calls = paid_calls
         self._retriever = retriever
@@ -129,7 +131,8 @@ class Answering:
                 retrieval, made = await self._pool.run(caller.id, make)
             if not isinstance(made, tuple):
                 return self._deliver(call, retrieval, made, most, values_by, workers)
-            answered, record = made
+            grounded, answered, record = made
+            await self._keep(record, grounded, False)  # see Keep
             response = msgspec.msgpack.encode(answered) if query.idempotency.key else b""
         except BaseException:
             await self._paid_calls.void(call)
@@ -164,13 +167,14 @@ class Answering:
             Transcript(self._embedder.count_tokens, most.output_tokens),
             paid_calls=self._paid_calls,
             conclude=conclude,
+            keep=self._keep,
             workers=workers,
             timeout_s=min(self._settings.answer_seconds, self._settings.hold_seconds),
         )
 
     def _make(
         self, generator: Generator, query: Query, call: PaidCall, most: Usage, values_by: str
-    ) -> tuple[Retrieval, Generation | tuple[Answered, UsageRecord]]:
+    ) -> tuple[Retrieval, Generation | tuple[GroundedAnswer, Answered, UsageRecord]]:
         """Retrieve, and generate and value what is there at once. Runs in a worker thread."""
         self._valuing.ensure_available(values_by)
         retrieval = self._retriever.retrieve(
@@ -182,7 +186,13 @@ class Answering:
         made = generator.begin(query, retrieval)
         if not isinstance(made, Delivered):
             return retrieval, made
-        return retrieval, self._conclude(call, retrieval, made, most, values_by)
+        return retrieval, (made.grounded, *self._conclude(call, retrieval, made, most, values_by))
+
+    async def _keep(self, record: UsageRecord, grounded: GroundedAnswer, sent: bool) -> None:  # noqa: FBT001 # see Keep
+        """Keep what is drawn for the audit. It waits for the database where nobody else's answer waits behind it."""
+        if self._samples.draws(record):
+            keep = partial(self._samples.keep, record, grounded, sent=sent)
+            await asyncio.get_running_loop().run_in_executor(self._waiters, keep)
 
     def _conclude(
         self,
@@ -207,7 +217,6 @@ class Answering:
                 self._provenance, answered=bool(delivered.grounded.answer.strip()), epoch=retrieval.epoch
             ),
         )
-        self._samples.keep(record, delivered.grounded, sent=sent)
         return _answered(record, retrieval, delivered, interrupted), record
 
 

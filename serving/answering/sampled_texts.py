@@ -43,8 +43,12 @@ class Samples:
         self._rulebook = rulebook
         self._kept_ms = dispute_days * DAY_MS
 
+    def draws(self, record: UsageRecord) -> bool:
+        """Whether the text of a query is to be kept."""
+        return drawn(record, self._rulebook.policy_of(record.policy_version).ablation_ppm)
+
     def keep(self, record: UsageRecord, grounded: GroundedAnswer, *, sent: bool) -> None:
-        """Keep the text of a query if its record is drawn.
+        """Keep the text of a query whose record is drawn; it may wait for the database's lock.
 
         Called before the capture, so that what is charged and drawn is kept; what is never charged is in no period.
         If the customer has the answer already (``sent``) and the database refuses, the sample has one query less:
@@ -53,16 +57,15 @@ class Samples:
         Raises:
             SQLAlchemyError: the database refuses, and the answer was not sent.
         """
-        if drawn(record, self._rulebook.policy_of(record.policy_version).ablation_ppm):
-            sealed = self._encryption.seal(grounded.encode(), _owner(record.id))
-            row = {"record": record.id, "at_ms": record.finished_ms, "sealed": sealed}
-            try:
-                with self._engine.begin() as connection:
-                    connection.execute(sa.insert(table), row)
-            except sa.exc.SQLAlchemyError as error:
-                if not sent:
-                    raise
-                _log.error("a sampled query was not kept", receipt=record.id, reason=str(error.__cause__ or error))
+        sealed = self._encryption.seal(grounded.encode(), _owner(record.id))
+        row = {"record": record.id, "at_ms": record.finished_ms, "sealed": sealed}
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(sa.insert(table), row)
+        except sa.exc.SQLAlchemyError as error:
+            if not sent:
+                raise
+            _log.error("a sampled query was not kept", receipt=record.id, reason=str(error.__cause__ or error))
 
     def open(self, record: str) -> GroundedAnswer | None:
         """The grounded answer of a sampled record, or None if its text is destroyed.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from fastapi import FastAPI
+import asyncio
+
+from fastapi import Depends, FastAPI
 
 from serving import __version__
 from serving.api import (
@@ -29,6 +31,7 @@ from serving.api import (
     transparency,
     usage,
 )
+from serving.api.dependencies import WRITERS, one_of_few
 from serving.api.health import Health
 from serving.api.middleware import Edge
 from serving.api.readiness import Readiness
@@ -47,11 +50,13 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     )
     app.state.service = service
     app.state.readiness = Readiness(service, metrics)
-    paid = (query, chat, responses, embeddings, models)
-    own = (account, usage, receipts, outcomes, documents, statements)
-    admin = (customers, contributors, keys, prices, policy, periods, ledger, payouts)
-    for part in (*paid, *own, *admin, transparency, health):
+    app.state.writers = asyncio.Semaphore(WRITERS)
+    pooled = (query, chat, responses, embeddings, models, usage, receipts, documents, statements, periods)
+    writing = (account, outcomes, customers, contributors, keys, prices, policy, ledger, payouts)
+    for part in (*pooled, transparency, health):
         app.include_router(part.router)
+    for part in writing:
+        app.include_router(part.router, dependencies=[Depends(one_of_few)])
     errors.install(app)
     app.add_middleware(Edge, metrics=metrics, service=service, health=Health(service, metrics, app.state.readiness))
     return app

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 
@@ -22,7 +24,7 @@ class NewContributor(BaseModel):
 @router.get("/contributors")
 async def contributors(service: TheService) -> Response:
     """Every contributor."""
-    found = service.books.catalogue.contributors()
+    found = await asyncio.to_thread(service.books.catalogue.contributors)
     return json_response({"data": [{"id": each, "name": name} for each, name in found.items()]})
 
 
@@ -30,7 +32,7 @@ async def contributors(service: TheService) -> Response:
 async def add_contributor(body: NewContributor, service: TheService) -> Response:
     """Register a contributor; the key is shown once."""
     contributor = check_id("contributor", body.id or new_id(body.name))
-    if not service.books.catalogue.add_contributor(contributor, check_name(body.name)):
+    if not await asyncio.to_thread(service.books.catalogue.add_contributor, contributor, check_name(body.name)):
         raise IdentityError(f"contributor id {contributor} is taken")
-    key = service.books.identities.issue_key("contributor", contributor)
+    key = await asyncio.to_thread(service.books.identities.issue_key, "contributor", contributor)
     return json_response({"id": contributor, "name": body.name, "api_key": key}, 201)

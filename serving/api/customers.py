@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 
@@ -42,7 +44,7 @@ class Credit(BaseModel):
 async def customers(service: TheService) -> Response:
     """Every customer with what is left on the account."""
     found = []
-    for customer, name in service.books.identities.customers().items():
+    for customer, name in (await asyncio.to_thread(service.books.identities.customers)).items():
         balance = await service.metering.meter.balance(customer)
         amount = service.books.currency.amount(balance.funded - balance.spent)
         found.append({"id": customer, "name": name, "balance": amount})
@@ -55,7 +57,7 @@ async def add_customer(body: NewCustomer, service: TheService) -> Response:
     books, meter = service.books, service.metering.meter
     customer = check_id("customer", body.id or new_id(body.name))
     limit = None if body.credit_limit is None else _credit_limit(body.credit_limit, books.currency)
-    books.identities.add_customer(customer, body.name)
+    await asyncio.to_thread(books.identities.add_customer, customer, body.name)
     balance = await funding.open_account(books, meter, customer)
     if limit is not None:
         balance = await funding.set_credit_limit(books, meter, customer, limit)
@@ -63,7 +65,7 @@ async def add_customer(body: NewCustomer, service: TheService) -> Response:
         {
             "id": customer,
             "name": body.name,
-            "api_key": service.books.identities.issue_key("customer", customer),
+            "api_key": await asyncio.to_thread(books.identities.issue_key, "customer", customer),
             "balance": service.books.currency.amount(balance.funded - balance.spent),
         },
         201,
@@ -97,7 +99,7 @@ async def limit(customer: str, body: CreditLimit, service: TheService) -> Respon
 @router.put("/customers/{customer}/alert")
 async def alert(customer: str, body: AlertBody, service: TheService) -> Response:
     """Choose when a low balance is signalled, and where; the secret of a new webhook is shown once."""
-    funding.check_customer(service.books, customer)
+    await asyncio.to_thread(funding.check_customer, service.books, customer)
     return json_response(await change_alert(service, customer, body))
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Annotated, Any, Final
 
 import msgspec
 from fastapi import Depends, Request, Response
@@ -13,6 +13,8 @@ from serving.api.errors import ApiError
 from serving.people.identity import Caller, Role
 from serving.service import Service
 
+WRITERS: Final = 8
+"""How many requests write to the database at once, beside uploads and closes, which have pools."""
 _CHALLENGE = {"www-authenticate": "Bearer"}
 
 
@@ -94,6 +96,16 @@ Customer = Annotated[Caller, Depends(customer)]
 Payer = Annotated[Caller, Depends(payer)]
 Operator = Annotated[Caller, Depends(operator)]
 Contributor = Annotated[Caller, Depends(contributor)]
+
+
+async def one_of_few(request: Request) -> AsyncIterator[None]:
+    """Few requests write to the database at once: of those that wait for its lock, only they have threads."""
+    if request.method == "GET":
+        yield
+        return
+    writers: asyncio.Semaphore = request.app.state.writers
+    async with writers:
+        yield
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

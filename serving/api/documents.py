@@ -6,13 +6,13 @@ import asyncio
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
 from retrieval.catalogue import StoredDocument, prepare_passage
 from retrieval.ingest import Ingest
 from retrieval.readers import DocumentLine, decode_line
 from serving import rendering
-from serving.api.dependencies import Contributor, TheService, json_response
+from serving.api.dependencies import Contributor, TheService, json_response, one_of_few
 from serving.api.errors import ApiError
 from serving.api.leaving import while_there
 from serving.people.identity import new_id
@@ -60,7 +60,7 @@ async def show(document: str, caller: Contributor, service: TheService) -> Respo
     return json_response(await _shown(service, await _own(service, caller.id, document)))
 
 
-@router.delete("/v1/documents/{document:path}")
+@router.delete("/v1/documents/{document:path}", dependencies=[Depends(one_of_few)])
 async def withdraw(document: str, caller: Contributor, service: TheService) -> Response:
     """Withdraw a document: no query that begins after this response retrieves or cites it."""
     await _own(service, caller.id, document)

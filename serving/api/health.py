@@ -64,4 +64,4 @@ class Health:
 @router.get("/")
 async def home() -> HTMLResponse:
     """What this server is."""
-    return HTMLResponse(render("home.html", model=EXTRACTIVE))
+    return HTMLResponse(await asyncio.to_thread(render, "home.html", model=EXTRACTIVE))

@@ -44,13 +44,18 @@ class Readiness:
 
     async def look(self) -> None:
         """Find out now."""
-        database = self.run_beside(self._service.books.catalogue.epoch)
+        database = self.run_beside(self._database)
         meter, stored = await asyncio.gather(_good(self._service.metering.meter.check()), _good(database))
         self._checks = {"meter": meter, "database": stored}
         self._looked_at = time.monotonic()
         spooled = await self.run_beside(self._service.metering.spool.state)
         self._metrics.spool_waiting.set(len(spooled.waiting))
         self._metrics.spool_unsettled.set(len(spooled.damaged) + len(spooled.refused))
+
+    def _database(self) -> None:
+        """Read what every query needs of it, so that none has to."""
+        self._service.books.catalogue.epoch()
+        self._service.books.rulebook.keep_current()
 
     async def run(self, over: asyncio.Event) -> None:
         """Look again and again until it is over."""

@@ -39,7 +39,7 @@ async def statement(period: str, request: Request, caller: Contributor, service:
         raise ApiError(404, "not_found", f"there is no statement for {period}: the period is not closed")
     accept = request.headers.get("accept", "")
     if "text/html" in accept:
-        return Response(statement_pages.as_html(found), media_type="text/html; charset=utf-8")
+        return Response(await asyncio.to_thread(statement_pages.as_html, found), media_type="text/html; charset=utf-8")
     if "text/csv" in accept:
         return Response(statement_pages.as_csv(found), media_type="text/csv; charset=utf-8")
     return json_response(found)

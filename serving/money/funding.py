@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from metering import ledger
 from metering.credit import funding_view, set_limit
 from metering.ledger import LedgerError, Transfer
-from metering.meter import Balance, InsufficientFunds, Meter
+from metering.meter import Balance, Funding, InsufficientFunds, Meter
 from metering.money import MAX_UNITS
 from metering.withdrawals import WithdrawalExpired, recover, withdraw
 from serving.books import Books
@@ -31,7 +33,7 @@ async def credit(books: Books, meter: Meter, customer: str, units: int, referenc
             be counted exactly.
         MeterError: the meter cannot be reached; the payment is booked, and reaches the meter when it is back.
     """
-    check_customer(books, customer)
+    await asyncio.to_thread(check_customer, books, customer)
     transfer = Transfer(
         id=transfer_id(ledger.FUNDING, reference, of=customer),
         at_ms=now_ms(),
@@ -42,8 +44,7 @@ async def credit(books: Books, meter: Meter, customer: str, units: int, referenc
         reference=reference,
     )
     try:
-        with books.engine.begin() as connection:
-            ledger.post(connection, [transfer])
+        await asyncio.to_thread(_post, books, transfer)
     except LedgerError as error:
         raise refused(books.currency, transfer, error) from None
     return await _changed(books, meter, customer)
@@ -59,16 +60,15 @@ async def set_credit_limit(books: Books, meter: Meter, customer: str, units: int
             or one that was set by another at the same moment.
         MeterError: the meter cannot be reached; the limit is stored, and reaches the meter when it is back.
     """
-    check_customer(books, customer)
+    await asyncio.to_thread(check_customer, books, customer)
     if units < 0:
         raise BookingError("a credit limit is zero or more")
-    with books.engine.connect() as connection:
-        room = MAX_UNITS - funding_view(connection, customer).funded
+    room = MAX_UNITS - (await asyncio.to_thread(_view, books, customer)).funded
     if units > max(0, room):  # of one that is set beside a payment, the view takes what fits
         most = books.currency.format(MAX_UNITS)
         raise BookingError(f"what {customer} has paid in and its credit limit may be {most} together, and not more")
     try:
-        set_limit(books.engine, customer, units, now_ms())
+        await asyncio.to_thread(set_limit, books.engine, customer, units, now_ms())
     except LedgerError as error:
         raise Conflict(str(error)) from None
     return await _changed(books, meter, customer)
@@ -81,7 +81,7 @@ async def refund(books: Books, meter: Meter, customer: str, units: int, referenc
         BookingError: as for :func:`credit`, or the amount is more than there is to give back.
         MeterError: the meter cannot be reached; if the refund is booked, it reaches the meter when it is back.
     """
-    check_customer(books, customer)
+    await asyncio.to_thread(check_customer, books, customer)
     transfer = Transfer(
         id=transfer_id(ledger.REFUND, reference, of=customer),
         at_ms=now_ms(),
@@ -106,10 +106,10 @@ async def take(books: Books, meter: Meter, customer: str, transfer: Transfer) ->
     """
     await recover(books.engine, meter)
     try:
-        if not _is_posted(books, transfer):
+        if not await asyncio.to_thread(_is_posted, books, transfer):
             await withdraw(books.engine, meter, customer, transfer)
     except InsufficientFunds as error:
-        if not _is_posted(books, transfer):  # or another process did it meanwhile
+        if not await asyncio.to_thread(_is_posted, books, transfer):  # or another process did it meanwhile
             available = books.currency.format(max(0, error.available))
             raise NotCovered(f"only {available} of {customer} is neither spent nor held") from None
     except WithdrawalExpired as error:
@@ -120,9 +120,7 @@ async def take(books: Books, meter: Meter, customer: str, transfer: Transfer) ->
 
 async def open_account(books: Books, meter: Meter, customer: str) -> Balance:
     """Bring a customer's account in the meter up to the ledger; opens a new one."""
-    with books.engine.connect() as connection:
-        view = funding_view(connection, customer)
-    await meter.fund(view)
+    await meter.fund(await asyncio.to_thread(_view, books, customer))
     return await meter.balance(customer)
 
 
@@ -141,6 +139,16 @@ def check_customer(books: Books, customer: str) -> None:
     """
     if not books.identities.is_customer(customer):
         raise Unknown(f"there is no customer {customer}")
+
+
+def _post(books: Books, transfer: Transfer) -> None:
+    with books.engine.begin() as connection:
+        ledger.post(connection, [transfer])
+
+
+def _view(books: Books, customer: str) -> Funding:
+    with books.engine.connect() as connection:
+        return funding_view(connection, customer)
 
 
 def _is_posted(books: Books, transfer: Transfer) -> bool:

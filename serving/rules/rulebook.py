@@ -6,10 +6,10 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
-from cachetools import TTLCache, cached
 
 from attribution.policy import Policy, PolicyError
 from metering.money import Currency
@@ -37,6 +37,8 @@ EXTRACTIVE: Final = "patronage-extractive"
 NOTICE_MS: Final = 5_000
 """A price book takes effect this long after it is set, at the earliest: every server has read it by then."""
 _CACHE_SECONDS: Final = 1.0
+_KEPT_SECONDS: Final = 4.0
+"""Less than the notice of a price book."""
 
 # What a new deployment begins with, in ten-thousandths of the currency: 0.002 and some a query, half of what is left
 # after the computing for the documents.
@@ -54,13 +56,21 @@ _STARTING_EMBEDDING_PRICE: Final = {"request": "0", "input_per_1k": "0.0001", "c
 _STARTING_DATA_SHARE_PPM: Final = 500_000
 
 
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    books: list[PriceBook]
+    policy: Policy
+    read_at: float
+
+
 class Rulebook:
-    """The price books and the newest policy, re-read every second."""
+    """The price books and the newest policy, re-read every second. Thread-safe."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._read = cached(TTLCache(1, _CACHE_SECONDS), lock=threading.Lock())(self._newest)
-        self._books = cached(TTLCache(1, _CACHE_SECONDS), lock=threading.Lock())(self.price_books)
+        self._rules: _Rules | None = None
+        self._lasts = _CACHE_SECONDS
+        self._reading = threading.Lock()
 
     def begin(self, connection: sa.Connection, currency: Currency, embedding_model: str) -> None:
         """Give a new deployment its first price book and policy, in the transaction that makes it."""
@@ -74,6 +84,11 @@ class Rulebook:
             row = {"version": 1, "body": json.dumps(body), "created_ms": _now_ms()}
             connection.execute(sa.insert(table), row)
 
+    def keep_current(self) -> None:
+        """Read the rules anew. Whoever does so every half second, beside an event loop, spares that all reading."""
+        self._rules = self._read()
+        self._lasts = _KEPT_SECONDS
+
     @property
     def prices(self) -> PriceBook:
         """The price book in force now."""
@@ -81,7 +96,7 @@ class Rulebook:
 
     def prices_at(self, at_ms: int) -> PriceBook:
         """The price book in force at a moment, in milliseconds since the epoch."""
-        return in_force(self._books(), at_ms)
+        return in_force(self._current().books, at_ms)
 
     def price_books(self) -> list[PriceBook]:
         """Every price book, by version."""
@@ -126,7 +141,7 @@ class Rulebook:
     @property
     def policy(self) -> Policy:
         """The policy in force."""
-        return Policy.from_json(self._read(policies))
+        return self._current().policy
 
     def policy_of(self, version: int) -> Policy:
         """A version of the policy, in force or not."""
@@ -158,6 +173,20 @@ class Rulebook:
         except sa.exc.IntegrityError:
             raise PolicyError("another policy was adopted at the same moment: look at it, and adopt yours") from None
         return policy
+
+    def _current(self) -> _Rules:
+        rules = self._rules
+        if rules is not None and time.monotonic() - rules.read_at < self._lasts:
+            return rules
+        with self._reading:
+            if self._rules is rules:  # nobody has read them meanwhile
+                self._rules = self._read()
+            assert self._rules is not None  # noqa: S101 # read just now
+            return self._rules
+
+    def _read(self) -> _Rules:
+        began = time.monotonic()
+        return _Rules(self.price_books(), Policy.from_json(self._newest(policies)), began)
 
     def _newest(self, table: sa.Table) -> dict[str, Any]:
         with self._engine.connect() as connection:

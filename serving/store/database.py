@@ -9,6 +9,8 @@ from typing import Any
 import sqlalchemy as sa
 
 _BUSY_TIMEOUT_MS = 30_000
+_CONNECTIONS_MORE = 60
+"""Beside the five that are kept: as many as there are threads. Those who wait for a lock leave others one to read."""
 
 
 class DatabaseError(RuntimeError):
@@ -29,7 +31,7 @@ def open_database(url: str) -> sa.Engine:
         DatabaseError: it does not answer, or was written by a newer version.
     """
     try:
-        engine = sa.create_engine(url, pool_pre_ping=not url.startswith("sqlite"))
+        engine = sa.create_engine(url, max_overflow=_CONNECTIONS_MORE, pool_pre_ping=not url.startswith("sqlite"))
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ModuleNotFoundError) as error:
         raise DatabaseError(f"database URL cannot be used: {error}") from error
     if engine.dialect.name == "sqlite":

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.metering import corpus_of, load
-from tests.servers import Server, cli
+from tests.servers import TLS, Server, cli
 
 CLIENTS = 8
 QUERIES = 240
@@ -49,7 +49,7 @@ class Target:
         """Send a request and wait for whatever becomes of it."""
         given = {"authorization": f"Bearer {key}", **headers} if key else headers
         with suppress(httpx.HTTPError):
-            httpx.post(f"{self.url}{path}", json=body, headers=given, timeout=PATIENCE_S)
+            httpx.post(f"{self.url}{path}", json=body, headers=given, timeout=PATIENCE_S, verify=TLS)
 
     def connect(self) -> socket.socket:
         """A connection that says nothing yet."""
@@ -114,13 +114,14 @@ def readiness(target: Target) -> None:
 
 
 def lock(target: Target) -> None:
-    """A write lock on SQLite for 4 s, and one who writes meanwhile."""
+    """A write lock on SQLite for 4 s, then a second for the others, and one who writes meanwhile."""
     connection = sqlite3.connect(target.database, isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     threading.Thread(target=target.post, args=(target.operator, "/v1/admin/customers", {"name": "New"})).start()
     time.sleep(4)
     connection.execute("ROLLBACK")
     connection.close()
+    time.sleep(1)
 
 
 CALLERS: dict[str, Callable[[Target], None]] = {

@@ -9,83 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.e2e.routes import OPEN, QUESTION, ROLES, ROUTES, Route
 from tests.e2e.world import World, problem
 from tests.servers import wait_for
-
-_QUESTION = {"question": "How much honey does a hive on Osk Island give?"}
-_CHAT = {"model": "patronage-extractive", "messages": [{"role": "user", "content": _QUESTION["question"]}]}
-_REFUND = {"amount": "0.01", "reference": "roles", "reason": "roles"}
-_CORRECTION = {"debit": "bank", "credit": "residual", **_REFUND}
-_PERIOD = "2020-02"
-_ROLES = ("customer", "contributor", "operator")
-
-
-@dataclass(frozen=True)
-class Route:
-    """A route of the contract, a request that its role may make, and the statuses that this can have."""
-
-    role: str
-    method: str
-    path: str
-    body: dict[str, Any] | None = None
-    statuses: tuple[int, ...] = (200,)
-
-
-_ROUTES = (
-    Route("customer", "POST", "/v1/query", _QUESTION),
-    Route("customer", "POST", "/v1/chat/completions", _CHAT),
-    Route("customer", "POST", "/v1/responses", {"model": "patronage-extractive", "input": _QUESTION["question"]}),
-    Route("customer", "POST", "/v1/embeddings", {"model": "all-MiniLM-L6-v2", "input": "honey"}),
-    Route("customer", "GET", "/v1/models"),
-    Route("customer", "GET", "/v1/models/patronage-extractive"),
-    Route("customer", "GET", "/v1/account"),
-    Route("customer", "GET", "/v1/account/alert"),
-    Route("customer", "PUT", "/v1/account/alert", {"below": "default"}),
-    Route("customer", "GET", "/v1/usage"),
-    Route("customer", "GET", "/v1/receipts/{receipt}"),
-    Route("customer", "POST", "/v1/receipts/{receipt}/outcome", {"rating": 0.5}),
-    Route("contributor", "POST", "/v1/documents", {"id": "mary/roles", "text": "A text about roles."}, (200, 201)),
-    Route("contributor", "GET", "/v1/documents"),
-    Route("contributor", "GET", "/v1/documents/mary/light"),
-    Route("contributor", "DELETE", "/v1/documents/mary/withdrawn"),
-    Route("contributor", "GET", "/v1/earnings"),
-    Route("contributor", "GET", "/v1/payouts"),
-    Route("contributor", "GET", "/v1/statements"),
-    Route("contributor", "GET", "/v1/statements/2019-12", None, (404,)),
-    Route("operator", "GET", "/v1/admin/customers"),
-    Route("operator", "POST", "/v1/admin/customers", {"name": "Someone"}, (201,)),
-    Route("operator", "POST", "/v1/admin/customers/{customer}/credits", {"amount": "1", "reference": "roles"}),
-    Route("operator", "GET", "/v1/admin/customers/{customer}"),
-    Route("operator", "PUT", "/v1/admin/customers/{customer}/credit-limit", {"amount": "0"}),
-    Route("operator", "PUT", "/v1/admin/customers/{customer}/alert", {"below": "none"}),
-    Route("operator", "GET", "/v1/admin/keys"),
-    Route("operator", "POST", "/v1/admin/keys", {"role": "customer", "owner": "nobody"}, (404,)),
-    Route("operator", "PUT", "/v1/admin/keys/none/limits", {}, (404,)),
-    Route("operator", "DELETE", "/v1/admin/keys/none", None, (404,)),
-    Route("operator", "GET", "/v1/admin/prices"),
-    Route("operator", "POST", "/v1/admin/prices", {"models": {}}, (422,)),
-    Route("operator", "POST", "/v1/admin/customers/{customer}/refunds", _REFUND),
-    Route("operator", "GET", "/v1/admin/ledger"),
-    Route("operator", "POST", "/v1/admin/ledger/corrections", _CORRECTION, (201,)),
-    Route("operator", "GET", "/v1/admin/payouts"),
-    Route("operator", "POST", "/v1/admin/payouts", {"contributor": "mary", "reference": "roles"}, (201, 409)),
-    Route("operator", "POST", "/v1/admin/payouts/of/nobody/settle", None, (404,)),
-    Route("operator", "POST", "/v1/admin/payouts/of/nobody/cancel", {"reason": "roles"}, (404,)),
-    Route("operator", "GET", "/v1/admin/contributors"),
-    Route("operator", "POST", "/v1/admin/contributors", {"name": "Someone"}, (201,)),
-    Route("operator", "GET", "/v1/admin/policy"),
-    Route("operator", "POST", "/v1/admin/policy", {"data_share_ppm": 500_000}, (201,)),
-    Route("operator", "GET", f"/v1/admin/periods/{_PERIOD}/preview"),
-    Route("operator", "POST", f"/v1/admin/periods/{_PERIOD}/close", None, (200, 409)),
-)
-_OPEN = (
-    "/",
-    "/health/live",
-    "/health/ready",
-    "/metrics",
-    "/v1/checkpoint",
-    "/v1/checkpoint/consistency?from=0",
-)
 
 
 @dataclass(frozen=True)
@@ -110,14 +36,14 @@ def cast(world: World) -> Cast:
         "contributor": world.contributor("mary"),
         "operator": world.operator(),
     }
-    return Cast(clients, {"receipt": account.ask(**_QUESTION)["id"], "customer": account.id})
+    return Cast(clients, {"receipt": account.ask(**QUESTION)["id"], "customer": account.id})
 
 
 def _name(route: Route) -> str:
     return f"{route.method} {route.path}"
 
 
-@pytest.mark.parametrize("route", _ROUTES, ids=_name)
+@pytest.mark.parametrize("route", ROUTES, ids=_name)
 @pytest.mark.parametrize("who", ["none", "unknown"])
 def test_without_a_known_key_there_is_401(cast: Cast, route: Route, who: str):
     reply = cast.send(route, cast.clients[who])
@@ -129,7 +55,7 @@ def test_without_a_known_key_there_is_401(cast: Cast, route: Route, who: str):
 
 @pytest.mark.parametrize(
     ("route", "who"),
-    [(route, role) for route in _ROUTES for role in _ROLES if role != route.role],
+    [(route, role) for route in ROUTES for role in ROLES if role != route.role],
     ids=lambda value: _name(value) if isinstance(value, Route) else value,
 )
 def test_with_the_key_of_another_role_there_is_403(cast: Cast, route: Route, who: str):
@@ -139,7 +65,7 @@ def test_with_the_key_of_another_role_there_is_403(cast: Cast, route: Route, who
     assert problem(reply)["error"]["type"] == "permission_error"
 
 
-@pytest.mark.parametrize("route", _ROUTES, ids=_name)
+@pytest.mark.parametrize("route", ROUTES, ids=_name)
 def test_the_role_that_a_route_is_for_may_use_it(cast: Cast, route: Route):
     reply = cast.send(route, cast.clients[route.role])
 
@@ -148,15 +74,15 @@ def test_the_role_that_a_route_is_for_may_use_it(cast: Cast, route: Route):
         assert problem(reply)["detail"] != "Not Found", "there is no such route"
 
 
-@pytest.mark.parametrize("path", _OPEN)
+@pytest.mark.parametrize("path", OPEN)
 @pytest.mark.parametrize("who", ["none", "customer", "contributor", "operator"])
 def test_what_is_for_anyone_needs_no_key(cast: Cast, path: str, who: str):
     assert cast.clients[who].get(path).status_code == 200
 
 
-@pytest.mark.parametrize("role", _ROLES)
+@pytest.mark.parametrize("role", ROLES)
 def test_a_key_works_in_the_bearer_scheme_only(cast: Cast, world: World, role: str):
-    route = next(route for route in _ROUTES if route.role == role and route.method == "GET")
+    route = next(route for route in ROUTES if route.role == role and route.method == "GET")
     key = cast.clients[role].headers["authorization"].removeprefix("Bearer ")
     basic = base64.b64encode(f"user:{key}".encode()).decode()
     refused = [key, f"Basic {basic}", f"Token {key}", "Bearer", f"Bearer {key[:-1]}", f"Bearer {key}x",
@@ -173,7 +99,7 @@ def test_a_key_works_in_the_bearer_scheme_only(cast: Cast, world: World, role: s
 
 def test_one_customer_never_sees_anothers_receipt(world: World):
     owner, other = world.customer(), world.customer()
-    receipt = owner.ask(**_QUESTION)["receipt"]["id"]
+    receipt = owner.ask(**QUESTION)["receipt"]["id"]
     foreign = other.client.get(f"/v1/receipts/{receipt}")
     absent = other.client.get("/v1/receipts/000000000000")
 
@@ -188,9 +114,9 @@ def test_one_customer_never_sees_anothers_receipt(world: World):
 
 def test_a_customer_sees_own_usage_only(world: World):
     owner, other = world.customer(), world.customer()
-    owner.ask(**_QUESTION)
-    other.ask(**_QUESTION)
-    other.ask(**_QUESTION)
+    owner.ask(**QUESTION)
+    other.ask(**QUESTION)
+    other.ask(**QUESTION)
 
     assert sum(row["queries"] for row in owner.usage()) == 1
     assert owner.client.get("/v1/account").json()["id"] == owner.id

@@ -116,12 +116,15 @@ class World:
 
 
 @contextmanager
-def open_world(data_dir: Path, env: dict[str, str]) -> Iterator[World]:
-    """A running server with everything of the corpus, and nobody but its operator and contributors."""
+def open_world(data_dir: Path, env: dict[str, str], module: str = "serving.cli") -> Iterator[World]:
+    """A running server with everything of the corpus, and nobody but its operator and contributors.
+
+    ``module`` is what runs it.
+    """
     operator = cli(data_dir, "operator", "add", "The Operator", "--id", "op", env=env)
     corpus = data_dir.with_name(f"{data_dir.name}-corpus.jsonl")
     corpus.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in DOCUMENTS), encoding="utf-8")
-    with Server(data_dir, env) as server:
+    with Server(data_dir, env, (module,)) as server:
         world = World(server, env, operator["api_key"])
         admin = world.operator()
         for name, title in CONTRIBUTORS.items():

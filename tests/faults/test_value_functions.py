@@ -126,7 +126,7 @@ class TestFailingScorers:
         assert text_of(found) == "".join(PIECES)
         receipt = found[-1]["receipt"]
         assert spent_by(account) == Decimal(receipt["charge"]["amount"]) == shop.price("".join(PIECES))
-        assert unvalued(shop) == before + 1
+        wait_for(lambda: unvalued(shop) == before + 1)
         explained = recorded(shop, account, receipt["id"])
         assert explained["value"]["function"] == "unvalued"
         assert explained["credits"] == []
