@@ -50,8 +50,18 @@ class Lag:
 class Drain:
     """Moves captured records into the log and the ledger."""
 
-    def __init__(self, client: Client, engine: sa.Engine, log: UsageLog, *, deployment: str, shards: int) -> None:
-        """The caller closes ``client`` and ``engine``."""
+    def __init__(
+        self,
+        client: Client,
+        engine: sa.Engine,
+        log: UsageLog,
+        *,
+        deployment: str,
+        shards: int,
+        owns: registration.Owns | None = None,
+    ) -> None:
+        """The caller closes ``client`` and ``engine``; ``owns`` tells whether the database is still this process's."""
+        self._owns = owns
         self._streams = UsageStreams(client, deployment=deployment, shards=shards)
         self._engine = engine
         self._log = log
@@ -229,7 +239,7 @@ class Drain:
             return usage_index.mark_of(connection, shard)
 
     def _register(self, segment: Segment, table: pa.Table, mark: str, token: int) -> None:
-        if not registration.register(self._engine, segment, table, mark, token):
+        if not registration.register(self._engine, segment, table, mark, token, self._owns):
             raise DrainBusy(f"shard {segment.shard} was taken over by another drainer")
         self._charged.update(table["account"].unique().to_pylist())
 

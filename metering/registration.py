@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,8 +14,13 @@ from metering.ledger import Transfer
 from metering.usage_index import Mark, sums_by
 from metering.usage_log import Segment
 
+Owns = Callable[[sa.Connection], bool]
+"""Whether the books are still the caller's, as a transaction sees it after it has locked a shard."""
 
-def register(engine: sa.Engine, segment: Segment, table: pa.Table, before: str, token: int) -> bool:
+
+def register(
+    engine: sa.Engine, segment: Segment, table: pa.Table, before: str, token: int, owns: Owns | None = None
+) -> bool:
     """Register a segment that follows the mark ``before`` of its shard, and post its transfers.
 
     Args:
@@ -23,12 +29,17 @@ def register(engine: sa.Engine, segment: Segment, table: pa.Table, before: str, 
         table: its records.
         before: the shard's mark, as the drainer knows it.
         token: the fencing token of the drainer's lease.
+        owns: is asked in the transaction, where given.
 
     Returns:
-        False, and nothing is registered, if another drainer has moved the mark, or has a later token.
+        False, and nothing is registered, if another drainer has moved the mark, or has a later token, or the books
+        are no longer the caller's.
     """
     with engine.begin() as connection:
         if not usage_index.move_mark(connection, segment.shard, before, Mark(segment.last, token)):
+            return False
+        if owns is not None and not owns(connection):
+            connection.rollback()
             return False
         period = period_gate.first_open(connection, periods.of(table["finished_ms"][0].as_py()))
         usage_index.add(connection, segment, period, table)

@@ -127,6 +127,14 @@ def mark_of(connection: sa.Connection, shard: int) -> Mark:
     return Mark(row.last, row.fence)
 
 
+def newest_segments(connection: sa.Connection) -> list[str]:
+    """The segment that was registered last of each shard that has one. No mark moves until the transaction ends."""
+    marks = connection.execute(sa.select(shards.c.shard, shards.c.last).order_by(shards.c.shard).with_for_update())
+    keys = [tuple(row) for row in marks]
+    query = sa.select(segments.c.name).where(sa.tuple_(segments.c.shard, segments.c.last).in_(keys))
+    return list(connection.execute(query).scalars())
+
+
 def move_mark(connection: sa.Connection, shard: int, before: str, after: Mark) -> bool:
     """Move a shard's mark on, in a transaction that begins with this call.
 

@@ -7,22 +7,26 @@ import os
 import platform
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from importlib.util import find_spec
 from threading import TIMEOUT_MAX
 from typing import Final
 
 import httpx
+import sqlalchemy as sa
 
 from attribution.games.values import COUNTERFACTUAL
 from attribution.value_functions.likelihood import LOG_LIKELIHOOD, LikelihoodError, Scorer
 from attribution.value_functions.support import SUPPORT
+from metering import usage_index
 from metering.drain import Drain
 from metering.money import Currency
 from metering.processes import Processes
 from metering.records import Provenance
 from metering.redis import connection as redis_connection
 from metering.redis.connection import Client, Server
+from metering.redis.instance import InstanceMark
 from metering.redis.meter import RedisMeter
 from metering.redis.server import RedisServer
 from metering.settling import Settling
@@ -51,6 +55,8 @@ from serving.store import deployment
 from serving.store.data_dir import DataDir
 from serving.store.database import open_database, sqlite_url
 from serving.store.encryption import Encryption
+from serving.store.instance import InstanceError
+from serving.store.leases import Lease, refuse_living_server
 from serving.valuing.functions import Counterfactual, LogLikelihood, Rerun, Support, ValueFunction, Valuing
 from serving.valuing.text_analyzer import EmbeddingAnalyzer
 
@@ -176,39 +182,70 @@ def open_books(settings: Settings) -> Iterator[Books]:
 
 
 @asynccontextmanager
-async def open_metering(books: Books) -> AsyncIterator[Metering]:
-    """The meter of the books, on the embedded Redis or the one of the settings.
+async def open_metering(books: Books, *, serving: bool = False) -> AsyncIterator[Metering]:
+    """The meter of the books, on the embedded Redis or the one of the settings; ``serving`` takes the server's lease.
 
     Raises:
+        InstanceError: the books are used from another place, or do not belong together.
         RedisServerError, RedisUnfit, MeterUnavailable: as :func:`open_redis`.
         MeterLost: it answers, and has lost the books, or carries others.
     """
     processes = Processes(books.directory.processes)
+    # First, because an embedded Redis must not be started where one on another machine writes to the same folder.
+    await asyncio.to_thread(refuse_living_server, books.engine, books.directory)
     async with open_redis(books) as (client, servers):
+        if not await asyncio.to_thread(deployment.meter_begun, books.engine):
+            await metering_on(client, books, books.deployment.meter, servers).meter.claim(fresh=True)
+            await asyncio.to_thread(deployment.begin_meter, books.engine)
+        lease = lease_on(client, books)
+        books = replace(books, deployment=await lease.take(books.deployment, serving=serving))
         with processes.register() as process:
-            metering = metering_on(client, books, books.deployment.meter, servers, process)
-            await metering.meter.claim(fresh=not deployment.meter_begun(books.engine))
-            deployment.begin_meter(books.engine)
-            await metering.catch_up()
+            metering = metering_on(client, books, books.deployment.meter, servers, process, lease)
+            renewing = asyncio.create_task(lease.run())
             try:
+                await metering.meter.claim(fresh=False)
+                await metering.catch_up()
                 yield metering
             finally:
+                renewing.cancel()
+                with suppress(asyncio.CancelledError):
+                    await renewing
                 await metering.drain.release()
+                await lease.release()
                 if not metering.settling.waiting:
                     processes.forget(process)
 
 
-def metering_on(
-    client: Client, books: Books, deployment: str, servers: tuple[Server, ...], process: str = ""
-) -> Metering:
-    """A meter and a drain for the books in Redis that carry the id ``deployment``. Nothing is sent yet.
+def lease_on(client: Client, books: Books) -> Lease:
+    """The lease of the books in this Redis. Nothing is sent yet."""
 
-    ``process`` is the id of this process, where it answers queries.
+    def moving(connection: sa.Connection) -> None:
+        for name in usage_index.newest_segments(connection):
+            if not books.log.path(name).exists():
+                raise InstanceError(
+                    f"the data directory {books.directory.path} lacks segment {name}, which the database has: it is "
+                    "an older copy. Use the directory that was used last, or restore both of the same moment"
+                )
+
+    return Lease(books.engine, books.directory, InstanceMark(client, books.deployment.shards), moving)
+
+
+def metering_on(
+    client: Client,
+    books: Books,
+    deployment_id: str,
+    servers: tuple[Server, ...],
+    process: str = "",
+    lease: Lease | None = None,
+) -> Metering:
+    """A meter and a drain for the books in Redis that carry the id ``deployment_id``. Nothing is sent yet.
+
+    ``process`` is the id of this process, where it answers queries; ``lease`` is the one that it has taken.
     """
     settings, shards = books.settings, books.deployment.shards
     meter = RedisMeter(
         client,
-        deployment=deployment,
+        deployment=deployment_id,
         shards=shards,
         hold_ttl_ms=settings.hold_seconds * 1000,
         replay_ttl_ms=settings.replay_seconds * 1000,
@@ -217,9 +254,13 @@ def metering_on(
         ack=settings.redis_ack,
     )
     spool = Spool(books.directory.spool, books.engine)
-    drain = Drain(client, books.engine, books.log, deployment=deployment, shards=shards)
+
+    def owns(connection: sa.Connection) -> bool:
+        return deployment.fence(connection) == books.deployment.fence
+
+    drain = Drain(client, books.engine, books.log, deployment=deployment_id, shards=shards, owns=owns)
     settling = Settling(meter, spool, Processes(books.directory.processes))
-    return Metering(books, meter, drain, servers, spool, settling)
+    return Metering(books, meter, drain, servers, spool, settling, lease or lease_on(client, books))
 
 
 @asynccontextmanager
@@ -250,25 +291,28 @@ async def open_redis(books: Books) -> AsyncIterator[tuple[Client, tuple[Server, 
 
 
 @asynccontextmanager
-async def open_service(books: Books) -> AsyncIterator[Service]:
-    """Everything, with the model loaded and the index built.
+async def open_service(books: Books, *, serving: bool = False) -> AsyncIterator[Service]:
+    """Everything, with the model loaded and the index built; ``serving`` takes the server's lease.
 
     Raises:
         NotComputable: the policy in force cannot be computed here.
-        EmbedderError, RedisServerError, RedisUnfit, MeterUnavailable, MeterLost, AssemblyError: as they say.
+        EmbedderError, InstanceError, RedisServerError, RedisUnfit, MeterUnavailable, MeterLost, AssemblyError: as they
+            say.
     """
+    await asyncio.to_thread(refuse_living_server, books.engine, books.directory)  # before what takes long
     embedder = await asyncio.to_thread(open_embedder, books.settings, books.directory)
     valuing = open_valuing(books.settings, lambda: embedder)
     await asyncio.to_thread(valuing.load, books.rulebook.policy)
     retriever = Retriever(books.catalogue, embedder)
     await asyncio.to_thread(retriever.refresh)
     async with (
-        open_metering(books) as metering,
+        open_metering(books, serving=serving) as metering,
         httpx.AsyncClient(timeout=TIMEOUT, trust_env=False, limits=_UPSTREAM_LIMITS) as client,
     ):
         paid_calls = PaidCalls(
             meter=metering.meter,
             settling=metering.settling,
+            lease=metering.lease,
             rulebook=books.rulebook,
             engine=books.engine,
             encryption=books.encryption,

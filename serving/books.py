@@ -27,6 +27,7 @@ from serving.settings import Settings
 from serving.store.data_dir import DataDir
 from serving.store.deployment import Deployment
 from serving.store.encryption import Encryption
+from serving.store.leases import Lease
 
 _AT_ONCE: Final = 64
 _MONTH_MS: Final = 31 * 24 * 3600 * 1000
@@ -73,6 +74,7 @@ class Metering:
     """Every Redis master, as it was when the meter was opened."""
     spool: Spool
     settling: Settling
+    lease: Lease
 
     async def catch_up(self) -> None:
         """Bring what the meter does not know of up to the ledger, and settle what was left open.

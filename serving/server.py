@@ -20,6 +20,7 @@ from metering.meter import MeterUnavailable
 from serving.api.app import create_app
 from serving.api.connections import Door, networks
 from serving.api.dependencies import WRITERS
+from serving.api.readiness import Readiness
 from serving.assembly import AssemblyError, open_service
 from serving.books import Books
 from serving.notify.balance_watch import BalanceWatch
@@ -53,11 +54,8 @@ async def serve(books: Books, listener: socket.socket) -> None:
     runs is finished, then what was captured is drained.
     """
     _make_room()
-    async with open_service(books) as service:
-        for redis in service.metering.servers:
-            _log.info("redis", found=redis.summary())
-            for warning in redis.warnings():
-                _log.warning("redis", address=redis.address, reason=warning)
+    async with open_service(books, serving=True) as service:
+        _tell_of_redis(service)
         metrics = Metrics()
         app = create_app(service, metrics)
         settings = books.settings
@@ -99,6 +97,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
         watching = asyncio.create_task(BalanceWatch(books, service.metering, metrics).run(over))
         dispatching = asyncio.create_task(Dispatcher(books, metrics).run(over))
         destroying = asyncio.create_task(_destroy(books, over))
+        leaving = asyncio.create_task(_leave(service, app.state.readiness, server))
         unpriced = (service.answering.models | {service.embeddings.model}) - set(books.rulebook.prices.models)
         if unpriced:
             _log.warning("models without a price are not sold", models=sorted(unpriced))
@@ -108,6 +107,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
         finally:
             await _cut_off(server.server_state.tasks)
             await service.paid_calls.finish()
+            leaving.cancel()
             over.set()
             _, late = await asyncio.wait(
                 {looking, draining, settling, watching, dispatching, destroying}, timeout=_LAST_DRAIN_SECONDS
@@ -115,7 +115,22 @@ async def serve(books: Books, listener: socket.socket) -> None:
             for task in late:
                 task.cancel()
             await _last_drain(service)
+        service.metering.lease.raise_lost()
     _log.info("stopped")
+
+
+def _tell_of_redis(service: Service) -> None:
+    for redis in service.metering.servers:
+        _log.info("redis", found=redis.summary())
+        for warning in redis.warnings():
+            _log.warning("redis", address=redis.address, reason=warning)
+
+
+async def _leave(service: Service, readiness: Readiness, server: uvicorn.Server) -> None:
+    """End the server when another has its books: at once not ready, and no new connections."""
+    await service.metering.lease.over.wait()
+    readiness.draining = True
+    server.should_exit = True
 
 
 def _trusted(proxies: str) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -57,8 +57,12 @@ def _state(reply: bytes | None, deployment: str) -> State:
 
 
 async def clear(client: Client, shards: Iterable[int]) -> None:
-    """Delete everything of some shards but what was captured and is not drained."""
-    kept = {key.encode() for shard in shards for key in (keys.deployment(shard), keys.usage(shard), keys.fence(shard))}
+    """Delete everything of some shards but whose they are, and what was captured and is not drained."""
+    kept = {
+        key.encode()
+        for shard in shards
+        for key in (keys.deployment(shard), keys.instance(shard), keys.usage(shard), keys.fence(shard))
+    }
     tags = {keys.tag(shard).encode() for shard in shards}
     doomed: dict[bytes, list[bytes]] = defaultdict(list)
     with unavailable_on_failure():

@@ -40,6 +40,7 @@ from serving.people.identity import Caller
 from serving.rules.rulebook import Rulebook
 from serving.settings import Settings
 from serving.store.encryption import Encryption
+from serving.store.leases import Lease
 
 T = TypeVar("T")
 
@@ -141,6 +142,7 @@ class PaidCalls:
         *,
         meter: Meter,
         settling: Settling,
+        lease: Lease,
         rulebook: Rulebook,
         engine: sa.Engine,
         encryption: Encryption,
@@ -154,6 +156,7 @@ class PaidCalls:
         """
         self._meter = meter
         self._settling = settling
+        self._lease = lease
         self._rulebook = rulebook
         self._engine = engine
         self._encryption = encryption
@@ -299,6 +302,7 @@ class PaidCalls:
         return hold
 
     async def _hold(self, request: Request) -> Hold | Replay:
+        self._lease.ensure()
         try:
             return await self._meter.authorize(request)
         except MeterError as error:

@@ -46,7 +46,7 @@ class Readiness:
         """Find out now."""
         database = self.run_beside(self._database)
         meter, stored = await asyncio.gather(_good(self._service.metering.meter.check()), _good(database))
-        self._checks = {"meter": meter, "database": stored}
+        self._checks = {"meter": meter and self._service.metering.lease.held, "database": stored}
         self._looked_at = time.monotonic()
         spooled = await self.run_beside(self._service.metering.spool.state)
         self._metrics.spool_waiting.set(len(spooled.waiting))

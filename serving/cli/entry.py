@@ -60,6 +60,7 @@ from serving.rules.limits import LimitError
 from serving.settings import Settings
 from serving.store.data_dir import DataDirError
 from serving.store.database import DatabaseError
+from serving.store.instance import InstanceError
 from serving.telemetry import logs
 from serving.terminal.console import CommandError, Options, Out, choose
 from serving.upkeep.rebuilding import RebuildError
@@ -83,9 +84,10 @@ for part in (
 
 _EXPECTED = (
     AblationError, AssemblyError, BookingError, CaseError, ClosingError, CommandError, DataDirError, DatabaseError,
-    DocumentError, DrainBusy, EmbedderError, EmbedderMismatch, IdentityError, LikelihoodError, LimitError, MoneyError,
-    NotValued, Overloaded, PeriodError, PolicyError, PriceError, QueryError, RebuildError, RecordError,
-    RedisServerError, RedisUnfit, RunError, SampleError, SegmentError, UnknownFormat, UnknownRule, WebhookError,
+    DocumentError, DrainBusy, EmbedderError, EmbedderMismatch, IdentityError, InstanceError, LikelihoodError,
+    LimitError, MoneyError, NotValued, Overloaded, PeriodError, PolicyError, PriceError, QueryError, RebuildError,
+    RecordError, RedisServerError, RedisUnfit, RunError, SampleError, SegmentError, UnknownFormat, UnknownRule,
+    WebhookError,
 )  # fmt: skip
 
 

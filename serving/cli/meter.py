@@ -36,12 +36,19 @@ def show() -> None:
             f"waiting:  {found['waiting']['records']} records, the oldest for {found['waiting']['seconds']} s",
             f"rebuilds: {found['rebuilds']}",
         )
+        if server := found["server"]:
+            out.print(f"server:   {server['host']}, {server['folder']}, lease for {server['lease_seconds']} s yet")
 
 
 @_meter.command("rebuild", epilog="Example: patronage meter rebuild")
 def rebuild(
     force: Annotated[
-        bool, typer.Option("--force", help="Also where Redis still holds the books: they are thrown away.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Also where Redis still holds the books: they are thrown away. A server elsewhere that uses them is "
+            "refused from then on.",
+        ),
     ] = False,
 ) -> None:
     """Make the books in Redis anew from the ledger and the log, after Redis lost them. Stop the server first."""

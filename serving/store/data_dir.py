@@ -109,6 +109,16 @@ class DataDir:
                 temporary.rename(path)
             return path.read_bytes()
 
+    def generation(self) -> str:
+        """The generation of the server that used the directory last; empty where none of this version has."""
+        path = self.path / "INSTANCE"
+        return path.read_text().strip() if path.exists() else ""
+
+    def keep_generation(self, generation: str) -> None:
+        """Remember the generation, so that a copy is told from what was used since."""
+        if generation != self.generation():
+            write_durably(self.path / "INSTANCE", f"{generation}\n".encode())
+
     @contextmanager
     def opening(self) -> Iterator[None]:
         """Held while the database is opened, so that one process at a time migrates it."""

@@ -21,6 +21,7 @@ table = sa.Table(
 )
 
 _REBUILDS: Final = "rebuilds"
+_FENCE: Final = "fence"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class Deployment:
     """The id of the data directory that holds the log and the keys."""
     rebuilds: int = 0
     """How often the meter was rebuilt."""
+    fence: str = ""
+    """Made anew when the books are taken over to another place or rebuilt; empty until then."""
 
     @property
     def origin(self) -> str:
@@ -42,7 +45,12 @@ class Deployment:
 
     @property
     def meter(self) -> str:
-        """The id that the meter's books carry: another one after each rebuild, so that older books are refused."""
+        """The id that the meter's books carry: another one after each rebuild, and for whoever takes them over.
+
+        So older books are refused, and so is a server that does not know yet that another has its books.
+        """
+        if self.fence:
+            return f"{self.id}/{self.rebuilds}/{self.fence}"
         return f"{self.id}/{self.rebuilds}" if self.rebuilds else self.id
 
 
@@ -54,7 +62,12 @@ def load(engine: sa.Engine) -> Deployment | None:
         return None
     currency = Currency(values["currency"], int(values["scale"]))
     return Deployment(
-        values["id"], currency, int(values["shards"]), values["directory"], int(values.get(_REBUILDS, "0"))
+        values["id"],
+        currency,
+        int(values["shards"]),
+        values["directory"],
+        int(values.get(_REBUILDS, "0")),
+        values.get(_FENCE, ""),
     )
 
 
@@ -85,8 +98,19 @@ def begin_meter(engine: sa.Engine) -> None:
         sql.insert_new(connection, table, [{"name": "meter", "value": "begun"}])
 
 
-def rebuilt_meter(engine: sa.Engine, rebuilds: int) -> None:
-    """Serve from the meter's books of this rebuild, and from no older ones, from now on."""
-    with engine.begin() as connection:
-        sql.insert_new(connection, table, [{"name": "meter", "value": "begun"}, {"name": _REBUILDS, "value": "0"}])
-        connection.execute(sa.update(table).where(table.c.name == _REBUILDS).values(value=str(rebuilds)))
+def rebuilt_meter(connection: sa.Connection, rebuilds: int, fence: str) -> None:
+    """Serve from the meter's books of this rebuild, and from no older ones, once the caller's transaction is in."""
+    sql.insert_new(connection, table, [{"name": "meter", "value": "begun"}, {"name": _REBUILDS, "value": "0"}])
+    connection.execute(sa.update(table).where(table.c.name == _REBUILDS).values(value=str(rebuilds)))
+    fence_off(connection, fence)
+
+
+def fence(connection: sa.Connection) -> str:
+    """The fence of the books, as it is now."""
+    return connection.execute(sa.select(table.c.value).where(table.c.name == _FENCE)).scalar() or ""
+
+
+def fence_off(connection: sa.Connection, fence: str) -> None:
+    """Refuse everybody who knows another fence, from this transaction on."""
+    sql.insert_new(connection, table, [{"name": _FENCE, "value": fence}])
+    connection.execute(sa.update(table).where(table.c.name == _FENCE).values(value=fence))

@@ -19,11 +19,15 @@ from metering import usage_index
 from metering.redis import keys
 from metering.redis import rebuild as books_in_redis
 from metering.redis.connection import Client
+from metering.redis.instance import Mark
 from metering.redis.meter import CAPTURED_TTL_MS
 from metering.redis.rebuild import State
-from serving.assembly import metering_on, open_redis
+from serving.assembly import lease_on, metering_on, open_redis
 from serving.books import Books
-from serving.store import deployment
+from serving.store import deployment, instance
+from serving.store.deployment import Deployment
+from serving.store.instance import InstanceError, StillServed
+from serving.store.leases import Lease
 
 Progress = Callable[[str], None]
 
@@ -60,16 +64,28 @@ async def look(books: Books) -> dict[str, Any]:
             "shards": {state.value: shards[state.value] for state in State},
             "waiting": {"records": lag.records, "seconds": round(lag.seconds, 3)},
             "rebuilds": books.deployment.rebuilds,
+            "server": await asyncio.to_thread(_server, books),
         }
+
+
+def _server(books: Books) -> dict[str, Any] | None:
+    """Who used the books last, and for how long its lease lasts yet."""
+    with books.engine.connect() as connection:
+        last = instance.load(connection)
+    if last is None:
+        return None
+    mark = last.mark
+    return {"host": mark.place.host, "folder": mark.place.folder, "lease_seconds": round(mark.left_ms / 1000, 1)}
 
 
 async def rebuild(books: Books, *, force: bool = False, progress: Progress | None = None) -> Rebuilt:
     """Make the meter's books anew, with the server stopped. What is captured and still there is drained first.
 
-    With ``force`` also shards that have kept their books are made anew.
+    Whoever used the books before, at any place, is refused by every script from then on. All shards are made anew where
+    the database and Redis do not belong together, and with ``force``, also while a server lives elsewhere.
 
     Raises:
-        RebuildError: Redis has not lost the books, or holds another deployment's.
+        RebuildError: Redis has not lost the books, or holds another deployment's, or a server elsewhere uses them.
         DataDirError: a server uses the data directory.
         MeterUnavailable: Redis does not answer.
         OSError, SQLAlchemyError: what is captured cannot be drained; run it again when it can.
@@ -78,13 +94,18 @@ async def rebuild(books: Books, *, force: bool = False, progress: Progress | Non
     found = books.deployment
     with books.directory.serving({"pid": os.getpid(), "url": "patronage meter rebuild"}):
         async with open_redis(books) as (client, servers):
+            lease = lease_on(client, books)
+            diverged = await _diverged(lease, books, force=force)
             states = await _states(client, books)
-            _refuse(states, found.meter, force=force)
-            lost = [shard for shard, state in enumerate(states) if force or state is not State.HELD]
-            rebuilds = found.rebuilds + 1
-            meter = replace(found, rebuilds=rebuilds).meter
+            anew = force or diverged
+            _refuse(states, found.meter, force=anew)
+            lost = [shard for shard, state in enumerate(states) if anew or state is not State.HELD]
+            generation = lease.new_generation()
+            rebuilt = replace(found, rebuilds=found.rebuilds + 1, fence=generation)
+            meter = rebuilt.meter
             metering = metering_on(client, books, meter, servers)
             await books_in_redis.stamp(client, meter, found.shards)
+            mark = await lease.replace_mark(meter, generation)
             say("draining what is captured")
             with books.engine.connect() as connection:
                 marks = {shard: mark.last for shard, mark in usage_index.marks(connection).items()}
@@ -99,9 +120,29 @@ async def rebuild(books: Books, *, force: bool = False, progress: Progress | Non
             marked = await _mark_captured(client, books)
             await metering.meter.check()
             await metering.drain.release()
-            deployment.rebuilt_meter(books.engine, rebuilds)
+            await asyncio.to_thread(_count, books, rebuilt, mark)
             accounts = await asyncio.to_thread(books.identities.customers)
             return Rebuilt(len(lost), len(accounts), drained, marked)
+
+
+async def _diverged(lease: Lease, books: Books, *, force: bool) -> bool:
+    """Whether the database and Redis do not belong together, because one is a backup or a copy."""
+    try:
+        await lease.examine(books.deployment)
+    except StillServed as error:
+        if not force:
+            raise RebuildError(f"{error}. --force takes its books away from it: it is refused from then on") from error
+    except InstanceError:
+        return True
+    return False
+
+
+def _count(books: Books, rebuilt: Deployment, mark: Mark) -> None:
+    """From here on this database and this data directory count, and the books in Redis that were made from them."""
+    books.directory.keep_generation(mark.generation)
+    with books.engine.begin() as connection:
+        deployment.rebuilt_meter(connection, rebuilt.rebuilds, rebuilt.fence)
+        instance.replace(connection, mark)
 
 
 async def _states(client: Client, books: Books) -> list[State]:

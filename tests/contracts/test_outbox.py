@@ -187,7 +187,7 @@ async def test_what_cannot_be_looked_at_hides_no_other_account(books):
     """Not if it comes first, not in the pass after, and not while the meter is away."""
     meter, drain = Rich(0), Charged("aa", "bad", "zz")
     meter.broken = {"bad"}
-    watch = BalanceWatch(books, Metering(books, meter, drain, (), None), Metrics())  # type: ignore[arg-type]
+    watch = BalanceWatch(books, Metering(books, meter, drain, (), None, None, None), Metrics())  # type: ignore[arg-type]
     meter.away = True
     with pytest.raises(MeterUnavailable):
         await watch.look()

@@ -18,7 +18,7 @@ from serving.closing import ablation, closing, outcomes, transparency_log
 from serving.notify import alerts, outbox
 from serving.people import identity
 from serving.rules import rulebook
-from serving.store import deployment
+from serving.store import deployment, instance
 from serving.store.database import open_database
 
 PARTS = (
@@ -35,6 +35,7 @@ PARTS = (
     outcomes.METADATA,
     transparency_log.METADATA,
     deployment.METADATA,
+    instance.METADATA,
     alerts.METADATA,
     outbox.METADATA,
     ablation.METADATA,
