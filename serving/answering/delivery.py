@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import msgspec
 
@@ -30,8 +30,16 @@ Conclude = Callable[[Delivered, str, bool], tuple[Answered, UsageRecord]]
 Computes. It may refuse only what the customer does not have yet.
 """
 
-Keep = Callable[[UsageRecord, GroundedAnswer, bool], Awaitable[None]]
-"""From the record, what it is of, and whether the customer has it, to where it is kept if its record is drawn."""
+
+class Keep(Protocol):
+    """Keeps the text of an answer whose record is drawn for the audit."""
+
+    def __call__(self, call: PaidCall, record: UsageRecord, grounded: GroundedAnswer, *, sent: bool) -> Awaitable[None]:
+        """Keep it, if it is drawn; ``sent`` says that the customer has it.
+
+        Raises:
+            SQLAlchemyError: the database refuses, and the answer was not sent.
+        """
 
 
 class Delivery:
@@ -170,7 +178,7 @@ class Delivery:
             loop = asyncio.get_running_loop()
             made = loop.run_in_executor(self._workers, self._concluded, finish, interrupted, sent)
             grounded, (answered, record) = await made
-            await self._keep(record, grounded, sent)
+            await self._keep(self._call, record, grounded, sent=sent)
         except BaseException:
             await self._paid_calls.void(self._call)
             raise

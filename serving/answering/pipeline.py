@@ -15,6 +15,7 @@ from functools import partial
 
 import msgspec
 
+from attribution.agreement import drawn
 from attribution.runs.run import shares
 from metering.meter import Replay
 from metering.pricing import UnknownModel, Usage
@@ -132,7 +133,7 @@ class Answering:
             if not isinstance(made, tuple):
                 return self._deliver(call, retrieval, made, most, values_by, workers)
             grounded, answered, record = made
-            await self._keep(record, grounded, False)  # see Keep
+            await self._keep(call, record, grounded, sent=False)
             response = msgspec.msgpack.encode(answered) if query.idempotency.key else b""
         except BaseException:
             await self._paid_calls.void(call)
@@ -188,9 +189,9 @@ class Answering:
             return retrieval, made
         return retrieval, (made.grounded, *self._conclude(call, retrieval, made, most, values_by))
 
-    async def _keep(self, record: UsageRecord, grounded: GroundedAnswer, sent: bool) -> None:  # noqa: FBT001 # see Keep
+    async def _keep(self, call: PaidCall, record: UsageRecord, grounded: GroundedAnswer, *, sent: bool) -> None:
         """Keep what is drawn for the audit. It waits for the database where nobody else's answer waits behind it."""
-        if self._samples.draws(record):
+        if drawn(record, call.policy.ablation_ppm):
             keep = partial(self._samples.keep, record, grounded, sent=sent)
             await asyncio.get_running_loop().run_in_executor(self._waiters, keep)
 

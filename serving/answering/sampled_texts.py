@@ -8,10 +8,8 @@ from typing import Final
 import sqlalchemy as sa
 import structlog
 
-from attribution.agreement import drawn
 from metering.records import UsageRecord
 from serving.generators.grounded_answer import GroundedAnswer
-from serving.rules.rulebook import Rulebook
 from serving.store.encryption import DecryptionError, Encryption
 
 _log = structlog.get_logger()
@@ -36,16 +34,11 @@ class SampleError(RuntimeError):
 class Samples:
     """What was kept. Thread-safe."""
 
-    def __init__(self, engine: sa.Engine, encryption: Encryption, rulebook: Rulebook, dispute_days: int) -> None:
+    def __init__(self, engine: sa.Engine, encryption: Encryption, dispute_days: int) -> None:
         """Text is kept for ``dispute_days`` after the query."""
         self._engine = engine
         self._encryption = encryption
-        self._rulebook = rulebook
         self._kept_ms = dispute_days * DAY_MS
-
-    def draws(self, record: UsageRecord) -> bool:
-        """Whether the text of a query is to be kept."""
-        return drawn(record, self._rulebook.policy_of(record.policy_version).ablation_ppm)
 
     def keep(self, record: UsageRecord, grounded: GroundedAnswer, *, sent: bool) -> None:
         """Keep the text of a query whose record is drawn; it may wait for the database's lock.
