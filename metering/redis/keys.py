@@ -30,8 +30,8 @@ has one tag, and the same scripts run on a single server and on a Redis Cluster:
     {sNN}:drainer      hash    owner, token: the lease of the shard's drainer        acquire_lease,      3 s
                                                                                      release_lease
     {sNN}:fence        string  the last fencing token                                acquire_lease       never
-    {s00}:instance     hash    generation, place, host, folder, beat, ends (ms): mark                never
-                               the mark of the one server, on one shard only
+    {sNN}:instance     hash    generation, place, host, folder, beat, ends (ms): mark                never
+                               the mark of the one server, on shard 00 only
     {sNN}:probe        string  shows that the shard can be written                   check               1 s
 
 ``ID`` is the account's. Its API keys share one hash, because the holds that expire in a script may be of any of them,

@@ -1,5 +1,5 @@
 -- How far the meter is with some accounts.
--- KEYS  1 deployment  2... accounts
+-- KEYS  1 deployment  2... account
 -- ARGV  1 deployment
 -- Answers with four values for each: version, spent, the month of the free amount, what is used of it. The version of an
 -- account that is not there is empty.
