@@ -47,6 +47,12 @@ def funding_view(connection: sa.Connection, account: str) -> Funding:
     )
 
 
+def funding_of(engine: sa.Engine, account: str) -> Funding:
+    """:func:`funding_view` as it is now."""
+    with engine.connect() as connection:
+        return funding_view(connection, account)
+
+
 def positions(connection: sa.Connection, since_month: str) -> dict[str, Position]:
     """How far the ledger is with every account that ever moved; of free amounts, since a month (``YYYY-MM``).
 

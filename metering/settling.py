@@ -43,6 +43,7 @@ class Settling:
         self._processes = processes
         self._abandoned: dict[str, Request] = {}
         self._released: dict[str, float] = {}
+        self._settling = asyncio.Lock()
         self._wake = asyncio.Event()
         self._progress = asyncio.Event()
 
@@ -89,17 +90,18 @@ class Settling:
         await self._wait_until(lambda: not self._spool.waits_for(account), seconds)
 
     async def settle(self) -> None:
-        """One pass over all that waits.
+        """One pass over all that waits, and one at a time.
 
         Raises:
             MeterUnavailable: something waits on.
         """
-        try:
-            await self._spool.resend(self._meter)
-        finally:
-            self._progress.set()
-        await self._give_up()
-        await self._release()
+        async with self._settling:
+            try:
+                await self._spool.resend(self._meter)
+            finally:
+                self._progress.set()
+            await self._give_up()
+            await self._release()
 
     async def run(self, over: asyncio.Event) -> None:
         """Settle whenever something is left open, until it is over. What fails is tried again."""

@@ -20,9 +20,9 @@ from typing import Final
 import sqlalchemy as sa
 
 from metering import ledger
-from metering.credit import funding_view
+from metering.credit import funding_of
 from metering.ledger import Transfer
-from metering.meter import Funding, Meter
+from metering.meter import Meter
 
 METADATA = sa.MetaData()
 
@@ -69,7 +69,7 @@ async def recover(engine: sa.Engine, meter: Meter) -> None:
 
 
 async def _finish(engine: sa.Engine, meter: Meter, account: str, name: str) -> None:
-    await meter.fund(await asyncio.to_thread(_funding, engine, account))
+    await meter.fund(await asyncio.to_thread(funding_of, engine, account))
     await meter.unreserve(account, name)
 
 
@@ -100,11 +100,6 @@ def _expire(engine: sa.Engine, name: str) -> bool:
 
 def _delete(connection: sa.Connection, where: sa.ColumnElement[bool]) -> int:
     return connection.execute(sa.delete(withdrawals).where(where)).rowcount
-
-
-def _funding(engine: sa.Engine, account: str) -> Funding:
-    with engine.connect() as connection:
-        return funding_view(connection, account)
 
 
 def _now_ms() -> int:

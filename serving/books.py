@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 from attribution.runs.transparency import Signer
 from metering import periods, withdrawals
-from metering.credit import funding_view, positions
+from metering.credit import funding_of, positions
 from metering.drain import Drain
-from metering.meter import Funding, Limits, Meter, Position
+from metering.meter import Limits, Meter, Position
 from metering.money import Currency
 from metering.redis.connection import Server
 from metering.settling import Settling
@@ -84,7 +84,7 @@ class Metering:
         """
         await withdrawals.recover(self.books.engine, self.meter)
         for customer in await self._behind():
-            await self.meter.fund(await asyncio.to_thread(self._funding, customer))
+            await self.meter.fund(await asyncio.to_thread(funding_of, self.books.engine, customer))
         revoked = await asyncio.to_thread(self.books.identities.revoked_keys)
         for i in range(0, len(revoked), _AT_ONCE):
             await asyncio.gather(*[self.meter.revoke(key.owner, key.id) for key in revoked[i : i + _AT_ONCE]])
@@ -102,7 +102,3 @@ class Metering:
         last_month = periods.of(time.time_ns() // 1_000_000 - _MONTH_MS)
         with self.books.engine.connect() as connection:
             return positions(connection, last_month)
-
-    def _funding(self, customer: str) -> Funding:
-        with self.books.engine.connect() as connection:
-            return funding_view(connection, customer)

@@ -56,8 +56,12 @@ _HINTS: Final = (
 )
 
 
+# What a wrong command or script is answered with; redis-py leaves out a leading ERR.
+_OURS: Final = re.compile(
+    "Error (compiling|running) script|user_script|^wrong number of arguments|^syntax error|^WRONGTYPE|^CROSSSLOT"
+)
 _STATE: Final = re.compile(
-    "OOM|MISCONF|READONLY|CLUSTERDOWN|NOPERM|NOREPLICAS|MASTERDOWN|LOADING|BUSY|TRYAGAIN|SCRIPT KILL|max number of"
+    "OOM|MISCONF|READONLY|CLUSTERDOWN|NOPERM|NOREPLICAS|MASTERDOWN|LOADING|BUSY|TRYAGAIN|SCRIPT KILL"
 )
 
 
@@ -132,7 +136,7 @@ def unavailable_on_failure() -> Iterator[None]:
 
 def _is_ours(message: str) -> bool:
     """Whether a command or a script is wrong, and not the state that Redis is in, which a script's error names, too."""
-    return message.startswith(("ERR", "WRONGTYPE", "CROSSSLOT", "user_script")) and not _STATE.search(message)
+    return _OURS.search(message) is not None and _STATE.search(message) is None
 
 
 def _raised_by_redis_py(error: BaseException) -> bool:

@@ -67,6 +67,16 @@ def _quota(request: Request, reply: Sequence[bytes]) -> Quota:
     return Quota(request.limits, requests, requests_ms / 1000, tokens, tokens_ms / 1000, concurrent)
 
 
+def _of_account(shard: int, account: str) -> tuple[str, str, str, str]:
+    """The keys of a script that releases an account's holds."""
+    return (
+        keys.account(shard, account),
+        keys.expiry(shard, account),
+        keys.holds(shard, account),
+        keys.api_keys(shard, account),
+    )
+
+
 def _fours(values: Sequence[bytes]) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
     each = iter(values)
     return zip(each, each, each, each, strict=True)
@@ -141,10 +151,7 @@ class RedisMeter:
             "authorize",
             shard,
             [
-                keys.account(shard, name),
-                keys.expiry(shard, name),
-                keys.holds(shard, name),
-                keys.api_keys(shard, name),
+                *_of_account(shard, name),
                 keys.idempotency(shard, name, request.idempotency_key),
                 keys.holding(shard),
             ],
@@ -270,13 +277,7 @@ class RedisMeter:
         return await self._run(
             "release",
             shard,
-            [
-                keys.account(shard, account),
-                keys.expiry(shard, account),
-                keys.holds(shard, account),
-                keys.api_keys(shard, account),
-                keys.holding(shard),
-            ],
+            [*_of_account(shard, account), keys.holding(shard)],
             [account, *processes],
         )
 
@@ -319,13 +320,7 @@ class RedisMeter:
         reply = await self._run(
             "reserve",
             shard,
-            [
-                keys.account(shard, account),
-                keys.expiry(shard, account),
-                keys.holds(shard, account),
-                keys.api_keys(shard, account),
-                keys.reserves(shard),
-            ],
+            [*_of_account(shard, account), keys.reserves(shard)],
             [withdrawal, units, account],
         )
         if reply[0] == b"funds":
@@ -350,12 +345,7 @@ class RedisMeter:
         reply = await self._run(
             "balance",
             shard,
-            [
-                keys.account(shard, account),
-                keys.expiry(shard, account),
-                keys.holds(shard, account),
-                keys.api_keys(shard, account),
-            ],
+            _of_account(shard, account),
             [],
             missing=KeyError(account),
         )

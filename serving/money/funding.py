@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from metering import ledger
-from metering.credit import funding_view, set_limit
+from metering.credit import funding_of, set_limit
 from metering.ledger import LedgerError, Transfer
-from metering.meter import Balance, Funding, InsufficientFunds, Meter
+from metering.meter import Balance, InsufficientFunds, Meter
 from metering.money import MAX_UNITS
 from metering.withdrawals import WithdrawalExpired, recover, withdraw
 from serving.books import Books
@@ -63,7 +63,7 @@ async def set_credit_limit(books: Books, meter: Meter, customer: str, units: int
     await asyncio.to_thread(check_customer, books, customer)
     if units < 0:
         raise BookingError("a credit limit is zero or more")
-    room = MAX_UNITS - (await asyncio.to_thread(_view, books, customer)).funded
+    room = MAX_UNITS - (await asyncio.to_thread(funding_of, books.engine, customer)).funded
     if units > max(0, room):  # of one that is set beside a payment, the view takes what fits
         most = books.currency.format(MAX_UNITS)
         raise BookingError(f"what {customer} has paid in and its credit limit may be {most} together, and not more")
@@ -120,7 +120,7 @@ async def take(books: Books, meter: Meter, customer: str, transfer: Transfer) ->
 
 async def open_account(books: Books, meter: Meter, customer: str) -> Balance:
     """Bring a customer's account in the meter up to the ledger; opens a new one."""
-    await meter.fund(await asyncio.to_thread(_view, books, customer))
+    await meter.fund(await asyncio.to_thread(funding_of, books.engine, customer))
     return await meter.balance(customer)
 
 
@@ -144,11 +144,6 @@ def check_customer(books: Books, customer: str) -> None:
 def _post(books: Books, transfer: Transfer) -> None:
     with books.engine.begin() as connection:
         ledger.post(connection, [transfer])
-
-
-def _view(books: Books, customer: str) -> Funding:
-    with books.engine.connect() as connection:
-        return funding_view(connection, customer)
 
 
 def _is_posted(books: Books, transfer: Transfer) -> bool:

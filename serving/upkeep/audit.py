@@ -24,7 +24,7 @@ from attribution.runs.adopted import Rules
 from attribution.runs.run import RunError
 from attribution.runs.statements import FORMAT, canonical, verify
 from metering import formats, ledger, merkle, periods, sql, stream_ids, usage_index
-from metering.credit import funding_view, limit_max
+from metering.credit import funding_of, funding_view, limit_max
 from metering.drain import Drain
 from metering.meter import Meter
 from metering.pricing import PriceBook, Usage, in_force
@@ -209,7 +209,7 @@ async def _meter(books: Books, meter: Meter, drain: Drain) -> Check:
         check.compared += 1
         for attempt in range(_STABLE_TRIES):
             balance = await meter.balance(customer)
-            view = await asyncio.to_thread(_funding, books, customer)
+            view = await asyncio.to_thread(funding_of, books.engine, customer)
             seen, told = [(each.funded, each.credit_limit, each.spent) for each in (balance, view)]
             lent = await asyncio.to_thread(_credit_limit_max, books, customer)
             # While money is withdrawn it counts twice for a moment, as less funded and as held.
@@ -437,8 +437,3 @@ def _withdrawals(books: Books) -> dict[str, int]:
 def _credit_limit_max(books: Books, customer: str) -> int:
     with books.engine.connect() as connection:
         return limit_max(connection, customer)
-
-
-def _funding(books: Books, customer: str) -> Any:
-    with books.engine.connect() as connection:
-        return funding_view(connection, customer)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from importlib.resources import files
 
 import pytest
+from redis.exceptions import ResponseError
 
 from metering.meter import (
     Funding,
@@ -24,7 +25,7 @@ from metering.meter import (
     Request,
 )
 from metering.redis import keys
-from metering.redis.connection import RedisUnfit, connect, ensure_fit, examine
+from metering.redis.connection import RedisUnfit, connect, ensure_fit, examine, unavailable_on_failure
 from metering.redis.meter import RedisMeter
 from metering.redis.scripts import Script
 from metering.redis.usage_streams import entries
@@ -272,6 +273,21 @@ async def test_scripts_that_were_flushed_are_loaded_again(client, meter):
     await meter.capture(hold, a_record(id="h", charge=60))
     await client.script_flush()
     assert await balance(meter) == (1_000, 60, 0)
+
+
+@pytest.mark.usefixtures("meter")
+@pytest.mark.parametrize(
+    "wrong",
+    ["return redis.call('HGET', KEYS[1], 'x')", "return redis.call('GET')", "return nothing.there", "this is no Lua"],
+    ids=["type", "arguments", "runtime", "syntax"],
+)
+async def test_a_script_that_is_wrong_is_a_defect_of_ours_and_no_outage(client, wrong, monkeypatch):
+    script = Script(client, "check")
+    monkeypatch.setattr(script, "_text", wrong)
+    monkeypatch.setattr(script, "_sha", "0" * 40)
+    shard = keys.shard_of("acme", SHARDS)
+    with pytest.raises(ResponseError), unavailable_on_failure():
+        await script(keys=[keys.deployment(shard)], args=["d"])
 
 
 async def test_waiting_for_the_disk_is_a_feature_that_is_detected(client, meter):

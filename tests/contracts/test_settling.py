@@ -93,6 +93,13 @@ async def test_what_is_left_open_is_closed_when_the_meter_is_back_and_waited_for
     assert (settling.waiting, settling.is_abandoned("lost")) == (0, False)
 
 
+async def test_two_passes_at_once_are_one_after_the_other(settling):
+    for number in range(20):
+        settling.abandon(asked(f"lost-{number}", "other"))
+    await asyncio.gather(*[settling.settle() for _ in range(3)])
+    assert settling.waiting == 0
+
+
 async def test_what_was_not_sent_is_told(meter, settling):
     meter.away = True
     settling.abandon(asked("lost"))
