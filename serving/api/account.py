@@ -7,11 +7,12 @@ import asyncio
 from fastapi import APIRouter, Response
 
 from serving.api.alerts import AlertBody, change_alert
+from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import Customer, TheService, json_response
 from serving.money import customers
 from serving.notify import alerts
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 
 
 @router.get("/v1/account")

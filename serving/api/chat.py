@@ -12,12 +12,13 @@ from metering.money import Currency
 from serving import rendering
 from serving.answering.answered import Answered
 from serving.api import paid
+from serving.api.bodies import BoundedRoute, Items
 from serving.api.dependencies import Payer, TheService, json_response
 from serving.api.errors import ApiError, body_of
 from serving.api.messages import ConversationMessage, PaidBody, Tokens, citations
 from serving.api.streams import event, stream
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 _PATH = "/v1/chat/completions"
 
 
@@ -30,7 +31,7 @@ class StreamOptions(BaseModel):
 class ChatBody(PaidBody):
     """The body of a chat completion."""
 
-    messages: list[ConversationMessage]
+    messages: Items[ConversationMessage]
     n: int | None = None
     max_tokens: Tokens | None = None
     max_completion_tokens: Tokens | None = None

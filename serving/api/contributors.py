@@ -8,10 +8,11 @@ from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 
 from retrieval.documents import check_id
+from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import TheService, json_response, operator
 from serving.people.identity import IdentityError, check_name, new_id
 
-router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
+router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)], route_class=BoundedRoute)
 
 
 class NewContributor(BaseModel):

@@ -11,12 +11,13 @@ from metering.money import Currency, MoneyError
 from retrieval.documents import check_id
 from serving.api import paid
 from serving.api.alerts import AlertBody, change_alert
+from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import TheService, json_response, operator
 from serving.money import funding
 from serving.money.customers import money, show
 from serving.people.identity import new_id
 
-router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
+router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)], route_class=BoundedRoute)
 
 
 class NewCustomer(BaseModel):

@@ -14,11 +14,12 @@ from pydantic import BaseModel, ConfigDict
 
 from retrieval.embedding import Vector
 from serving.api import paid
+from serving.api.bodies import BoundedRoute, Items
 from serving.api.dependencies import Payer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.api.leaving import while_there
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 
 
 class EmbeddingsBody(BaseModel):
@@ -27,7 +28,7 @@ class EmbeddingsBody(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     model: str
-    input: str | list[str]
+    input: str | Items[str]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     max_price: paid.Price = None

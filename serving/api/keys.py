@@ -8,13 +8,14 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
+from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import TheService, json_response, operator
 from serving.people import keys
 from serving.people.identity import Role
 from serving.rules import limits
 from serving.rules.limits import KeyLimits
 
-router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
+router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)], route_class=BoundedRoute)
 
 
 class KeyBody(BaseModel):

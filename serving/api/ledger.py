@@ -11,11 +11,12 @@ from pydantic import BaseModel
 from metering import periods
 from metering.money import MoneyError
 from serving.api import paid
+from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import TheService, json_response, operator
 from serving.money import corrections, funding
 from serving.money.trial_balance import trial_balance
 
-router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
+router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)], route_class=BoundedRoute)
 
 _PAGE_MAX = 1_000
 

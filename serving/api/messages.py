@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving.answering.answered import Answered
 from serving.api import paid
+from serving.api.bodies import Items
 from serving.api.errors import ApiError
 from serving.api.query import TopK
 from serving.generators.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, Message, Query
@@ -36,7 +37,7 @@ class ConversationMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | Items[Part] | None = None
 
     def text(self) -> str:
         """The text of the message, of all its parts."""

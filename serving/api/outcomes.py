@@ -12,12 +12,13 @@ from attribution.runs.outcomes import Outcome, OutcomeError
 from metering.money import Currency, MoneyError
 from metering.records import PPM
 from serving import rendering
+from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import Customer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.api.paid import Money
 from serving.closing import outcomes
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 
 
 class OutcomeBody(BaseModel):

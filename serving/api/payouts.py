@@ -9,10 +9,11 @@ from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel
 
 from serving.api import paid
+from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import TheService, json_response, operator
 from serving.money import payouts
 
-router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
+router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)], route_class=BoundedRoute)
 
 
 class PayoutBody(BaseModel):

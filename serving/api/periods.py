@@ -7,11 +7,12 @@ from functools import partial
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel
 
+from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import Operator, TheService, json_response, operator
 from serving.api.errors import ApiError
 from serving.closing import closing
 
-router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
+router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)], route_class=BoundedRoute)
 
 
 class CloseBody(BaseModel):

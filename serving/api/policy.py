@@ -7,9 +7,10 @@ import asyncio
 from fastapi import APIRouter, Depends, Response
 from pydantic import BaseModel, Field
 
+from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import TheService, json_response, operator
 
-router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)])
+router = APIRouter(prefix="/v1/admin", dependencies=[Depends(operator)], route_class=BoundedRoute)
 
 
 class PolicyBody(BaseModel):

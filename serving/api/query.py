@@ -9,11 +9,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from serving import rendering
 from serving.api import paid
+from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import Payer, TheService, json_response
 from serving.generators.query import PURPOSE_DEFAULT, TOP_K_DEFAULT, TOP_K_MAX, Query
 from serving.rules.rulebook import EXTRACTIVE
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 
 TopK = Annotated[int, Field(strict=True, ge=1, le=TOP_K_MAX)]
 

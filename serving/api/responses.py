@@ -13,12 +13,13 @@ from metering.money import Currency
 from serving import rendering
 from serving.answering.answered import Answered
 from serving.api import paid
+from serving.api.bodies import BoundedRoute, Items
 from serving.api.dependencies import Payer, TheService, json_response
 from serving.api.errors import ApiError
 from serving.api.messages import ConversationMessage, PaidBody, Part, Tokens, citations
 from serving.api.streams import event, stream
 
-router = APIRouter()
+router = APIRouter(route_class=BoundedRoute)
 
 
 class Item(BaseModel):
@@ -28,13 +29,13 @@ class Item(BaseModel):
 
     type: str = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
-    content: str | list[Part] | None = None
+    content: str | Items[Part] | None = None
 
 
 class ResponseBody(PaidBody):
     """The body of a response."""
 
-    input: str | list[Item]
+    input: str | Items[Item]
     instructions: str | None = None
     max_output_tokens: Tokens | None = None
     stream: bool | None = None

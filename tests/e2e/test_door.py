@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from serving.api.bodies import VALUES_MAX
 from serving.api.connections import HEAD_BYTES_MAX
 from tests.e2e.world import Account, World, open_world
 from tests.servers import wait_for
@@ -172,7 +173,17 @@ def test_each_route_has_a_size(customer: Account, path: str):
     reply = customer.client.post(path, content=b"[" * (MEGABYTE + 1))
     assert reply.status_code == 413
     assert "1000000 bytes" in reply.json()["error"]["message"]
-    assert customer.client.post(path, content=b"[" * MEGABYTE).status_code != 413
+    assert customer.client.post(path, content=b" " * MEGABYTE).status_code != 413
+
+
+@pytest.mark.parametrize(("path", "field"), [("/v1/embeddings", "input"), ("/v1/chat/completions", "messages")])
+def test_json_of_many_values_is_refused_before_it_is_read(customer: Account, path: str, field: str):
+    few, many = (
+        customer.client.post(path, json={"model": "m", field: [1] * number}) for number in (VALUES_MAX // 2, VALUES_MAX)
+    )
+    assert (few.status_code, few.json()["error"]["code"]) == (422, "invalid")
+    assert (many.status_code, many.json()["error"]["code"]) == (413, "too_large")
+    assert str(VALUES_MAX) in many.json()["detail"]
 
 
 # Connections.
