@@ -90,13 +90,17 @@ def hotpotqa(folder: Path, embedder: Embedder) -> dict[str, Any]:
     return found
 
 
-def squad(folder: Path, embedder: Embedder, count: int, seed: int) -> dict[str, Any]:
-    """The part of the credit that goes to the paragraph a question was asked of, where it was retrieved."""
+def squad(folder: Path, embedder: Embedder, count: int, seed: int, *, every: int = 1) -> dict[str, Any]:
+    """The part of the credit that goes to the paragraph a question was asked of, where it was retrieved.
+
+    The corpus is every paragraph, or every second with ``every=2``; it is asked only of what is in it.
+    """
+    lines = (folder / "documents.jsonl").read_text().splitlines()[::every]
+    texts = {each["id"]: each for each in map(json.loads, lines)}
     questions = [json.loads(line) for line in (folder / "questions.jsonl").read_text().splitlines()]
-    questions = [question for question in questions if question["answerable"]]
+    questions = [question for question in questions if question["answerable"] and question["document"] in texts]
     random.Random(seed).shuffle(questions)
-    texts = {each["id"]: each for each in map(json.loads, (folder / "documents.jsonl").read_text().splitlines())}
-    answered = _answered(folder, embedder, [each["question"] for each in questions[:count]], texts)
+    answered = _answered(embedder, [each["question"] for each in questions[:count]], texts)
     analyzer = _Remembering(embedder)
     gold: dict[str, list[float]] = {method: [] for method in METHODS}
     for question, case in zip(questions, answered, strict=False):
@@ -106,12 +110,14 @@ def squad(folder: Path, embedder: Embedder, count: int, seed: int) -> dict[str, 
     return {"questions": len(gold["equal"]), **{f"gold_{method}": mean(each) for method, each in gold.items()}}
 
 
-def _answered(folder: Path, embedder: Embedder, questions: Sequence[str], texts: dict[str, Any]) -> list[Case]:
+def _answered(embedder: Embedder, questions: Sequence[str], texts: dict[str, Any]) -> list[Case]:
     """The questions with the product's own top five and its extractive answer, as a log would have them."""
     cases = []
     with tempfile.TemporaryDirectory() as scratch, open_books(Settings(data_dir=Path(scratch) / "data")) as books:
         pipeline = Ingest(books.catalogue, embedder, create_contributors=True)
-        pipeline.run(read([folder / "documents.jsonl"], None, books.currency.parse_amount))
+        corpus = Path(scratch) / "documents.jsonl"
+        corpus.write_text("".join(f"{json.dumps(each)}\n" for each in texts.values()))
+        pipeline.run(read([corpus], None, books.currency.parse_amount))
         retriever = Retriever(books.catalogue, embedder)
         for question in questions:
             found = retriever.retrieve(question, top_k=5, purpose="answer", price=10**9)

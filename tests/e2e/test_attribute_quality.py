@@ -16,6 +16,7 @@ def test_people_agree_on_questions_that_take_two_passages(embedder):
 
 
 def test_the_paragraph_that_was_asked_of_is_credited(embedder):
-    found = bench.squad(bench.DATA / bench.SQUAD, embedder, 100, 1)
+    """A quarter of the paragraphs, from all topics: to embed the others takes most of the time, and changes little."""
+    found = bench.squad(bench.DATA / bench.SQUAD, embedder, 80, 1, every=4)
     assert found["gold_shapley"] >= 0.75
     assert found["gold_shapley"] > found["gold_score-proportional"] > found["gold_equal"]
