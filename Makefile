@@ -12,6 +12,9 @@ PART = $(if $(filter tests tests/%,$(firstword $(T))),$(T),tests -k "$(T)")
 # Tests wait for the servers that they start half of the time: three processes keep two cores busy.
 PROCESSES ?= $(shell echo $$(( ($$(getconf _NPROCESSORS_ONLN) * 3 + 1) / 2 )))
 
+# Tests start hundreds of processes. Without byte code each compiles all of Patronage, which takes half of its start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install torch demo serve lint check test explore bench format hooks audit-dependencies clean
 
 install: $(VENV)/.installed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,10 @@ from tests.repeating import pytest_terminal_summary
 from tests.scratch import pytest_configure, pytest_unconfigure
 
 ROOT = Path(__file__).parents[1]
+
+# Tests run in more processes than there are cores. A sum that torch divides among threads waits for the last of them by
+# counting, on the core that this one needs: three such tests beside each other took ten times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A change is tested with few examples, and more where money is at stake: the same ones each time, so that what passed
 # here passes elsewhere. `make explore` takes many new ones each time and keeps those that failed, to begin with them
