@@ -1,8 +1,9 @@
-"""The command line of Patronage with one accident at a named point, in a process of its own.
+"""The command line of Patronage with accidents at named points, in a process of its own.
 
 ``python -m tests.faults.accident ACCIDENT ARGUMENT...``, where ACCIDENT is the JSON of :class:`Accident`. The function
 is wrapped where it is looked up; the accident happens before or after its n-th call, and leaves a marker behind, so
-that a test knows that it did happen.
+that a test knows that it did happen. ACCIDENT may be a file instead: what is in it is met from SIGUSR1 on, see
+:func:`arm`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,6 +149,24 @@ def killed(data_dir: Path, env: Mapping[str, str], accident: Accident, *argument
     assert (ended(process), happened.exists()) == (-signal.SIGKILL, True), output.read_text()
 
 
+def arm(process: ForkServerProcess, file: Path, accident: Accident) -> None:
+    """Let a process that was started with ``file`` meet an accident from now on; its calls are counted from now on."""
+    whole = file.with_suffix(".new")
+    whole.write_text(accident.to_json())
+    whole.rename(file)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGUSR1)
+    wait_for(lambda: not file.exists())
+
+
+def _arm_itself(file: Path) -> None:
+    def meet(*_: object) -> None:
+        _Hook(Accident(**json.loads(file.read_text()))).install()
+        file.unlink()
+
+    signal.signal(signal.SIGUSR1, meet)
+
+
 def redis_of(data_dir: Path) -> psutil.Process:
     """The embedded ``redis-server`` of a data directory: it names its socket in its title."""
 
@@ -158,8 +178,11 @@ def redis_of(data_dir: Path) -> psutil.Process:
 
 
 if __name__ == "__main__":
-    _Hook(Accident(**json.loads(sys.argv[1]))).install()
-    del sys.argv[1]
+    first = sys.argv.pop(1)
+    if first.startswith("{"):
+        _Hook(Accident(**json.loads(first))).install()
+    else:
+        _arm_itself(Path(first))
     from serving.cli.entry import main
 
     main()
