@@ -151,6 +151,13 @@ class Settings(BaseSettings):
         ge=1,
         description="Queries in progress at once in one process; beyond it the answer is 503 `overloaded`.",
     )
+    unpaid_per_second: float = Field(
+        default=25.0,
+        ge=0,
+        le=1_000_000,
+        description="How many paid calls of one customer may cost it nothing in a second, replays and refusals, beside "
+        "one for each that is paid. More wait, up to 15 s, and are 429 `rate_limited` beyond; 0 is no limit.",
+    )
     concurrent_uploads: int = Field(
         default=16,
         ge=1,

@@ -44,3 +44,5 @@ class Answered(msgspec.Struct, frozen=True):
     """The part of the charge that the operator pays."""
     quota: Quota | None = None
     """What the key's limits leave now: of this response, not of the stored one."""
+    replayed: bool = False
+    """Whether it was answered before, and is given again: of this response, too."""

@@ -53,6 +53,8 @@ class Embedded:
     paid: Paid
     quota: Quota | None
     """What the key's limits leave now."""
+    replayed: bool = False
+    """Whether they were paid for before, and are given again."""
 
 
 _KEPT = msgspec.msgpack.Decoder(_Kept)
@@ -183,4 +185,4 @@ def _again(replay: Replay) -> Embedded:
     kept = _KEPT.decode(replay.response)
     if not kept.vectors:
         raise ReplayNotKept(kept.receipt)
-    return Embedded(tuple(np.frombuffer(each, "<f4") for each in kept.vectors), kept, replay.quota)
+    return Embedded(tuple(np.frombuffer(each, "<f4") for each in kept.vectors), kept, replay.quota, replayed=True)

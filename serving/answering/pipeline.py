@@ -222,7 +222,7 @@ class Answering:
 
 
 def _again(replay: Replay) -> Answered:
-    return msgspec.structs.replace(_ANSWERED.decode(replay.response), quota=replay.quota)
+    return msgspec.structs.replace(_ANSWERED.decode(replay.response), quota=replay.quota, replayed=True)
 
 
 def _uses(retrieval: Retrieval, cited: set[int]) -> list[Use]:

@@ -70,7 +70,10 @@ async def complete(body: ChatBody, request: Request, caller: Payer, service: The
         "receipt": rendering.receipt(answered, currency),
     }
     return json_response(
-        completion, headers=paid.headers(answered.id, answered.charge, answered.free, answered.quota, currency)
+        completion,
+        headers=paid.headers(
+            answered.id, answered.charge, answered.free, answered.quota, currency, replayed=answered.replayed
+        ),
     )
 
 

@@ -61,7 +61,9 @@ async def embed(body: EmbeddingsBody, request: Request, caller: Payer, service: 
             "usage": {"prompt_tokens": bought.tokens, "total_tokens": bought.tokens},
             "receipt": {"id": bought.receipt, "charge": currency.amount(bought.charge)},
         },
-        headers=paid.headers(bought.receipt, bought.charge, bought.free, embedded.quota, currency),
+        headers=paid.headers(
+            bought.receipt, bought.charge, bought.free, embedded.quota, currency, replayed=embedded.replayed
+        ),
     )
 
 

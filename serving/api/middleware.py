@@ -18,6 +18,8 @@ from metering.meter import KeyRevoked
 from serving.api.dependencies import admitted
 from serving.api.errors import ApiError, respond, translate
 from serving.api.health import PATHS, Health
+from serving.api.paid import REPLAYED
+from serving.api.unpaid import Unpaid
 from serving.service import Service
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
@@ -25,7 +27,9 @@ from serving.telemetry.metrics import Metrics
 _log = structlog.get_logger()
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,100}")
 _LARGE = ("/v1/documents", "/v1/embeddings")
+_PAID = ("/v1/chat/", "/v1/responses", "/v1/query", "/v1/embeddings")
 _CONVERSATIONS = ("/v1/chat/", "/v1/responses", "/v1/query")
+_BAD_REQUEST, _SERVER_ERROR = 400, 500
 _BODY_BYTES_OTHER = 1_000_000
 _CHARACTER_BYTES_MAX = 12
 """A character in JSON, written as two escapes."""
@@ -63,6 +67,7 @@ class Edge:
         self._metrics = metrics
         self._service = service
         self._health = health
+        self._unpaid = Unpaid(service.books.settings.unpaid_per_second)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -77,11 +82,14 @@ class Edge:
             if scope["path"] in PATHS:
                 await self._answer_health(scope, exchange)
                 return
-            if exchange.has_body:
-                # Nobody without a key brings a body: reading and parsing it is work.
-                await admitted(self._service, exchange.headers)
+            paid = scope["method"] == "POST" and scope["path"].startswith(_PAID)
+            # Nobody without a key brings a body: reading and parsing it is work.
+            caller = await admitted(self._service, exchange.headers) if paid or exchange.has_body else None
             exchange.check_length()
-            await self._app(scope, exchange.receive, exchange.send)
+            if paid and caller is not None and caller.role == "customer":
+                await self._in_turn(caller.id, scope, exchange)
+            else:
+                await self._app(scope, exchange.receive, exchange.send)
         except _TooLarge as error:
             await exchange.fail(ApiError(413, "too_large", str(error.detail)))
         except (ApiError, KeyRevoked) as error:
@@ -93,6 +101,13 @@ class Edge:
             route = scope["path"] if scope["path"] in PATHS else getattr(scope.get("route"), "path", "none")
             self._metrics.requests.labels(scope["method"], route, exchange.status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
+
+    async def _in_turn(self, customer: str, scope: Scope, exchange: _Exchange) -> None:
+        counted = await self._unpaid.turn(customer)
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        finally:
+            self._unpaid.ended(customer, exchange.unpaid, counted=counted)
 
     async def _answer_health(self, scope: Scope, exchange: _Exchange) -> None:
         if scope["method"] != "GET":
@@ -111,6 +126,8 @@ class _Exchange:
         self._limit = limit
         self._received = 0
         self.status = 0
+        self.unpaid = 1
+        """As :meth:`serving.api.unpaid.Unpaid.ended` takes it. Nothing is sent, and nothing paid, until it is."""
         self.headers = Headers(scope=scope)
         given = self.headers.get("x-request-id", "")
         self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -138,6 +155,10 @@ class _Exchange:
             self.status = message["status"]
             message.setdefault("headers", [])
             headers = MutableHeaders(raw=message["headers"])
+            if self.status >= _SERVER_ERROR:
+                self.unpaid = 0
+            elif self.status < _BAD_REQUEST and REPLAYED not in headers:
+                self.unpaid = -1
             headers["x-request-id"] = self.id
             headers["x-content-type-options"] = "nosniff"
             headers["referrer-policy"] = "no-referrer"

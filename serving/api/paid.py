@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Final
 
 from fastapi import Request
 from pydantic import BaseModel, Field
@@ -17,6 +17,7 @@ from serving.generators.query import Idempotency
 from serving.people.identity import Caller
 from serving.settings import Settings
 
+REPLAYED: Final = "x-patronage-replayed"
 _KEY_CHARS_MAX = 255
 _RETRIES = re.compile(r"\d{1,4}", re.ASCII)
 
@@ -69,11 +70,17 @@ async def idempotency(request: Request, caller: Caller, settings: Settings) -> I
     return Idempotency(f"retries of {body_hash}", body_hash, int(retries))
 
 
-def headers(receipt: str, charge: int, free: int, quota: Quota | None, currency: Currency) -> dict[str, str]:
-    """The headers of a paid response: its receipt, its charge, what of that was free, and what the key has left."""
+def headers(
+    receipt: str, charge: int, free: int, quota: Quota | None, currency: Currency, *, replayed: bool
+) -> dict[str, str]:
+    """The headers of a paid response: its receipt, its charge, what of that was free, and what the key has left.
+
+    One that is given again says so.
+    """
     return {
         "x-patronage-receipt": receipt,
         "x-patronage-charge": currency.format(charge),
         **({"x-patronage-free": currency.format(free)} if free else {}),
+        **({REPLAYED: "true"} if replayed else {}),
         **quota_headers(quota),
     }

@@ -48,5 +48,7 @@ async def query(body: QueryBody, request: Request, caller: Payer, service: TheSe
     )
     return json_response(
         rendering.answer(answered, currency),
-        headers=paid.headers(answered.id, answered.charge, answered.free, answered.quota, currency),
+        headers=paid.headers(
+            answered.id, answered.charge, answered.free, answered.quota, currency, replayed=answered.replayed
+        ),
     )

@@ -76,7 +76,9 @@ async def respond(body: ResponseBody, request: Request, caller: Payer, service: 
     answered = await service.answering.answer(caller, query)
     return json_response(
         _response(answered, currency),
-        headers=paid.headers(answered.id, answered.charge, answered.free, answered.quota, currency),
+        headers=paid.headers(
+            answered.id, answered.charge, answered.free, answered.quota, currency, replayed=answered.replayed
+        ),
     )
 
 

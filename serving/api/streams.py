@@ -62,7 +62,8 @@ async def stream(
     found = await service.answering.begin(caller, query)
     if isinstance(found, Answered):
         # It is paid and complete before the first event: a client that leaves owes all of it.
-        headers = paid.headers(found.id, found.charge, found.free, found.quota, service.books.currency)
+        currency = service.books.currency
+        headers = paid.headers(found.id, found.charge, found.free, found.quota, currency, replayed=found.replayed)
         return EventStream(_replayed(found, form(found.id, found.model, found.created_ms)), None, headers)
     try:
         await while_there(request, found.begun())

@@ -7,7 +7,7 @@ the settings say.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 from metering.meter import Limits
@@ -37,8 +37,8 @@ class KeyLimits:
 
     def over(self, defaults: Limits) -> Limits:
         """The limits that hold for the key."""
-        own = {name: value for name, value in asdict(self).items() if value is not None}
-        return Limits(**{**asdict(defaults), **own})
+        own = {name: value for name in NAMES if (value := getattr(self, name)) is not None}
+        return replace(defaults, **own) if own else defaults
 
     def to_json(self, currency: Currency) -> dict[str, Any]:
         """As :func:`parse` reads it."""

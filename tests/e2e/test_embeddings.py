@@ -113,6 +113,7 @@ def test_an_idempotency_key_gives_the_same_vectors_for_one_payment(client: opena
     charge = Decimal(replies[0].headers["x-patronage-charge"])
 
     assert len({reply.headers["x-patronage-receipt"] for reply in replies}) == 1
+    assert [reply.headers.get("x-patronage-replayed") for reply in replies] == [None, "true", "true"]
     assert [reply.parse().data for reply in replies[1:]] == [replies[0].parse().data] * 2
     assert customer.money() == (Decimal(1) - charge, Decimal(0))
 

@@ -39,6 +39,8 @@ def test_the_same_request_again_gives_the_first_response_and_no_charge(customer:
         assert (reply.status_code, reply.content) == (200, first.content)
         for name in ("x-patronage-receipt", "x-patronage-charge", "content-type"):
             assert reply.headers[name] == first.headers[name]
+        assert reply.headers["x-patronage-replayed"] == "true"
+    assert "x-patronage-replayed" not in first.headers
     assert customer.money() == after_first
 
 

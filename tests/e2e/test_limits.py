@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -11,12 +12,16 @@ import httpx
 import openai
 import pytest
 
+from serving.api.unpaid import AT_ONCE
 from tests.e2e.commands import refused
-from tests.e2e.world import Account, World, problem
+from tests.e2e.world import Account, World, open_world, problem
 from tests.servers import Server, cli, run
 
 _ASK = {"question": "How long does the ferry to Osk Island take?"}
 _CHAT = [{"role": "user", "content": _ASK["question"]}]
+
+PACE = 2
+"""Calls that cost nothing in a second."""
 
 
 def key_id(key: str) -> str:
@@ -185,3 +190,35 @@ class TestRevoking:
 
     def check_refused(self, reply: httpx.Response) -> None:
         assert (reply.status_code, problem(reply)["error"]["code"]) == (401, "key_revoked")
+
+
+# Calls that cost nothing.
+
+
+@pytest.fixture(scope="module")
+def paced(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> Iterator[World]:
+    """A server with so slow a pace that waiting for it is seen."""
+    env = {**e2e_env, "PATRONAGE_UNPAID_PER_SECOND": str(PACE)}
+    with open_world(tmp_path_factory.mktemp("paced") / "data", env) as found:
+        yield found
+
+
+@pytest.mark.parametrize("kind", ["replay", "mismatch", "unknown model", "no body", "not JSON"])
+def test_what_costs_nothing_has_a_pace(paced: World, kind: str):
+    account = paced.customer()
+    headers = {"Idempotency-Key": "order-1", "content-type": "application/json"}
+    bodies = {
+        "replay": b'{"question": "When?"}',
+        "mismatch": b'{"question": "Where?"}',
+        "unknown model": b'{"question": "When?", "model": "none"}',
+        "no body": b"",
+        "not JSON": b"{",
+    }
+    assert account.client.post("/v1/query", content=bodies["replay"], headers=headers).status_code == 200
+
+    began = time.monotonic()
+    unpaid = AT_ONCE + 3 * PACE
+    replies = [account.client.post("/v1/query", content=bodies[kind], headers=headers) for _ in range(unpaid + 1)]
+    assert time.monotonic() - began >= (unpaid - AT_ONCE) / PACE
+    assert {reply.status_code == 200 for reply in replies} == {kind == "replay"}
+    assert {reply.status_code for reply in replies}.isdisjoint({429, 500, 503})

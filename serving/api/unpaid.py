@@ -1,0 +1,72 @@
+"""Unpaid calls: what a customer asks for and does not pay, replays and refusals, has a pace.
+
+They cost the event loop, and so all others, as much as the beginning of a call that is paid. Who mostly pays is never
+held up: each call that is paid makes up for one that is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+from serving.api.errors import ApiError
+
+AT_ONCE: Final = 100
+"""How many go through before the pace begins."""
+WAIT_S_MAX: Final = 15.0
+
+
+class Unpaid:
+    """The pace. Used from one event loop; what it keeps is a number for each customer that is ahead of it."""
+
+    def __init__(self, per_second: float) -> None:
+        """``per_second`` calls of each customer, on average; 0 for no limit."""
+        self._pause_s = 1 / per_second if per_second else 0.0
+        self._paced_until: dict[str, float] = {}
+        """When what came so far is done, at the pace."""
+
+    async def turn(self, customer: str) -> bool:
+        """Wait until a call may begin, which is at once but for whoever has more unpaid ones than the pace allows.
+
+        Returns:
+            Whether it waited: then it is counted already, for the case that it is not paid.
+
+        Raises:
+            ApiError: 429, too many wait.
+        """
+        until = self._paced_until.get(customer)
+        if until is None:
+            return False
+        ahead_s = until - time.monotonic() - AT_ONCE * self._pause_s
+        if ahead_s <= 0:
+            return False
+        if ahead_s > WAIT_S_MAX:
+            pace = f"{1 / self._pause_s:g} a second"
+            raise ApiError(
+                429,
+                "rate_limited",
+                f"too many calls that are replays or refused: {pace} are answered, and many wait already",
+                headers={"retry-after": str(round(WAIT_S_MAX))},
+            )
+        self._paced_until[customer] = until + self._pause_s
+        await asyncio.sleep(ahead_s)
+        return True
+
+    def ended(self, customer: str, unpaid: int, *, counted: bool) -> None:
+        """Count a call that has ended.
+
+        Args:
+            customer: whose call it was.
+            unpaid: 1, or -1 where it was paid, or 0 where it failed and it was not the customer who did.
+            counted: what :meth:`turn` said of it.
+        """
+        change = (unpaid - counted) * self._pause_s
+        if not change or (change < 0 and customer not in self._paced_until):
+            return
+        now = time.monotonic()
+        until = max(now, self._paced_until.get(customer, now)) + change
+        if until > now:
+            self._paced_until[customer] = until
+        else:
+            self._paced_until.pop(customer, None)
