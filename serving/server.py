@@ -26,6 +26,7 @@ from serving.books import Books
 from serving.notify.balance_watch import BalanceWatch
 from serving.notify.dispatcher import Dispatcher
 from serving.service import Service
+from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
 
 _log = structlog.get_logger()
@@ -59,15 +60,9 @@ async def serve(books: Books, listener: socket.socket) -> None:
         metrics = Metrics()
         app = create_app(service, metrics)
         settings = books.settings
-        door = Door(
-            address_max=settings.connections_per_address,
-            head_seconds=settings.head_seconds,
-            body_seconds=settings.body_seconds,
-            trusted=_trusted(settings.trusted_proxies),
-        )
         config = uvicorn.Config(
             app,
-            http=door.protocol(),  # type: ignore[arg-type] # it is called, and nothing else
+            http=_door(settings).protocol(),  # type: ignore[arg-type] # it is called, and nothing else
             ws="none",
             proxy_headers=False,  # no decision is made by the address that a proxy names
             lifespan="off",
@@ -131,6 +126,16 @@ async def _leave(service: Service, readiness: Readiness, server: uvicorn.Server)
     await service.metering.lease.over.wait()
     readiness.draining = True
     server.should_exit = True
+
+
+def _door(settings: Settings) -> Door:
+    return Door(
+        address_max=settings.connections_per_address,
+        head_seconds=settings.head_seconds,
+        body_seconds=settings.body_seconds,
+        body_bytes_per_second=settings.body_bytes_per_second,
+        trusted=_trusted(settings.trusted_proxies),
+    )
 
 
 def _trusted(proxies: str) -> tuple[IPv4Network | IPv6Network, ...]:

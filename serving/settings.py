@@ -235,6 +235,12 @@ class Settings(BaseSettings):
     body_seconds: float = Field(
         default=20.0, gt=0, le=600, description="The longest silence between two parts of a request's body."
     )
+    body_bytes_per_second: int = Field(
+        default=500,
+        ge=1,
+        description="The least rate at which a request's body comes: all of it may take the longest silence, and a "
+        "second for so many bytes. What is slower is 408 `request_timeout`.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="The least severe log line that is written."
     )

@@ -33,7 +33,9 @@ class Door:
     head_seconds: float
     """From the connection, or from a request's first byte, to the end of its headers."""
     body_seconds: float
-    """Between two parts of a body."""
+    """Between two parts of a body, and for all of one, beside what its size takes at the least rate."""
+    body_bytes_per_second: float
+    """That rate."""
     trusted: tuple[IPv4Network | IPv6Network, ...] = ()
     """Proxies: their connections are many people's."""
     open: dict[str, dict[GuardedProtocol, None]] = field(default_factory=dict)
@@ -102,6 +104,10 @@ class GuardedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     """Of the head that is being read; what came together with the end of another request is not counted."""
     _new_bytes = 0
+    _body_until = 0.0
+    """When the body that is being read must have come, by what has come of it; in seconds of the loop's clock."""
+    _paused_at: float | None = None
+    """Since when it is the application that does not read."""
     _refused: ApiError | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
@@ -126,6 +132,9 @@ class GuardedProtocol(HttpToolsProtocol):
         """Read what came, as long as it is within the limits."""
         if self._refused is not None:
             return
+        if self._paused_at is not None:
+            self._body_until += self.loop.time() - self._paused_at
+            self._paused_at = None
         if self._in_head:
             self._head_bytes += len(data)
         elif not self._reading:
@@ -136,7 +145,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._refused is not None:
             self._refuse(self._refused)
         elif self._reading and not self._in_head:
-            self._wait(self.door.body_seconds)
+            now = self.loop.time()
+            self._paused_at = now if self.flow.read_paused else None
+            self._wait(max(0.0, min(self.door.body_seconds, self._body_until - now)))
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
@@ -152,17 +163,20 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refused = _head_too_large()
         if self._refused is None:
             self._in_head = False
+            self._body_until = self.loop.time() + self.door.body_seconds
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
         if self._refused is None:
+            self._body_until += len(body) / self.door.body_bytes_per_second
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The end of a request: now it is we who let wait."""
         if self._refused is None:
             self._reading = False
+            self._paused_at = None
             self._stop_waiting()
             super().on_message_complete()
 

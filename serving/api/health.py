@@ -56,6 +56,7 @@ class Health:
         if self._text is None or (self._text.done() and now - self._written > _METRICS_SECONDS):
             self._written = now
             self._metrics.queries_running.set(self._service.paid_calls.running)
+            self._metrics.holds_abandoned.set(self._service.metering.settling.waiting)
             self._metrics.unvalued.set(self._service.valuing.unvalued)
             self._text = self._readiness.run_beside(generate_latest, self._metrics.registry)
         return await asyncio.shield(self._text)

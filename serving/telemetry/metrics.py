@@ -54,6 +54,11 @@ class Metrics:
             "Charges on disk that are damaged or that the meter refused; the audit names them.",
             registry=self.registry,
         )
+        self.holds_abandoned = Gauge(
+            "patronage_holds_abandoned",
+            "Holds of requests that Redis did not answer, which wait to be given up.",
+            registry=self.registry,
+        )
         self.drained = Counter("patronage_drained_records", "Records moved into the ledger.", registry=self.registry)
         self.accounts_low = Gauge(
             "patronage_accounts_low", "Accounts that are below their low-balance threshold.", registry=self.registry

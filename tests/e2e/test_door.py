@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from tests.e2e.world import Account, World, open_world
 from tests.servers import wait_for
 
 BODY_SECONDS = 1.5
+BODY_RATE = 5
 HEAD_SECONDS = 1.0
 CONNECTIONS = 24
 MEGABYTE = 1_000_000
@@ -30,6 +32,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -
         **e2e_env,
         "PATRONAGE_HEAD_SECONDS": str(HEAD_SECONDS),
         "PATRONAGE_BODY_SECONDS": str(BODY_SECONDS),
+        "PATRONAGE_BODY_BYTES_PER_SECOND": str(BODY_RATE),
         "PATRONAGE_CONNECTIONS_PER_ADDRESS": str(CONNECTIONS),
     }
     with open_world(tmp_path_factory.mktemp("guarded") / "data", env) as found:
@@ -125,6 +128,19 @@ def test_a_body_that_stops_is_408_and_free(guarded: World):
         connection.sendall(request("/v1/query", f"Authorization: Bearer {account.key}", "Content-Length: 100") + b'{"q')
         assert refusal(said(connection)) == (408, "request_timeout")
     assert account.money() == (1, 0)
+
+
+def test_a_body_that_drips_is_408(guarded: World):
+    account = guarded.customer()
+    with connect(guarded) as connection:
+        head = request("/v1/query", f"Authorization: Bearer {account.key}", "Content-Length: 1000")
+        connection.sendall(head + b"{" + b" " * BODY_RATE)
+        began = time.monotonic()
+        with suppress(BrokenPipeError, ConnectionResetError):
+            while time.monotonic() < began + 20 and not select.select([connection], [], [], BODY_SECONDS / 3)[0]:
+                connection.sendall(b" ")
+        assert BODY_SECONDS < time.monotonic() - began < 20
+        assert refusal(said(connection)) == (408, "request_timeout")
 
 
 def test_a_slow_body_is_read_as_long_as_it_comes(guarded: World):

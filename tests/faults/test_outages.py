@@ -117,7 +117,7 @@ def assert_books_hold(shop, env):
 
 @pytest.mark.parametrize("body", [STREAM, PLAIN], ids=["stream", "plain"])
 def test_redis_gone_before_the_charge_is_charged_when_it_is_back(apart, redis, env, body):
-    account = apart.world.customer()
+    account, other = apart.world.customer(), apart.world.customer()
     with asking(apart, account, body) as replies:
         redis.kill()
     reply = replies[0]
@@ -130,8 +130,11 @@ def test_redis_gone_before_the_charge_is_charged_when_it_is_back(apart, redis, e
 
     refused = account.client.post(PATH, json=body)
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "metering_unavailable")
+    assert other.client.post(PATH, json=body).status_code == 503
+    wait_for(lambda: "patronage_holds_abandoned 1.0" in apart.world.client().get("/metrics").text)
 
     redis.start()
+    wait_for(lambda: "patronage_holds_abandoned 0.0" in apart.world.client().get("/metrics").text)
     assert account.client.post("/v1/query", json={"question": "Who built it?"}).status_code == 200
     assert spooled(apart) == 0, "what is owed comes before anything new"
     rows = account.usage(2)
