@@ -8,7 +8,6 @@ import shutil
 import signal
 from contextlib import asynccontextmanager
 
-import httpx
 import pytest
 
 from metering.drain import DrainBusy
@@ -331,7 +330,8 @@ def test_servers_as_processes(data_dir, environment, key, redis_external, tmp_pa
         assert cli(data_dir, "audit", env=env)["balanced"]
     original.module = ("tests.faults.short_lease",)
     with original:
-        wait_for(lambda: b"patronage_drain_lag_records 0.0" in httpx.get(f"{original.url}/metrics").content)
+        with original.client() as client:
+            wait_for(lambda: b"patronage_drain_lag_records 0.0" in client.get("/metrics").content)
         os.kill(original.process.pid, signal.SIGSTOP)
         shutil.copytree(data_dir, tmp_path / "newest")
         taker = Server(tmp_path / "newest", env)

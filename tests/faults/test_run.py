@@ -25,7 +25,7 @@ from tests.many import write_many
 from tests.servers import PATIENCE_SECONDS, cli, command
 
 PERIOD = "2026-01"
-RECORDS, HOURS = 100_000, 200
+RECORDS, HOURS = 40_000, 80
 FILES = ("manifest.json", "hours.json", "records.parquet", "credits.parquet", "outcomes.parquet", "statements.jsonl")
 
 
