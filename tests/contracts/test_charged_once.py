@@ -81,7 +81,7 @@ async def test_a_replay_computes_nothing(service, monkeypatch, retries):
     left = await service.metering.meter.balance(caller.id)
     no_more_work(service, monkeypatch)
 
-    assert await service.answering.answer(caller, query) == answer
+    assert await service.answering.answer(caller, query) == msgspec.structs.replace(answer, replayed=True)
     again = await embed(few, ["spring", "neap"])
     assert (again.paid.receipt, again.paid.charge) == (vectors.paid.receipt, vectors.paid.charge)
     assert [each.tolist() for each in again.vectors] == [each.tolist() for each in vectors.vectors]
