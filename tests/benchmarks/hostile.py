@@ -71,6 +71,18 @@ def replays(target: Target) -> None:
             threads.submit(target.post, target.customer, "/v1/embeddings", body, **header)
 
 
+def refusals(target: Target) -> None:
+    """A model that there is not, eight at a time."""
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(32):
+            threads.submit(target.post, target.customer, "/v1/query", {"question": "When?", "model": "none"})
+
+
+def numbers(target: Target) -> None:
+    """4 MB of numbers where texts should be."""
+    target.post(target.customer, "/v1/embeddings", {"model": _MODEL, "input": [1] * 2_000_000})
+
+
 def uploads(target: Target) -> None:
     """Six texts of 150 kB at once by one contributor."""
     with ThreadPoolExecutor(6) as threads:
@@ -125,7 +137,8 @@ def lock(target: Target) -> None:
 
 
 CALLERS: dict[str, Callable[[Target], None]] = {
-    each.__name__: each for each in (embeddings, replays, uploads, headers, half_open, bodies, readiness, lock)
+    each.__name__: each
+    for each in (embeddings, replays, refusals, numbers, uploads, headers, half_open, bodies, readiness, lock)
 }
 
 
