@@ -7,9 +7,10 @@ Versions are kept for ever, because citations are spans into them; passages only
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -88,6 +89,10 @@ class StoredDocument:
     added_ms: int
     withdrawn_ms: int | None
     changed: int
+
+
+Guard = Callable[[sa.Connection, StoredDocument | None], None]
+"""Has the last word before a document is stored: given its state before, it may raise."""
 
 
 def prepare(document: Document, embedder: Embedder) -> list[PreparedPassage]:
@@ -181,12 +186,14 @@ class Catalogue:
         batch: Sequence[tuple[Document, Sequence[PreparedPassage] | None]],
         embedder: str,
         paths: Mapping[str, str] | None = None,
+        guard: Guard | None = None,
     ) -> list[Change | DocumentError]:
         """Add or replace documents in one transaction.
 
         ``None`` for passages says that the caller found the text unchanged; then only title, url, splits and terms
         are compared. The answers stand in the order of the batch; a refused document does not hold up the others.
-        ``paths`` are of the files that documents were read from, by id.
+        ``paths`` are of the files that documents were read from, by id. What ``guard`` raises ends the transaction,
+        and nothing is stored.
         """
         now = _now_ms()
         changes: list[Change | DocumentError] = []
@@ -194,6 +201,8 @@ class Catalogue:
             epoch = _advance(connection)
             stored = _by_id(connection, [document.id for document, _ in batch])
             for document, prepared in batch:
+                if guard is not None:
+                    guard(connection, stored.get(document.id))
                 try:
                     change = _put(connection, stored.get(document.id), document, prepared, embedder, epoch, now)
                 except DocumentError as error:
@@ -282,6 +291,31 @@ class Catalogue:
                 yield from map(_document, connection.execute(query))
 
 
+def find(connection: sa.Connection, document: str) -> StoredDocument | None:
+    """The document of that id, within a transaction."""
+    return _by_id(connection, [document]).get(document)
+
+
+def state_of(stored: StoredDocument | None) -> str:
+    """A digest of all that the contributor of a document can change; empty where there is none."""
+    if stored is None:
+        return ""
+    state = json.dumps([_row_of(stored), stored.withdrawn_ms is not None], sort_keys=True)
+    return hashlib.sha256(state.encode()).hexdigest()
+
+
+def ensure_free(stored: StoredDocument | None, document: Document) -> None:
+    """Refuse what may not take the place of the stored document.
+
+    Raises:
+        DocumentConflict: its id is another contributor's, or of a document that was withdrawn.
+    """
+    if stored is not None and stored.contributor != document.contributor:
+        raise DocumentConflict(f"document id {document.id} is taken by another contributor")
+    if stored is not None and stored.withdrawn_ms is not None:
+        raise DocumentConflict(f"document {document.id} was withdrawn; bring it again under another id")
+
+
 def _put(
     connection: sa.Connection,
     stored: StoredDocument | None,
@@ -291,10 +325,7 @@ def _put(
     epoch: int,
     now: int,
 ) -> Change:
-    if stored is not None and stored.contributor != document.contributor:
-        raise DocumentConflict(f"document id {document.id} is taken by another contributor")
-    if stored is not None and stored.withdrawn_ms is not None:
-        raise DocumentConflict(f"document {document.id} was withdrawn; bring it again under another id")
+    ensure_free(stored, document)
     row = _row(document)
     if stored is None:
         if prepared is None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Self
 
-from retrieval.catalogue import Catalogue, StoredDocument, prepare_passage
+from retrieval.catalogue import Catalogue, Guard, StoredDocument, ensure_free, prepare_passage
 from retrieval.chunking import PassageSpan, passages
 from retrieval.documents import Document, DocumentConflict, DocumentError, check
 from retrieval.embedding import Embedder
@@ -120,17 +120,28 @@ class Ingest:
         Raises:
             DocumentError: it cannot be taken.
         """
-        self._know({document.contributor, *(split.contributor for split in check(document).splits)})
+        self.check(document)
         before = self._catalogue.get([document.id]).get(document.id)
+        ensure_free(before, document)
         return None if before is not None and before.version == document.version else passages(document.text)
 
-    def store(self, document: Document, parts: Sequence[PreparedPassage] | None) -> StoredDocument:
+    def check(self, document: Document) -> None:
+        """Refuse a document that cannot be taken, whatever is stored.
+
+        Raises:
+            DocumentError: why not.
+        """
+        self._know({document.contributor, *(split.contributor for split in check(document).splits)})
+
+    def store(
+        self, document: Document, parts: Sequence[PreparedPassage] | None, guard: Guard | None = None
+    ) -> StoredDocument:
         """Store a document whose passages are embedded, and give its stored state.
 
         Raises:
-            DocumentError: it was not taken.
+            DocumentError: it was not taken. And whatever ``guard`` raises.
         """
-        (change,) = self._catalogue.put([(document, parts)], self._embedder.name)
+        (change,) = self._catalogue.put([(document, parts)], self._embedder.name, guard=guard)
         if isinstance(change, DocumentError):
             raise change
         return self._catalogue.get([document.id])[document.id]

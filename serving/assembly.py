@@ -56,6 +56,7 @@ from serving.store.data_dir import DataDir
 from serving.store.database import open_database, sqlite_url
 from serving.store.encryption import Encryption
 from serving.store.instance import InstanceError
+from serving.store.jobs import Jobs
 from serving.store.leases import Lease, refuse_living_server
 from serving.valuing.functions import Counterfactual, LogLikelihood, Rerun, Support, ValueFunction, Valuing
 from serving.valuing.text_analyzer import EmbeddingAnalyzer
@@ -176,6 +177,7 @@ def open_books(settings: Settings) -> Iterator[Books]:
             low_balance=limits.parse_amount("PATRONAGE_LOW_BALANCE", settings.low_balance, found.currency) or 0,
             encryption=encryption,
             samples=Samples(engine, encryption, settings.dispute_days),
+            jobs=Jobs(engine, settings.job_days),
         )
     finally:
         engine.dispose()

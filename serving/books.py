@@ -27,6 +27,7 @@ from serving.settings import Settings
 from serving.store.data_dir import DataDir
 from serving.store.deployment import Deployment
 from serving.store.encryption import Encryption
+from serving.store.jobs import Jobs
 from serving.store.leases import Lease
 
 _AT_ONCE: Final = 64
@@ -51,6 +52,7 @@ class Books:
     low_balance: int
     """The balance, in units, below which an account is signalled as low, by the settings; 0 is never."""
     samples: Samples
+    jobs: Jobs
 
     @property
     def currency(self) -> Currency:

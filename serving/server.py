@@ -20,9 +20,11 @@ from metering.meter import MeterUnavailable
 from serving.api.app import create_app
 from serving.api.connections import Door, networks
 from serving.api.dependencies import WRITERS
+from serving.api.errors import failure_of
 from serving.api.readiness import Readiness
 from serving.assembly import AssemblyError, open_service
 from serving.books import Books
+from serving.jobs.runner import Runner
 from serving.notify.balance_watch import BalanceWatch
 from serving.notify.dispatcher import Dispatcher
 from serving.service import Service
@@ -92,6 +94,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
         watching = asyncio.create_task(BalanceWatch(books, service.metering, metrics).run(over))
         dispatching = asyncio.create_task(Dispatcher(books, metrics).run(over))
         destroying = asyncio.create_task(_destroy(books, over))
+        working = asyncio.create_task(Runner(service, metrics, failure_of).run(over))
         leaving = asyncio.create_task(_leave(service, app.state.readiness, server))
         unpriced = (service.answering.models | {service.embeddings.model}) - set(books.rulebook.prices.models)
         if unpriced:
@@ -105,7 +108,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
             leaving.cancel()
             over.set()
             _, late = await asyncio.wait(
-                {looking, draining, settling, watching, dispatching, destroying}, timeout=_LAST_DRAIN_SECONDS
+                {looking, draining, settling, watching, dispatching, destroying, working}, timeout=_LAST_DRAIN_SECONDS
             )
             for task in late:
                 task.cancel()

@@ -164,6 +164,19 @@ class Settings(BaseSettings):
         description="Documents that one contributor may be uploading at once; beyond it the answer is 503 "
         "`overloaded`.",
     )
+    job_chars: int = Field(
+        default=250_000,
+        ge=1,
+        description="A document of more characters is taken in by a job: the answer to its upload is 202, with where "
+        "to follow it.",
+    )
+    waiting_chars: int = Field(
+        default=20_000_000,
+        ge=10_000_000,
+        description="The most text that one contributor may have in jobs that have not ended, in characters; beyond it "
+        "the answer is 503 `overloaded`. At least one document of the largest size.",
+    )
+    job_days: int = Field(default=7, ge=1, le=3_650, description="How long a job that has ended can be looked up.")
     embedding_chars: int = Field(
         default=1_500_000,
         ge=1,

@@ -16,6 +16,7 @@ from serving.api import (
     embeddings,
     errors,
     health,
+    jobs,
     keys,
     ledger,
     models,
@@ -51,7 +52,7 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     app.state.service = service
     app.state.readiness = Readiness(service, metrics)
     app.state.writers = asyncio.Semaphore(WRITERS)
-    pooled = (query, chat, responses, embeddings, models, usage, receipts, documents, statements, periods)
+    pooled = (query, chat, responses, embeddings, models, usage, receipts, documents, statements, periods, jobs)
     writing = (account, outcomes, customers, contributors, keys, prices, policy, ledger, payouts)
     for part in (*pooled, transparency, health):
         app.include_router(part.router)

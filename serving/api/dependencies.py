@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from fastapi import Depends, Request, Response
@@ -12,6 +12,8 @@ from fastapi import Depends, Request, Response
 from serving.api.errors import ApiError
 from serving.people.identity import Caller, Role
 from serving.service import Service
+
+T = TypeVar("T")
 
 WRITERS: Final = 8
 """How many requests write to the database at once, beside uploads and closes, which have pools."""
@@ -106,6 +108,13 @@ async def one_of_few(request: Request) -> AsyncIterator[None]:
     writers: asyncio.Semaphore = request.app.state.writers
     async with writers:
         yield
+
+
+async def write(request: Request, work: Callable[[], T]) -> T:
+    """Write to the database as one of few, in a route that does it now and then."""
+    writers: asyncio.Semaphore = request.app.state.writers
+    async with writers:
+        return await asyncio.to_thread(work)
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

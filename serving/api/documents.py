@@ -6,17 +6,23 @@ import asyncio
 from functools import partial
 from typing import Annotated, Any
 
+import msgspec
+import sqlalchemy as sa
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from retrieval.catalogue import StoredDocument, prepare_passage
+from retrieval.catalogue import StoredDocument, ensure_free, find, state_of
+from retrieval.documents import Document
 from retrieval.ingest import Ingest
 from retrieval.readers import DocumentLine, decode_line
 from serving import rendering
-from serving.api.dependencies import Contributor, TheService, json_response, one_of_few
+from serving.api.dependencies import Contributor, TheService, json_response, one_of_few, write
 from serving.api.errors import ApiError
+from serving.api.jobs import accepted, owner_of, prefers_async
 from serving.api.leaving import while_there
-from serving.people.identity import new_id
+from serving.jobs.documents import take_in
+from serving.people.identity import Caller, new_id
 from serving.service import Service
+from serving.store.jobs import Job, Kind, Wish
 
 router = APIRouter()
 
@@ -33,13 +39,19 @@ _PAGE_MAX = 1_000
     },
 )
 async def put(request: Request, caller: Contributor, service: TheService) -> Response:
-    """Add a document, or replace the one of the same id; it can be retrieved when this returns."""
+    """Add a document, or replace the one of the same id; it can be retrieved when this returns.
+
+    A long one is taken in by a job, and so is any for who prefers not to wait.
+    """
     line = await service.pools.uploads.run(caller.id, decode_line, await request.body())
     if line.contributor not in (None, caller.id):
         raise ApiError(403, "wrong_contributor", "a document can be brought in your own name only", param="contributor")
     line.id = line.id or new_id(line.title or "document")
     known = await asyncio.to_thread(service.books.catalogue.get, [line.id])
-    stored = await while_there(request, _ingest(service, line, caller.id))
+    document = line.document(caller.id, service.books.currency.parse_amount)
+    if prefers_async(request) or len(document.text) > service.books.settings.job_chars:
+        return await accepted(request, service, await _promise(request, service, caller, line, document))
+    stored = await while_there(request, take_in(service, document))
     return json_response(await _shown(service, stored), 200 if line.id in known else 201)
 
 
@@ -81,13 +93,24 @@ async def _own(service: Service, contributor: str, document: str) -> StoredDocum
     return found
 
 
-async def _ingest(service: Service, line: DocumentLine, contributor: str) -> StoredDocument:
-    """Take in a document, a passage at a time; before it is stored, a contributor who leaves stops it."""
-    document = line.document(contributor, service.books.currency.parse_amount)
-    run = partial(service.pools.uploads.run, contributor)
+async def _promise(request: Request, service: Service, caller: Caller, line: DocumentLine, document: Document) -> Job:
+    """Store a job that takes in the document, once nothing stands against that."""
+    run, settings = partial(service.pools.uploads.run, caller.id), service.books.settings
     ingest = await run(Ingest, service.books.catalogue, service.embedder)
-    spans = await run(ingest.cut, document)
-    parts = None
-    if spans is not None:
-        parts = [await run(prepare_passage, document.text, each, service.embedder) for each in spans]
-    return await run(ingest.store, document, parts)
+    await run(ingest.check, document)
+    text = (await run(msgspec.json.encode, line)).decode()
+
+    def basis(connection: sa.Connection) -> str:
+        stored = find(connection, document.id)
+        ensure_free(stored, document)
+        return state_of(stored)
+
+    add = partial(
+        service.books.jobs.add,
+        owner_of(caller),
+        Wish(Kind.DOCUMENT, document.id, text, len(document.text)),
+        count_max=settings.concurrent_uploads,
+        size_max=settings.waiting_chars,
+        basis=basis,
+    )
+    return await write(request, add)

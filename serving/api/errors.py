@@ -38,11 +38,13 @@ from serving.closing.closing import ClosingError
 from serving.closing.transparency_log import LogSizeError
 from serving.generators.generator import AnswerTimeout, GeneratorBusy, GeneratorError
 from serving.generators.query import InputTooLong, MaxPriceExceeded, QueryError, QuestionTooLong
+from serving.jobs.runner import Failure
 from serving.money.booking import BookingError, Conflict, ReferenceUsed, Unknown
 from serving.notify.webhooks import WebhookError
 from serving.people.identity import IdentityError, InvalidName, UnknownKey
 from serving.people.keys import UnknownOwner
 from serving.rules.limits import LimitError
+from serving.store.jobs import TooMuchWaits
 from serving.valuing.functions import NotComputable, NotValued
 
 _CLIENT_CLOSED = 499
@@ -59,7 +61,7 @@ _RETRY_SECONDS = 1
 _TRANSLATED = (
     AlreadyCharged, BookingError, ClosingError, DocumentError, GeneratorError, IdentityError, LimitError, LogSizeError,
     MeterError, MoneyError, NotValued, Overloaded, PeriodError, PolicyError, PriceError, QueryError, ReplayNotKept,
-    WebhookError, sa.exc.DataError, sa.exc.OperationalError,
+    TooMuchWaits, WebhookError, sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
 
 
@@ -82,6 +84,16 @@ class ApiError(Exception):
         self.detail = detail
         self.param = param
         self.headers = dict(headers or {})
+
+
+def failure_of(error: Exception) -> Failure:
+    """What the caller of a job is told of an error."""
+    if not isinstance(error, (ApiError, OSError, *_TRANSLATED)):
+        found = ApiError(_SERVER_ERROR, "internal", "something went wrong, and the operator's log has it")
+    else:
+        found = error if isinstance(error, ApiError) else translate(error)
+    told = {name: value for name, value in body_of(found, "")["error"].items() if name != "type"}
+    return Failure(found.status >= _SERVER_ERROR, told)
 
 
 def body_of(error: ApiError, instance: str) -> dict[str, Any]:
@@ -157,7 +169,7 @@ def translate(error: Exception) -> ApiError:
             return ApiError(409, "idempotency_expired", str(error), headers={"x-should-retry": "false"})
         case ReplayNotKept():
             return ApiError(422, "replay_not_kept", str(error), headers={"x-should-retry": "false"})
-        case Overloaded():
+        case Overloaded() | TooMuchWaits():
             return ApiError(503, "overloaded", f"{error}; retry", headers=soon)
         case GeneratorBusy():
             return ApiError(503, "model_busy", f"{error}; retry", headers=soon)
@@ -189,6 +201,8 @@ def translate(error: Exception) -> ApiError:
             return ApiError(400, "malformed_json", str(error))
         case sa.exc.OperationalError():
             return ApiError(503, "storage_unavailable", "the database cannot be written now; retry", headers=soon)
+        case OSError():
+            return ApiError(503, "storage", f"it could not be stored: {error.strerror}; ask again", headers=soon)
         case sa.exc.DataError():
             return ApiError(422, "invalid", "a value has characters that cannot be stored")
         case _:

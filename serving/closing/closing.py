@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,10 @@ class Run:
         }
 
 
+Posted = Callable[[sa.Connection, Run], None]
+"""Is told of a close in its last transaction, and may raise."""
+
+
 def segments_of(engine: sa.Engine, period: str) -> list[Segment]:
     """The registered segments of a period."""
     table, hours = usage_index.segments, usage_index.segment_hours
@@ -181,7 +185,9 @@ def preview(books: Books, period: str, progress: Progress | None = None) -> Run:
     return _compute_run(books, period, progress, rows=False)
 
 
-def close(books: Books, period: str, *, early: bool, progress: Progress | None = None) -> Run:
+def close(
+    books: Books, period: str, *, early: bool, progress: Progress | None = None, posted: Posted | None = None
+) -> Run:
     """Close a period for ever. Captured records must be drained before.
 
     Raises:
@@ -195,14 +201,24 @@ def close(books: Books, period: str, *, early: bool, progress: Progress | None =
             raise ClosingError(
                 f"a period is being closed at this moment: look whether {period} is closed when it is done"
             )
-        return _close(books, period, early=early, progress=progress)
+        return _close(books, period, early=early, progress=progress, posted=posted)
 
 
-def _close(books: Books, period: str, *, early: bool, progress: Progress | None) -> Run:
+def ensure_closable(books: Books, period: str, *, early: bool) -> None:
+    """Refuse a period that cannot be closed now.
+
+    Raises:
+        PeriodError: not a period.
+        ClosingError: as :func:`close`.
+    """
     done = _closed_by(books, periods.parse(period))
     if done is not None:
         raise ClosingError(f"period {period} is already closed by {done}; corrections go into the next period")
     _check(period, early=early)
+
+
+def _close(books: Books, period: str, *, early: bool, progress: Progress | None, posted: Posted | None) -> Run:
+    ensure_closable(books, period, early=early)
     with books.engine.begin() as connection:
         closed_ms = period_gate.close(connection, period, _now_ms())
     found = _compute_run(books, period, progress, rows=True)
@@ -226,6 +242,8 @@ def _close(books: Books, period: str, *, early: bool, progress: Progress | None)
         if rows:
             connection.execute(sa.insert(statements), rows)
         ledger.post(connection, list(_transfers(found, period, closed_ms)))
+        if posted is not None:
+            posted(connection, found)
     shutil.rmtree(books.directory.parts(period), ignore_errors=True)
     return found
 

@@ -72,6 +72,7 @@ class Metrics:
         self.webhooks_pending = Gauge(
             "patronage_webhooks_pending", "Events that their webhook has not taken yet.", registry=self.registry
         )
+        self.jobs = Gauge("patronage_jobs_unfinished", "Jobs that wait or are in work.", registry=self.registry)
         self.drain_failures = Counter(
             "patronage_drain_failures", "Drains that failed and will be repeated.", registry=self.registry
         )

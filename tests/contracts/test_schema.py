@@ -18,7 +18,7 @@ from serving.closing import ablation, closing, outcomes, transparency_log
 from serving.notify import alerts, outbox
 from serving.people import identity
 from serving.rules import rulebook
-from serving.store import deployment, instance
+from serving.store import deployment, instance, jobs
 from serving.store.database import open_database
 
 PARTS = (
@@ -36,6 +36,7 @@ PARTS = (
     transparency_log.METADATA,
     deployment.METADATA,
     instance.METADATA,
+    jobs.METADATA,
     alerts.METADATA,
     outbox.METADATA,
     ablation.METADATA,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 QUESTION = {"question": "How much honey does a hive on Osk Island give?"}
@@ -10,18 +10,23 @@ CHAT = {"model": "patronage-extractive", "messages": [{"role": "user", "content"
 REFUND = {"amount": "0.01", "reference": "roles", "reason": "roles"}
 CORRECTION = {"debit": "bank", "credit": "residual", **REFUND}
 PERIOD = "2020-02"
+ASYNC = {"prefer": "respond-async"}
 ROLES = ("customer", "contributor", "operator")
 
 
 @dataclass(frozen=True)
 class Route:
-    """A route of the contract, a request that its role may make, and the statuses that this can have."""
+    """A route of the contract, a request that its role may make, and the statuses that this can have.
+
+    The role ``any`` is everybody with a key.
+    """
 
     role: str
     method: str
     path: str
     body: dict[str, Any] | None = None
     statuses: tuple[int, ...] = (200,)
+    headers: dict[str, str] = field(default_factory=dict)
 
 
 ROUTES = (
@@ -41,6 +46,10 @@ ROUTES = (
     Route("contributor", "GET", "/v1/documents"),
     Route("contributor", "GET", "/v1/documents/mary/light"),
     Route("contributor", "DELETE", "/v1/documents/mary/withdrawn"),
+    Route("contributor", "POST", "/v1/documents", {"id": "mary/later", "text": "A text."}, (202,), ASYNC),
+    Route("any", "GET", "/v1/jobs"),
+    Route("any", "GET", "/v1/jobs/none", None, (404,)),
+    Route("any", "DELETE", "/v1/jobs/none", None, (404,)),
     Route("contributor", "GET", "/v1/earnings"),
     Route("contributor", "GET", "/v1/payouts"),
     Route("contributor", "GET", "/v1/statements"),
