@@ -270,7 +270,8 @@ def finish(connection: sa.Connection, job: Job, result: dict[str, Any] | None = 
     Raises:
         JobOver: it was cancelled.
     """
-    _change(connection, job, **_ended(State.DONE, _now_ms()), result=None if result is None else json.dumps(result))
+    values = {"done": table.c.total, "result": None if result is None else json.dumps(result)}
+    _change(connection, job, **_ended(State.DONE, _now_ms()), **values)
 
 
 def _change(connection: sa.Connection, job: Job, **values: Any) -> None:
