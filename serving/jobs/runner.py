@@ -58,16 +58,15 @@ class Runner:
         # A thread of its own: what waits for the database's lock takes none of those that recognise callers.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="jobs")
         self._pruned = float("-inf")
+        self._may_be_lost = True
+        """Whether the database may say of a job that it is in work and nobody works on it."""
 
     async def run(self, over: asyncio.Event) -> None:
         """Work until it is over; what is in work then is given back, and begun again by the next server."""
-        failing = recovered = False
+        failing = False
         try:
             while not over.is_set():
                 try:
-                    if not recovered:
-                        await self._beside(self._jobs.recover)
-                        recovered = True
                     await self._look()
                     failing = False
                 except sa.exc.SQLAlchemyError as error:
@@ -83,6 +82,9 @@ class Runner:
             self._thread.shutdown(wait=False)
 
     async def _look(self) -> None:
+        if self._may_be_lost:
+            await self._beside(self._jobs.recover, [job.id for job in self._running.values()])
+            self._may_be_lost = False
         free = AT_ONCE - len(self._running)
         busy = {job.owner for job in self._running.values()}
         for job in await self._beside(self._jobs.next, busy, free) if free else ():
@@ -118,8 +120,8 @@ class Runner:
         except JobOver:
             return
         except sa.exc.SQLAlchemyError as error:
-            # It is in work and nobody's: the next start begins it again.
-            _log.error("a job's end could not be stored", job=job.id, reason=f"{type(error).__name__}: {error}")
+            self._may_be_lost = True
+            _log.error("a job's state could not be stored", job=job.id, reason=f"{type(error).__name__}: {error}")
 
     async def _failed(self, job: Job, error: Exception) -> None:
         failure = self._describe(error)
@@ -144,12 +146,10 @@ class Runner:
                 raise DocumentConflict(f"document {document.id} was changed or withdrawn after this was sent")
             finish(connection, job)
 
-        said = 0.0
+        is_due = _pace()
 
         async def progress(done: int, total: int) -> None:
-            nonlocal said
-            if time.monotonic() - said >= _SAY_SECONDS:
-                said = time.monotonic()
+            if is_due():
                 await self._beside(self._jobs.advance, job, done, total)
 
         await take_in(self._service, document, progress=progress, guard=guard)
@@ -157,12 +157,10 @@ class Runner:
     async def _close(self, job: Job, request: str) -> None:
         books = self._service.books
         await self._service.metering.drain.flush()
-        said = 0.0
+        is_due = _pace()
 
         def progress(done: int, total: int) -> None:
-            nonlocal said
-            if time.monotonic() - said >= _SAY_SECONDS:
-                said = time.monotonic()
+            if is_due():
                 self._jobs.advance(job, done, total)
 
         def posted(connection: sa.Connection, found: closing.Run) -> None:
@@ -173,3 +171,16 @@ class Runner:
 
     async def _beside(self, work: Callable[..., T], *args: Any, **more: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **more))
+
+
+def _pace() -> Callable[[], bool]:
+    """Says whether the progress of a job is to be stored: at first, and then now and then."""
+    said = float("-inf")
+
+    def is_due() -> bool:
+        nonlocal said
+        due = time.monotonic() - said >= _SAY_SECONDS
+        said = time.monotonic() if due else said
+        return due
+
+    return is_due

@@ -197,11 +197,14 @@ class Jobs:
             self._cancel(connection, sa.and_(_of(owner), table.c.id == identifier, _UNFINISHED), _now_ms(), "cancelled")
         return self.get(owner, identifier)
 
-    def recover(self) -> int:
-        """Queue again what was in work when the server before this one ended; answers how many."""
+    def recover(self, working: Collection[str]) -> int:
+        """Queue again what nobody works on, though it was begun; ``working`` are the ids of those that somebody does.
+
+        Answers how many.
+        """
+        lost = sa.and_(table.c.state == State.RUNNING, table.c.id.not_in(list(working)))
         with self._engine.begin() as connection:
-            change = sa.update(table).where(table.c.state == State.RUNNING).values(state=State.QUEUED)
-            return connection.execute(change).rowcount
+            return connection.execute(sa.update(table).where(lost).values(state=State.QUEUED)).rowcount
 
     def next(self, busy: Collection[Owner], limit: int) -> list[Job]:
         """The oldest job that is queued of each owner who is not ``busy``, those first that have waited longest."""

@@ -153,7 +153,9 @@ def test_each_owner_has_one_at_a_time_in_order(jobs: Jobs):
 
 def test_what_was_in_work_at_a_crash_is_queued_again_and_counted_unless_it_was_given_back(jobs: Jobs):
     job = begun(jobs)
-    assert jobs.recover() == 1
+    assert jobs.recover([job.id]) == 0, "it is worked on"
+    assert state(jobs, job) is State.RUNNING
+    assert jobs.recover([]) == 1
     assert jobs.begin(job) is not None
     jobs.release(job, counted=False)
     assert jobs.begin(job) is not None
