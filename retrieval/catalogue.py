@@ -192,8 +192,11 @@ class Catalogue:
 
         ``None`` for passages says that the caller found the text unchanged; then only title, url, splits and terms
         are compared. The answers stand in the order of the batch; a refused document does not hold up the others.
-        ``paths`` are of the files that documents were read from, by id. What ``guard`` raises ends the transaction,
-        and nothing is stored.
+        ``paths`` are of the files that documents were read from, by id. With ``guard``, all is stored or nothing: what
+        it raises ends the transaction, and so does a document that is refused, for ``guard`` may have said it is there.
+
+        Raises:
+            DocumentError: with ``guard``, a document is refused. And whatever ``guard`` raises.
         """
         now = _now_ms()
         changes: list[Change | DocumentError] = []
@@ -206,6 +209,8 @@ class Catalogue:
                 try:
                     change = _put(connection, stored.get(document.id), document, prepared, embedder, epoch, now)
                 except DocumentError as error:
+                    if guard is not None:
+                        raise
                     changes.append(error)
                     continue
                 changes.append(change)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -124,6 +125,7 @@ class Jobs:
         """Those that ended are kept for ``kept_days``."""
         self._engine = engine
         self._kept_ms = kept_days * _DAY_MS
+        self._adding = threading.Lock()
 
     def add(
         self,
@@ -137,7 +139,8 @@ class Jobs:
         """Store a job; it survives a restart from then on. The same request, while it waits, is the same job.
 
         What its owner asked for before of the same kind and subject, and is not done, is cancelled: the last word
-        counts. ``basis`` gives the state of the subject, or raises what stands against the job.
+        counts. ``basis`` gives the state of the subject, or raises what stands against the job; if that state has
+        changed, the same request is another job, for the one that waits would fail.
 
         Raises:
             TooMuchWaits: ``count_max`` of them, or a ``size`` of ``size_max``, is what may wait.
@@ -147,13 +150,15 @@ class Jobs:
         digest = hashlib.sha256(wish.request.encode()).hexdigest()
         mine = sa.and_(table.c.role == owner.role, table.c.owner == owner.id, _UNFINISHED)
         same = sa.and_(mine, table.c.kind == wish.kind, table.c.subject == wish.subject)
-        with self._engine.begin() as connection:
+        # PostgreSQL would let two of them pass each other, and neither see the other.
+        with self._adding, self._engine.begin() as connection:
             # First a write, so that the database's lock is waited for.
             self._cancel(connection, sa.and_(same, table.c.digest != digest), now, "superseded")
+            found = basis(connection)
+            self._cancel(connection, sa.and_(same, table.c.basis != found), now, "superseded")
             known = connection.execute(sa.select(*_COLUMNS).where(same)).first()
             if known is not None:
                 return _job(known)
-            found = basis(connection)
             waiting = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(table.c.size), 0)).where(mine)
             count, size = connection.execute(waiting).one()
             if count >= count_max or size + wish.size > size_max:

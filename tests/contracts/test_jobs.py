@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import sqlalchemy as sa
 
+from retrieval.documents import Document, DocumentError
 from serving.books import Books
 from serving.store.jobs import ATTEMPTS_MAX, Job, JobOver, Jobs, Kind, Owner, State, TooMuchWaits, Wish, finish, table
 
@@ -112,6 +115,36 @@ def test_the_same_request_after_it_was_done_is_a_new_job(any_books: Books, jobs:
     with any_books.engine.begin() as connection:
         finish(connection, first)
     assert add(jobs).id != first.id
+
+
+def test_the_same_request_after_its_subject_changed_is_a_new_job_for_the_one_before_would_fail(jobs: Jobs):
+    wish = Wish(Kind.DOCUMENT, "mary/light", "{}", 1)
+    first = jobs.add(MARY, wish, **PLENTY, basis=lambda _: "before")
+    assert jobs.add(MARY, wish, **PLENTY, basis=lambda _: "before").id == first.id
+    again = jobs.add(MARY, wish, **PLENTY, basis=lambda _: "after")
+    assert (again.basis, state(jobs, again), state(jobs, first)) == ("after", State.QUEUED, State.CANCELLED)
+
+
+def test_requests_at_once_are_as_if_one_came_after_the_other(jobs: Jobs):
+    with ThreadPoolExecutor(8) as threads:
+        same = {each.id for each in threads.map(lambda _: add(jobs), range(24))}
+        others = list(threads.map(lambda number: add(jobs, subject="mary/other", request=str(number)), range(24)))
+    assert len(same) == 1
+    assert [state(jobs, each) for each in others].count(State.QUEUED) == 1
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["gone", "changed"])
+def test_a_job_whose_document_is_refused_after_all_is_not_done(any_books: Books, jobs: Jobs, is_there):
+    """Where its text was found unchanged, and was changed and changed back by the time it is stored."""
+    books = any_books
+    books.catalogue.add_contributor("mary", "Mary")
+    if is_there:
+        books.catalogue.put([(Document("mary/light", "Light", "Another text.", "mary"), [])], "none")
+    job = begun(jobs)
+    document = Document("mary/light", "Light", "A light.", "mary")
+    with pytest.raises(DocumentError, match="try again"):
+        books.catalogue.put([(document, None)], "none", guard=lambda connection, _: finish(connection, job))
+    assert state(jobs, job) is State.RUNNING
 
 
 def test_an_owner_has_a_bound_on_count_and_size_and_what_is_refused_changes_nothing(jobs: Jobs):
