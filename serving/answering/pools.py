@@ -52,6 +52,10 @@ class Pool:
         """
         if len(self._waiting.get(caller, ())) >= self._waiting_max:
             raise Overloaded(f"too many {self._name} of yours wait already ({self._waiting_max})")
+        return await self.run_promised(caller, work, *args)
+
+    async def run_promised(self, caller: str, work: Callable[..., T], *args: Any) -> T:
+        """As :meth:`run`, for what was promised: however much waits, it is not refused."""
         piece = _Piece(partial(work, *args), asyncio.get_running_loop().create_future())
         self._waiting.setdefault(caller, deque()).append(piece)
         self._start()

@@ -20,11 +20,14 @@ async def take_in(
 ) -> StoredDocument:
     """Embed a document and store it, whole or not at all; ``guard`` has the last word in that transaction.
 
+    A caller who waits has no ``guard``. What has one was promised, and is not refused for what came after it.
+
     Raises:
         DocumentError: it cannot be taken.
-        Overloaded: too many uploads of its contributor wait already.
+        Overloaded: too many uploads of its contributor wait already, and nothing was promised.
     """
-    run = partial(service.pools.uploads.run, document.contributor)
+    uploads = service.pools.uploads
+    run = partial(uploads.run if guard is None else uploads.run_promised, document.contributor)
     ingest = await run(Ingest, service.books.catalogue, service.embedder)
     spans = await run(ingest.cut, document)
     parts: list[PreparedPassage] | None = None

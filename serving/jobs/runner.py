@@ -69,7 +69,7 @@ class Runner:
                 try:
                     await self._look()
                     failing = False
-                except sa.exc.SQLAlchemyError as error:
+                except Exception as error:  # noqa: BLE001 # what was promised is never given up
                     if not failing:
                         _log.error("jobs cannot be looked up; trying again", reason=f"{type(error).__name__}: {error}")
                     failing = True
@@ -83,7 +83,8 @@ class Runner:
 
     async def _look(self) -> None:
         if self._may_be_lost:
-            await self._beside(self._jobs.recover, [job.id for job in self._running.values()])
+            working = [job.id for task, job in self._running.items() if not task.done()]
+            await self._beside(self._jobs.recover, working)
             self._may_be_lost = False
         free = AT_ONCE - len(self._running)
         busy = {job.owner for job in self._running.values()}
@@ -119,7 +120,7 @@ class Runner:
                 await self._failed(job, error)
         except JobOver:
             return
-        except sa.exc.SQLAlchemyError as error:
+        except Exception as error:  # noqa: BLE001 # whatever it is, the job is not lost
             self._may_be_lost = True
             _log.error("a job's state could not be stored", job=job.id, reason=f"{type(error).__name__}: {error}")
 
@@ -137,8 +138,8 @@ class Runner:
         await self._beside(self._jobs.release, job, counted=counted)
 
     async def _take_in(self, job: Job, request: str) -> None:
-        run = partial(self._service.pools.uploads.run, job.owner.id)
-        line = await run(decode_line, request.encode())
+        uploads = self._service.pools.uploads
+        line = await uploads.run_promised(job.owner.id, decode_line, request.encode())
         document = line.document(job.owner.id, self._service.books.currency.parse_amount)
 
         def guard(connection: sa.Connection, stored: StoredDocument | None) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -146,6 +148,34 @@ def test_the_last_word_counts_whoever_was_asked_first(world: World):
     version = mary.post("/v1/documents", json={"id": "mary/replaced", "text": "The last word."}).json()["version"]
     assert follow(mary, replaced, "failed")["error"]["code"] == "document_conflict"
     assert mary.get("/v1/documents/mary/replaced").json()["version"] == version
+
+
+def test_short_uploads_of_its_owner_do_not_hold_up_what_was_promised(world: World):
+    """They fill its queue all the time, and each piece of the job needs a place there."""
+    mary = world.contributor("mary")
+    job = upload(mary, "mary/promised", HUGE)
+    refused: list[int] = []
+    over = threading.Event()
+
+    def send(number: int) -> None:
+        with world.server.client(world.keys["mary"]) as client:
+            while not over.is_set():
+                document = {"id": f"mary/beside-{number}", "text": f"{time.time()} {SHORT}"}
+                refused.append(client.post("/v1/documents", json=document).status_code)
+
+    with ThreadPoolExecutor(8) as threads:
+        for number in range(8):
+            threads.submit(send, number)
+        try:
+            done = wait_for(lambda: follow(mary, job, "done", "failed"), 120)
+        finally:
+            over.set()
+    assert done["state"] == "done", done
+    assert 503 in refused, "the queue was full"
+    (database,) = world.data_dir.glob("*.sqlite3")
+    with closing(sqlite3.connect(database)) as connection:
+        assert connection.execute("SELECT attempts FROM jobs WHERE id = ?", (job["id"],)).fetchone() == (1,)
+    assert "a job failed" not in world.server.log.read_text()
 
 
 def test_a_large_upload_again_is_the_same_job_and_others_have_a_bound(world: World):
