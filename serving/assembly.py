@@ -176,7 +176,7 @@ def open_books(settings: Settings) -> Iterator[Books]:
             limits=limits.defaults(settings, found.currency),
             low_balance=limits.parse_amount("PATRONAGE_LOW_BALANCE", settings.low_balance, found.currency) or 0,
             encryption=encryption,
-            samples=Samples(engine, encryption, settings.dispute_days),
+            samples=Samples(engine, encryption, settings.dispute_days, directory.samples),
             jobs=Jobs(engine, settings.job_days),
         )
     finally:

@@ -93,7 +93,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
         settling = asyncio.create_task(service.metering.settling.run(over))
         watching = asyncio.create_task(BalanceWatch(books, service.metering, metrics).run(over))
         dispatching = asyncio.create_task(Dispatcher(books, metrics).run(over))
-        destroying = asyncio.create_task(_destroy(books, over))
+        sampling = asyncio.create_task(_keep_sampled(books, over))
         working = asyncio.create_task(Runner(service, metrics, failure_of).run(over))
         leaving = asyncio.create_task(_leave(service, app.state.readiness, server))
         unpriced = (service.answering.models | {service.embeddings.model}) - set(books.rulebook.prices.models)
@@ -108,7 +108,7 @@ async def serve(books: Books, listener: socket.socket) -> None:
             leaving.cancel()
             over.set()
             _, late = await asyncio.wait(
-                {looking, draining, settling, watching, dispatching, destroying, working}, timeout=_LAST_DRAIN_SECONDS
+                {looking, draining, settling, watching, dispatching, sampling, working}, timeout=_LAST_DRAIN_SECONDS
             )
             for task in late:
                 task.cancel()
@@ -197,16 +197,26 @@ async def _drain(service: Service, metrics: Metrics, over: asyncio.Event) -> Non
             await asyncio.wait_for(over.wait(), max(0.0, pause - (time.monotonic() - began)))
 
 
-async def _destroy(books: Books, over: asyncio.Event) -> None:
-    """Destroy sampled text that was kept for long enough, now and every hour; a failure is tried again."""
+async def _keep_sampled(books: Books, over: asyncio.Event) -> None:
+    """Store sampled text that waits on disk, and destroy every hour what was kept for long enough.
+
+    A failure is tried again.
+    """
+    destroyed_at = time.monotonic() - _DESTROY_SECONDS
     while not over.is_set():
         try:
-            if destroyed := await asyncio.to_thread(books.samples.destroy):
-                _log.info("sampled text destroyed", queries=destroyed)
-        except Exception as error:  # noqa: BLE001 # the next hour is soon enough, and the audit knows
-            _log.error("sampled text could not be destroyed", reason=f"{type(error).__name__}: {error}")
+            await asyncio.to_thread(books.samples.store)
+        except Exception as error:  # noqa: BLE001 # it is on disk, and the next second is soon enough
+            _log.error("sampled text waits on disk", reason=f"{type(error).__name__}: {error}")
+        if time.monotonic() >= destroyed_at + _DESTROY_SECONDS:
+            destroyed_at = time.monotonic()
+            try:
+                if destroyed := await asyncio.to_thread(books.samples.destroy):
+                    _log.info("sampled text destroyed", queries=destroyed)
+            except Exception as error:  # noqa: BLE001 # the next hour is soon enough, and the audit knows
+                _log.error("sampled text could not be destroyed", reason=f"{type(error).__name__}: {error}")
         with suppress(TimeoutError):
-            await asyncio.wait_for(over.wait(), _DESTROY_SECONDS)
+            await asyncio.wait_for(over.wait(), books.settings.drain_seconds)
 
 
 async def _last_drain(service: Service) -> None:

@@ -38,7 +38,7 @@ class Keep(Protocol):
         """Keep it, if it is drawn; ``sent`` says that the customer has it.
 
         Raises:
-            SQLAlchemyError: the database refuses, and the answer was not sent.
+            SampleNotKept: the disk refuses, and the answer was not sent.
         """
 
 

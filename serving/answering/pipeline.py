@@ -61,7 +61,7 @@ class Answering:
         ``provenance`` is what all answers of this process have in common.
 
         ``pool`` computes; ``waiters`` are for answers that wait for a model which says what they are worth, or for the
-        database that keeps those which are drawn.
+        disk that keeps those which are drawn.
         """
         self._paid_calls = paid_calls
         self._retriever = retriever
@@ -190,9 +190,9 @@ class Answering:
         return retrieval, (made.grounded, *self._conclude(call, retrieval, made, most, values_by))
 
     async def _keep(self, call: PaidCall, record: UsageRecord, grounded: GroundedAnswer, *, sent: bool) -> None:
-        """Keep what is drawn for the audit. It waits for the database where nobody else's answer waits behind it."""
+        """Keep what is drawn for the audit. It waits for the disk where nobody else's answer waits behind it."""
         if drawn(record, call.policy.ablation_ppm):
-            keep = partial(self._samples.keep, record, grounded, sent=sent)
+            keep = partial(self._samples.keep, record.id, record.finished_ms, grounded, sent=sent)
             await asyncio.get_running_loop().run_in_executor(self._waiters, keep)
 
     def _conclude(

@@ -1,14 +1,22 @@
-"""The sample of the audit by ablation: the text of the queries that were drawn, sealed, and destroyed in time."""
+"""The sample of the audit by ablation: the text of the queries that were drawn, sealed, and destroyed in time.
+
+An answer does not wait for the database's lock: its text goes to the disk, synced, into a file of its own, and from
+there into the database, in the background and before whatever counts the sample.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
 import structlog
 
-from metering.records import UsageRecord
+from metering import sql
+from metering.durable import write_durably
 from serving.generators.grounded_answer import GroundedAnswer
 from serving.store.encryption import DecryptionError, Encryption
 
@@ -25,40 +33,68 @@ table = sa.Table(
 """``sealed`` is null once the text is destroyed; that the record was drawn is kept."""
 
 DAY_MS: Final = 86_400_000
+_WAITING: Final = ".sample"
+_AT_ONCE: Final = 64
 
 
 class SampleError(RuntimeError):
     """The text of a sampled query cannot be read."""
 
 
-class Samples:
-    """What was kept. Thread-safe."""
+class SampleNotKept(OSError):
+    """The disk does not take the text of a query that is drawn."""
 
-    def __init__(self, engine: sa.Engine, encryption: Encryption, dispute_days: int) -> None:
-        """Text is kept for ``dispute_days`` after the query."""
+
+class Samples:
+    """What was kept. Thread-safe, and several processes may use it at once."""
+
+    def __init__(self, engine: sa.Engine, encryption: Encryption, dispute_days: int, folder: Path) -> None:
+        """Text is kept for ``dispute_days`` after the query.
+
+        ``folder`` has what is not in the database yet, and is made with the first text.
+        """
         self._engine = engine
         self._encryption = encryption
         self._kept_ms = dispute_days * DAY_MS
+        self._folder = folder
 
-    def keep(self, record: UsageRecord, grounded: GroundedAnswer, *, sent: bool) -> None:
-        """Keep the text of a query whose record is drawn; it may wait for the database's lock.
+    def keep(self, record: str, at_ms: int, grounded: GroundedAnswer, *, sent: bool) -> None:
+        """Keep the text of a query, answered at ``at_ms``, whose record is drawn.
 
         Called before the capture, so that what is charged and drawn is kept; what is never charged is in no period.
-        If the customer has the answer already (``sent``) and the database refuses, the sample has one query less:
-        what was delivered is charged.
+        If the customer has the answer already (``sent``) and the disk refuses, the sample has one query less: what was
+        delivered is charged.
 
         Raises:
-            SQLAlchemyError: the database refuses, and the answer was not sent.
+            SampleNotKept: the disk refuses, and the answer was not sent.
         """
-        sealed = self._encryption.seal(grounded.encode(), _owner(record.id))
-        row = {"record": record.id, "at_ms": record.finished_ms, "sealed": sealed}
+        sealed = self._encryption.seal(grounded.encode(), _owner(record))
         try:
-            with self._engine.begin() as connection:
-                connection.execute(sa.insert(table), row)
-        except sa.exc.SQLAlchemyError as error:
+            write_durably(self._folder / f"{record}.{at_ms}{_WAITING}", sealed)
+        except OSError as error:
             if not sent:
-                raise
-            _log.error("a sampled query was not kept", receipt=record.id, reason=str(error.__cause__ or error))
+                raise SampleNotKept(*error.args) from error
+            _log.error("a sampled query was not kept", receipt=record, reason=str(error))
+
+    def store(self) -> int:
+        """Move what was kept into the database, and give how many texts. Repeating it is harmless.
+
+        Raises:
+            SQLAlchemyError: the database refuses; what it did not take waits.
+        """
+        stored = 0
+        for files in self._waiting():
+            rows: list[dict[str, object]] = []
+            for path in files:
+                record, at_ms, _ = path.name.rsplit(".", 2)
+                with suppress(FileNotFoundError):  # another process stored it
+                    rows.append({"record": record, "at_ms": int(at_ms), "sealed": path.read_bytes()})
+            if rows:
+                with self._engine.begin() as connection:
+                    stored += len(sql.insert_new(connection, table, rows))
+            for path in files:
+                path.unlink(missing_ok=True)
+        return stored
 
     def open(self, record: str) -> GroundedAnswer | None:
         """The grounded answer of a sampled record, or None if its text is destroyed.
@@ -86,6 +122,12 @@ class Samples:
         with self._engine.connect() as connection:
             query = sa.select(sa.func.count()).select_from(table).where(self._expired(late_ms))
             return int(connection.execute(query).scalar_one())
+
+    def _waiting(self) -> Iterator[list[Path]]:
+        """What is not in the database yet, oldest first, a transaction's worth at a time."""
+        found = sorted(self._folder.glob(f"*{_WAITING}"))
+        for first in range(0, len(found), _AT_ONCE):
+            yield found[first : first + _AT_ONCE]
 
     def _expired(self, late_ms: int) -> sa.ColumnElement[bool]:
         before = time.time_ns() // 1_000_000 - self._kept_ms - late_ms

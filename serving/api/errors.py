@@ -32,6 +32,7 @@ from retrieval.documents import DocumentConflict, DocumentError
 from retrieval.readers import MalformedError
 from serving.answering.paid_calls import AlreadyCharged, ReplayNotKept
 from serving.answering.pools import Overloaded
+from serving.answering.sampled_texts import SampleNotKept
 from serving.api.leaving import ClientGone
 from serving.api.rate_limit_headers import quota_headers
 from serving.closing.closing import ClosingError
@@ -61,7 +62,7 @@ _RETRY_SECONDS = 1
 _TRANSLATED = (
     AlreadyCharged, BookingError, ClosingError, DocumentError, GeneratorError, IdentityError, LimitError, LogSizeError,
     MeterError, MoneyError, NotValued, Overloaded, PeriodError, PolicyError, PriceError, QueryError, ReplayNotKept,
-    TooMuchWaits, WebhookError, sa.exc.DataError, sa.exc.OperationalError,
+    SampleNotKept, TooMuchWaits, WebhookError, sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
 
 

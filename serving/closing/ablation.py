@@ -79,6 +79,7 @@ def run(books: Books, period: str, function: ValueFunction, progress: Progress |
     """
     periods.parse(period)
     _refuse_closed(books.engine, period)
+    books.samples.store()
     books.samples.destroy()
     waiting = _waiting(books.engine, period)
     new = destroyed = 0

@@ -145,6 +145,7 @@ def compute_run(
         RunError: a record cannot be attributed.
     """
     reported = of_period(books.engine, period)
+    books.samples.store()  # of all that is in the segments: each text was on disk before its record was captured
     sums, moves, hours = Sums(), Moves(period, reported, rules), list[HourDigest]()
     jobs = jobs_of(log, segments, folder, rules)
     for part in parts_of(jobs, progress, rows=rows or bool(reported)):

@@ -72,6 +72,11 @@ class DataDir:
         return self.path / "spool"
 
     @property
+    def samples(self) -> Path:
+        """Sealed texts of the audit by ablation that the database does not have yet."""
+        return self.path / "samples"
+
+    @property
     def processes(self) -> Path:
         """A locked file for each process that lives."""
         return self.path / "processes"

@@ -136,9 +136,26 @@ def lock(target: Target) -> None:
     time.sleep(1)
 
 
+def elsewhere(_: Target) -> None:
+    """Nothing: the caller computes for itself, so the row says what sharing the processor with any caller costs."""
+    sum(range(50_000_000))
+
+
 CALLERS: dict[str, Callable[[Target], None]] = {
     each.__name__: each
-    for each in (embeddings, replays, refusals, numbers, uploads, headers, half_open, bodies, readiness, lock)
+    for each in (
+        elsewhere,
+        embeddings,
+        replays,
+        refusals,
+        numbers,
+        uploads,
+        headers,
+        half_open,
+        bodies,
+        readiness,
+        lock,
+    )
 }
 
 

@@ -275,6 +275,29 @@ def test_a_text_that_another_key_sealed_is_named_and_nothing_is_guessed(copy: Bo
         ablation.run(copy, period, Rerun())
 
 
+@pytest.mark.parametrize("counted", ["run", "close"])
+def test_a_text_that_waits_on_disk_is_in_the_sample(copy: Books, period: str, counted: str):
+    with copy.engine.begin() as connection:
+        (record, at_ms, _), *others = connection.execute(sa.select(sampled_texts.table)).all()
+        grounded = copy.samples.open(record)
+        assert grounded is not None
+        connection.execute(sa.delete(sampled_texts.table).where(sampled_texts.table.c.record == record))
+    copy.samples.keep(record, at_ms, grounded, sent=False)
+    copy.samples.keep(others[0].record, others[0].at_ms, grounded, sent=False)  # killed before its file was deleted
+    if counted == "run":
+        assert ablation.run(copy, period, Rerun()).new == len(QUESTIONS)
+    else:
+        closing.close(copy, period, early=True)
+        assert ablation.ablation_of(copy.engine, period).sampled == len(QUESTIONS)
+        bundle = closing.statement(copy, "mary", period)
+        assert bundle is not None
+        assert bundle["run"]["ablation"]["sampled"] == len(QUESTIONS)
+    opened = copy.samples.open(record)
+    assert opened is not None
+    assert opened.encode() == grounded.encode()
+    assert copy.samples.store() == 0
+
+
 def test_a_text_is_bound_to_its_record(copy: Books):
     """Swapped rows do not open: nobody can have another query audited in a record's name."""
     with copy.engine.begin() as connection:

@@ -57,17 +57,26 @@ def test_what_the_model_said_pays_the_document_that_says_it(shop, account):
 
 
 @pytest.fixture
-def no_samples(shop):
-    """Every query is drawn for the audit by ablation, and the database does not take its text."""
+def all_drawn(shop):
+    """Every query is drawn for the audit by ablation."""
     operator = shop.world.operator()
     before = operator.get("/v1/admin/policy").json()
     adopt(operator, before["data_share_ppm"], 1_000_000)
-    refuse = "CREATE TRIGGER full BEFORE INSERT ON ablation_samples BEGIN SELECT RAISE(ABORT, 'disk full'); END"
-    with contextlib.closing(sqlite3.connect(shop.world.data_dir / "patronage.sqlite3", timeout=10)) as database:
-        database.execute(refuse)
-        yield
-        database.execute("DROP TRIGGER full")
+    yield
     adopt(operator, before["data_share_ppm"], before["ablation_ppm"])
+
+
+@pytest.fixture
+def no_samples(shop, tmp_path):
+    """The disk does not take the text of a query that is drawn."""
+    folder, aside = shop.world.data_dir / "samples", tmp_path / "aside"
+    if folder.is_dir():
+        folder.replace(aside)
+    folder.write_text("no folder")
+    yield
+    folder.unlink()
+    if aside.is_dir():
+        aside.replace(folder)
 
 
 def adopt(operator, data_share_ppm, ablation_ppm):
@@ -76,7 +85,7 @@ def adopt(operator, data_share_ppm, ablation_ppm):
     wait_for(lambda: operator.get("/v1/admin/policy").json()["version"] == version)
 
 
-@pytest.mark.usefixtures("no_samples")
+@pytest.mark.usefixtures("all_drawn", "no_samples")
 def test_a_stream_whose_sample_is_not_kept_is_paid_and_a_plain_answer_is_not_given(shop, account):
     """Half of it was with the customer before anybody could know."""
     stream = account.client.post(PATH, json=STREAM)
@@ -84,9 +93,24 @@ def test_a_stream_whose_sample_is_not_kept_is_paid_and_a_plain_answer_is_not_giv
     assert spent_by(account) == shop.price("".join(PIECES))
 
     plain = account.client.post(PATH, json=PLAIN)
-    assert plain.status_code == 500
+    assert plain.status_code == 503
     assert spent_by(account) == shop.price("".join(PIECES))
     assert "a sampled query was not kept" in shop.world.server.log.read_text()
+
+
+@pytest.mark.usefixtures("all_drawn")
+def test_an_answer_that_is_drawn_does_not_wait_for_the_lock_of_the_database(shop, account):
+    """Its text waits on disk instead, and is in the database when that can be written."""
+    with contextlib.closing(sqlite3.connect(shop.world.data_dir / "patronage.sqlite3", timeout=10)) as database:
+        kept = "SELECT count(*) FROM ablation_samples"
+        (before,) = database.execute(kept).fetchone()
+        database.execute("BEGIN IMMEDIATE")
+        receipts = [account.client.post(PATH, json=body).status_code for body in (STREAM, PLAIN)]
+        assert receipts == [200, 200]
+        assert len(list((shop.world.data_dir / "samples").glob("*.sample"))) >= 2
+        database.rollback()
+        wait_for(lambda: database.execute(kept).fetchone()[0] >= before + 2)
+        wait_for(lambda: not list((shop.world.data_dir / "samples").glob("*.sample")))
 
 
 @pytest.mark.parametrize("body", [STREAM, PLAIN], ids=["stream", "plain"])
