@@ -20,6 +20,8 @@ from serving.api.errors import ApiError, body_of
 
 HEAD_BYTES_MAX: Final = 32_768
 """The longest request line with its headers."""
+FRAMING_BYTES_MAX: Final = 32_768
+"""What may come beside a body in chunks, and as much again as the body has: sizes, extensions, trailers."""
 _SITE_BITS: Final = 64
 """What one customer of a provider has of IPv6 addresses counts as one address."""
 
@@ -104,6 +106,8 @@ class GuardedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     """Of the head that is being read; what came together with the end of another request is not counted."""
     _new_bytes = 0
+    _framing = 0
+    """Bytes that came beside the body that is being read, less those of the body."""
     _body_until = 0.0
     """When the body that is being read must have come, by what has come of it; in seconds of the loop's clock."""
     _paused_at: float | None = None
@@ -137,11 +141,15 @@ class GuardedProtocol(HttpToolsProtocol):
             self._paused_at = None
         if self._in_head:
             self._head_bytes += len(data)
+        elif self._reading:
+            self._framing += len(data)
         elif not self._reading:
             self._new_bytes = len(data)
         super().data_received(data)
         if self._in_head and self._head_bytes > HEAD_BYTES_MAX:
             self._refused = _head_too_large()
+        if self._reading and not self._in_head and self._framing > FRAMING_BYTES_MAX:
+            self._refused = _framing_too_large()
         if self._refused is not None:
             self._refuse(self._refused)
         elif self._reading and not self._in_head:
@@ -156,6 +164,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_bytes, self._new_bytes = self._new_bytes, 0
         self._wait(self.door.head_seconds)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header; what stands after the body instead is no part of the request, which is being answered."""
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The end of a head: the request goes to the application."""
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
@@ -163,12 +176,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refused = _head_too_large()
         if self._refused is None:
             self._in_head = False
+            self._framing = 0
             self._body_until = self.loop.time() + self.door.body_seconds
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
         if self._refused is None:
+            self._framing -= 2 * len(body)
             self._body_until += len(body) / self.door.body_bytes_per_second
             super().on_body(body)
 
@@ -233,3 +248,10 @@ def _head_too_large() -> ApiError:
     return ApiError(
         431, "headers_too_large", f"the request line and headers are above the limit of {HEAD_BYTES_MAX} bytes"
     )
+
+
+def _framing_too_large() -> ApiError:
+    limit = (
+        f"the chunks of the body have more than {FRAMING_BYTES_MAX} bytes beside what is in them, and more than that"
+    )
+    return ApiError(400, "framing_too_large", f"{limit}: send larger chunks, without extensions and trailers")

@@ -164,6 +164,49 @@ def test_a_kept_connection_and_a_slow_answer_outlive_these_limits(guarded: World
         time.sleep(HEAD_SECONDS + BODY_SECONDS)
 
 
+FRAMING = {
+    "trailers": b"2\r\n{}\r\n0\r\n" + b"x-trailer: yyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n" * 2_000,
+    "one trailer": b"2\r\n{}\r\n0\r\nx-trailer: " + b"y" * 80_000,
+    "an extension": b"2;e=" + b"y" * 80_000,
+    "extensions": b"8;e=yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy\r\n        \r\n" * 2_000,
+    "tiny chunks": b"1\r\n \r\n" * 20_000,
+}
+
+
+@pytest.mark.parametrize("sent", FRAMING.values(), ids=FRAMING)
+def test_what_frames_a_body_has_a_limit(guarded: World, sent: bytes):
+    account = guarded.customer()
+    head = request("/v1/query", f"Authorization: Bearer {account.key}", "Transfer-Encoding: chunked")
+    with connect(guarded) as connection:
+        connection.sendall(head)
+        time.sleep(0.1)  # a head and the body that comes with it are read as one
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.sendall(sent)
+            assert refusal(said(connection)) == (400, "framing_too_large")
+    assert account.money() == (1, 0)
+
+
+def test_a_body_in_small_chunks_is_read_and_its_trailers_are_no_headers(guarded: World):
+    account = guarded.customer()
+    body = json.dumps({"question": "When do spring tides come?"}).encode()
+    chunks = b"".join(
+        b"%x\r\n%b\r\n" % (len(each), each) for each in (body[at : at + 9] for at in range(0, len(body), 9))
+    )
+    head = request(
+        "/v1/query", f"Authorization: Bearer {account.key}", "Transfer-Encoding: chunked", "Connection: close"
+    )
+    receipts = set()
+    for _ in range(2):
+        with connect(guarded) as connection:
+            connection.sendall(head)
+            time.sleep(0.1)
+            connection.sendall(chunks + b"0\r\nIdempotency-Key: the same\r\n\r\n")
+            reply = said(connection)
+            assert reply.startswith(b"HTTP/1.1 200 "), reply
+            receipts.add(json.loads(reply.partition(b"\r\n\r\n")[2])["receipt"]["id"])
+    assert len(receipts) == 2, "neither is a replay of the other"
+
+
 def test_without_a_key_no_body_is_read(guarded: World):
     """Neither what is malformed nor what is too large is looked at, and the rest is never asked for."""
     for path in ("/v1/query", "/v1/embeddings", "/v1/documents", "/v1/admin/customers"):
