@@ -37,8 +37,6 @@ table = sa.Table(
     sa.Column("digest", sa.String(64), nullable=False),
     sa.Column("basis", sa.String(64), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
-    # Null once the job has ended.
-    sa.Column("request", sa.Text, nullable=True),
     sa.Column("state", sa.String(20), nullable=False, index=True),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("done", sa.BigInteger, nullable=False),
@@ -48,6 +46,14 @@ table = sa.Table(
     sa.Column("result", sa.Text, nullable=True),
     sa.Column("error", sa.Text, nullable=True),
 )
+
+requests = sa.Table(
+    "job_requests",
+    METADATA,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("request", sa.Text, nullable=False),
+)
+"""What the jobs that have not ended are to do: megabytes, which are not rewritten whenever one of them gets further."""
 
 
 class Kind(StrEnum):
@@ -95,7 +101,7 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it is stored, without its request."""
+    """A job as it is stored."""
 
     id: str
     owner: Owner
@@ -114,7 +120,6 @@ class Job:
     error: dict[str, Any] | None
 
 
-_COLUMNS: Final = [column for column in table.c if column.name != "request"]
 _UNFINISHED: Final = table.c.state.in_([State.QUEUED, State.RUNNING])
 
 
@@ -156,7 +161,7 @@ class Jobs:
             self._cancel(connection, sa.and_(same, table.c.digest != digest), now, "superseded")
             found = basis(connection)
             self._cancel(connection, sa.and_(same, table.c.basis != found), now, "superseded")
-            known = connection.execute(sa.select(*_COLUMNS).where(same)).first()
+            known = connection.execute(sa.select(table).where(same)).first()
             if known is not None:
                 return _job(known)
             waiting = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(table.c.size), 0)).where(mine)
@@ -174,25 +179,25 @@ class Jobs:
                 "digest": digest,
                 "basis": found,
                 "size": wish.size,
-                "request": wish.request,
                 "state": State.QUEUED,
                 "attempts": 0,
                 "done": 0,
                 "total": 0,
                 "created_ms": now,
             }
-            connection.execute(sa.insert(table).values(row))
-            return _job(connection.execute(sa.select(*_COLUMNS).where(table.c.id == identifier)).one())
+            (number,) = connection.execute(sa.insert(table).values(row).returning(table.c.number)).one()
+            connection.execute(sa.insert(requests).values(number=number, request=wish.request))
+            return _job(connection.execute(sa.select(table).where(table.c.number == number)).one())
 
     def get(self, owner: Owner, identifier: str) -> Job | None:
         """A job of this owner, or None."""
         with self._engine.connect() as connection:
-            row = connection.execute(sa.select(*_COLUMNS).where(_of(owner), table.c.id == identifier)).first()
+            row = connection.execute(sa.select(table).where(_of(owner), table.c.id == identifier)).first()
         return None if row is None else _job(row)
 
     def newest(self, owner: Owner, limit: int) -> list[Job]:
         """The owner's jobs, the newest first."""
-        query = sa.select(*_COLUMNS).where(_of(owner)).order_by(table.c.number.desc()).limit(limit)
+        query = sa.select(table).where(_of(owner)).order_by(table.c.number.desc()).limit(limit)
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(query)]
 
@@ -215,7 +220,7 @@ class Jobs:
         """The oldest job that is queued of each owner who is not ``busy``, those first that have waited longest."""
         first = sa.select(sa.func.min(table.c.number)).where(table.c.state == State.QUEUED)
         first = first.group_by(table.c.role, table.c.owner)
-        query = sa.select(*_COLUMNS).where(table.c.number.in_(first)).order_by(table.c.number)
+        query = sa.select(table).where(table.c.number.in_(first)).order_by(table.c.number)
         with self._engine.connect() as connection:
             found = [_job(row) for row in connection.execute(query)]
         return [job for job in found if job.owner not in busy][:limit]
@@ -232,7 +237,8 @@ class Jobs:
         with self._engine.begin() as connection:
             if connection.execute(sa.update(table).where(mine).values(values)).rowcount == 0:
                 return None
-            request: str = connection.execute(sa.select(table.c.request).where(table.c.id == job.id)).scalar_one()
+            query = sa.select(requests.c.request).join(table, table.c.number == requests.c.number)
+            request: str = connection.execute(query.where(table.c.id == job.id)).scalar_one()
             return request
 
     def advance(self, job: Job, done: int, total: int) -> None:
@@ -257,7 +263,7 @@ class Jobs:
             JobOver: it was cancelled.
         """
         with self._engine.begin() as connection:
-            _change(connection, job, **_ended(State.FAILED, _now_ms()), error=json.dumps(error))
+            _end_running(connection, job, State.FAILED, error=json.dumps(error))
 
     def prune(self) -> int:
         """Forget jobs that ended long ago; answers how many."""
@@ -269,7 +275,7 @@ class Jobs:
     def _cancel(connection: sa.Connection, which: sa.ColumnElement[bool], now: int, code: str) -> None:
         message = {"cancelled": "it was cancelled", "superseded": "a later request has taken its place"}[code]
         error = json.dumps({"code": code, "message": message})
-        connection.execute(sa.update(table).where(which).values(**_ended(State.CANCELLED, now), error=error))
+        _end(connection, which, State.CANCELLED, now, error=error)
 
 
 def finish(connection: sa.Connection, job: Job, result: dict[str, Any] | None = None) -> None:
@@ -279,17 +285,29 @@ def finish(connection: sa.Connection, job: Job, result: dict[str, Any] | None = 
         JobOver: it was cancelled.
     """
     values = {"done": table.c.total, "result": None if result is None else json.dumps(result)}
-    _change(connection, job, **_ended(State.DONE, _now_ms()), **values)
+    _end_running(connection, job, State.DONE, **values)
 
 
 def _change(connection: sa.Connection, job: Job, **values: Any) -> None:
-    mine = sa.and_(table.c.id == job.id, table.c.state == State.RUNNING)
-    if connection.execute(sa.update(table).where(mine).values(values)).rowcount == 0:
+    if connection.execute(sa.update(table).where(_running(job)).values(values)).rowcount == 0:
         raise JobOver(f"job {job.id} was cancelled")
 
 
-def _ended(state: State, now: int) -> dict[str, Any]:
-    return {"state": state, "ended_ms": now, "request": None}
+def _end_running(connection: sa.Connection, job: Job, state: State, **values: Any) -> None:
+    if _end(connection, _running(job), state, _now_ms(), **values) == 0:
+        raise JobOver(f"job {job.id} was cancelled")
+
+
+def _end(connection: sa.Connection, which: sa.ColumnElement[bool], state: State, now: int, **values: Any) -> int:
+    """End jobs and forget what they were to do; gives how many."""
+    change = sa.update(table).where(which).values(state=state, ended_ms=now, **values).returning(table.c.number)
+    ended = connection.execute(change).scalars().all()
+    connection.execute(sa.delete(requests).where(requests.c.number.in_(ended)))
+    return len(ended)
+
+
+def _running(job: Job) -> sa.ColumnElement[bool]:
+    return sa.and_(table.c.id == job.id, table.c.state == State.RUNNING)
 
 
 def _of(owner: Owner) -> sa.ColumnElement[bool]:

@@ -6,10 +6,26 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
 
 from retrieval.documents import Document, DocumentError
 from serving.books import Books
-from serving.store.jobs import ATTEMPTS_MAX, Job, JobOver, Jobs, Kind, Owner, State, TooMuchWaits, Wish, finish, table
+from serving.store.jobs import (
+    ATTEMPTS_MAX,
+    Job,
+    JobOver,
+    Jobs,
+    Kind,
+    Owner,
+    State,
+    TooMuchWaits,
+    Wish,
+    finish,
+    requests,
+    table,
+)
+from serving.store.migrations.versions import m0014_job_requests
 
 MARY, BO = Owner("contributor", "mary"), Owner("contributor", "bo")
 PLENTY = {"count_max": 100, "size_max": 1_000}
@@ -38,7 +54,8 @@ def state(jobs: Jobs, job: Job) -> State:
 
 def request_of(books: Books, job: Job) -> str | None:
     with books.engine.connect() as connection:
-        return connection.execute(sa.select(table.c.request).where(table.c.id == job.id)).scalar_one()
+        query = sa.select(requests.c.request).join(table, table.c.number == requests.c.number)
+        return connection.execute(query.where(table.c.id == job.id)).scalar()
 
 
 def test_a_job_is_queued_begun_followed_and_done_and_its_request_is_destroyed(any_books: Books, jobs: Jobs):
@@ -219,3 +236,18 @@ def test_jobs_that_ended_long_ago_are_forgotten_and_no_other(any_books: Books, j
     assert jobs.prune() == 1
     assert {each.id for each in jobs.newest(MARY, 10)} == {new.id, waiting.id}
     assert jobs.unfinished() == 1
+
+
+def test_what_was_queued_before_requests_had_a_table_is_done_after(any_books: Books, jobs: Jobs):
+    job = add(jobs, request='{"text": "A light"}')
+    over = add(jobs, owner=BO)
+    jobs.cancel(BO, over.id)
+    with any_books.engine.begin() as connection, Operations.context(MigrationContext.configure(connection)):
+        connection.execute(sa.text("ALTER TABLE jobs ADD COLUMN request TEXT"))
+        connection.execute(
+            sa.text("UPDATE jobs SET request = (SELECT request FROM job_requests WHERE number = jobs.number)")
+        )
+        connection.execute(sa.text("DROP TABLE job_requests"))
+        m0014_job_requests.upgrade()
+    assert jobs.begin(job) == '{"text": "A light"}'
+    assert request_of(any_books, over) is None

@@ -153,7 +153,7 @@ def test_the_last_word_counts_whoever_was_asked_first(world: World):
 def test_short_uploads_of_its_owner_do_not_hold_up_what_was_promised(world: World):
     """They fill its queue all the time, and each piece of the job needs a place there."""
     mary = world.contributor("mary")
-    job = upload(mary, "mary/promised", HUGE)
+    job = upload(mary, "mary/promised", LONG)
     refused: list[int] = []
     over = threading.Event()
 
@@ -204,7 +204,7 @@ def test_a_job_outlives_the_server(world: World, end: str):
     assert mary.get(f"/v1/documents/mary/outlives-{end}").json()["state"] == "active"
     (database,) = world.data_dir.glob("*.sqlite3")
     with closing(sqlite3.connect(database)) as connection:
-        query = "SELECT attempts, request FROM jobs WHERE id = ?"
+        query = "SELECT attempts, request FROM jobs LEFT JOIN job_requests USING (number) WHERE id = ?"
         assert connection.execute(query, (job["id"],)).fetchone() == ({"kill": 2, "stop": 1}[end], None)
 
 
