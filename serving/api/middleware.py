@@ -10,7 +10,7 @@ import time
 import uuid
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -35,10 +35,14 @@ _CHARACTER_BYTES_MAX = 12
 """A character in JSON, written as two escapes."""
 _DISCARDED_BYTES_MAX = 65_536
 """Of a body that nobody wants so much is read all the same, so that the client can read why."""
+_ID, _REPLAYED = b"x-request-id", REPLAYED.encode()
+_ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
+_POLICY_NAME = b"content-security-policy"
 _POLICY_PAGE = (
-    "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    b"default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
-_POLICY = "default-src 'none'; frame-ancestors 'none'"
+_POLICY = b"default-src 'none'; frame-ancestors 'none'"
+_NOT_STORED = (b"cache-control", b"no-store")
 
 
 def body_bytes_max(path: str, settings: Settings) -> int:
@@ -153,18 +157,14 @@ class _Exchange:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message.setdefault("headers", [])
-            headers = MutableHeaders(raw=message["headers"])
+            given = dict(message.get("headers", ()))
             if self.status >= _SERVER_ERROR:
                 self.unpaid = 0
-            elif self.status < _BAD_REQUEST and REPLAYED not in headers:
+            elif self.status < _BAD_REQUEST and _REPLAYED not in given:
                 self.unpaid = -1
-            headers["x-request-id"] = self.id
-            headers["x-content-type-options"] = "nosniff"
-            headers["referrer-policy"] = "no-referrer"
-            page = headers.get("content-type", "").startswith("text/html")
-            headers.setdefault("content-security-policy", _POLICY_PAGE if page else _POLICY)
-            headers.setdefault("cache-control", "no-store")
+            page = given.get(b"content-type", b"").startswith(b"text/html")
+            added = (_ID, self.id.encode()), *_ALWAYS, (_POLICY_NAME, _POLICY_PAGE if page else _POLICY), _NOT_STORED
+            message["headers"] = [*message.get("headers", ()), *(each for each in added if each[0] not in given)]
         await self._send(message)
 
     async def fail(self, error: ApiError) -> None:
