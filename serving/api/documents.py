@@ -43,16 +43,22 @@ async def put(request: Request, caller: Contributor, service: TheService) -> Res
 
     A long one is taken in by a job, and so is any for who prefers not to wait.
     """
-    line = await service.pools.uploads.run(caller.id, decode_line, await request.body())
-    if line.contributor not in (None, caller.id):
-        raise ApiError(403, "wrong_contributor", "a document can be brought in your own name only", param="contributor")
-    line.id = line.id or new_id(line.title or "document")
-    known = await asyncio.to_thread(service.books.catalogue.get, [line.id])
-    document = line.document(caller.id, service.books.currency.parse_amount)
+    decode = partial(_decode, service, caller)
+    line, document = await service.pools.uploads.run(caller.id, decode, await request.body())
+    known = await asyncio.to_thread(service.books.catalogue.get, [document.id])
     if prefers_async(request) or len(document.text) > service.books.settings.job_chars:
         return await accepted(request, service, await _promise(request, service, caller, line, document))
     stored = await while_there(request, take_in(service, document))
-    return json_response(await _shown(service, stored), 200 if line.id in known else 201)
+    return json_response(await _shown(service, stored), 200 if document.id in known else 201)
+
+
+def _decode(service: Service, caller: Caller, body: bytes) -> tuple[DocumentLine, Document]:
+    """The line that the contributor sent, its id given where it has none, and its document."""
+    line = decode_line(body)
+    if line.contributor not in (None, caller.id):
+        raise ApiError(403, "wrong_contributor", "a document can be brought in your own name only", param="contributor")
+    line.id = line.id or new_id(line.title or "document")
+    return line, line.document(caller.id, service.books.currency.parse_amount)
 
 
 @router.get("/v1/documents")

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 import structlog
 
 from retrieval.catalogue import StoredDocument, state_of
-from retrieval.documents import DocumentConflict
+from retrieval.documents import Document, DocumentConflict
 from retrieval.readers import decode_line
 from serving.answering.pools import Overloaded
 from serving.closing import closing
@@ -138,9 +138,11 @@ class Runner:
         await self._beside(self._jobs.release, job, counted=counted)
 
     async def _take_in(self, job: Job, request: str) -> None:
-        uploads = self._service.pools.uploads
-        line = await uploads.run_promised(job.owner.id, decode_line, request.encode())
-        document = line.document(job.owner.id, self._service.books.currency.parse_amount)
+        def decode() -> Document:
+            line = decode_line(request.encode())
+            return line.document(job.owner.id, self._service.books.currency.parse_amount)
+
+        document = await self._service.pools.uploads.run_promised(job.owner.id, decode)
 
         def guard(connection: sa.Connection, stored: StoredDocument | None) -> None:
             if state_of(stored) != job.basis:
