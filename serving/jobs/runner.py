@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 import structlog
 
+from metering.meter import MeterUnavailable
 from retrieval.catalogue import StoredDocument, state_of
 from retrieval.documents import Document, DocumentConflict
 from retrieval.readers import decode_line
@@ -35,6 +36,11 @@ _SAY_SECONDS: Final = 1.0
 _PRUNE_SECONDS: Final = 3_600.0
 AT_ONCE: Final = 8
 """How many jobs are in work; their passages take turns as all uploads do."""
+_OUTAGES: Final = (MeterUnavailable, sa.exc.OperationalError, OSError, Overloaded)
+"""What says nothing of a job: Redis, the database or the disk is away, or its owner's other uploads go first."""
+_OUTAGE_SECONDS_MAX: Final = 86_400.0
+"""For how long after it was asked for a job is tried through outages: one without end may be the job's own fault."""
+_OUTAGE_PAUSE_SECONDS: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +136,12 @@ class Runner:
             await self._beside(self._jobs.fail, job, failure.error)
             return
         _log.error("a job failed", job=job.id, kind=job.kind, reason=f"{type(error).__name__}: {error}")
-        counted = not isinstance(error, Overloaded)  # its owner's other uploads fill the queue, and go first
+        age = time.time() - job.created_ms / 1_000
+        counted = age > _OUTAGE_SECONDS_MAX or not isinstance(error, _OUTAGES)
         if counted and job.attempts + 1 >= ATTEMPTS_MAX:
             await self._beside(self._jobs.fail, job, failure.error)
             return
-        await asyncio.sleep(2**job.attempts)
+        await asyncio.sleep(2**job.attempts if counted else _OUTAGE_PAUSE_SECONDS)
         await self._beside(self._jobs.release, job, counted=counted)
 
     async def _take_in(self, job: Job, request: str) -> None:

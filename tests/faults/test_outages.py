@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import sqlite3
 import subprocess
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from decimal import Decimal
 
 import httpx
@@ -17,7 +19,7 @@ from metering.redis.server import find_redis_server
 from metering.spool import state_of
 from tests.faults.shop import PATH, PLAIN, STREAM, events, open_shop, spent_by, text_of
 from tests.processes import ended
-from tests.servers import PATIENCE_SECONDS, cli, run, wait_for
+from tests.servers import PATIENCE_SECONDS, cli, run, this_period, wait_for
 from tests.upstream import PIECES, Script
 
 _STALLS = Script(stall_after=4)
@@ -175,6 +177,23 @@ def test_a_charge_that_redis_took_and_could_not_answer_is_not_taken_twice(apart,
 
     assert spent_by(account) == apart.price(_WHOLE)
     assert sum(row["queries"] for row in account.usage()) == 1
+    assert_books_hold(apart, {**env, "PATRONAGE_REDIS_URL": redis.url})
+
+
+def test_a_job_waits_for_redis_however_long_it_is_away(apart, redis, env):
+    """Five attempts are for what a job does to the server, not for what happens to the server."""
+    operator, period = apart.world.operator(), this_period()
+    apart.world.customer()
+    redis.kill()
+    close = f"/v1/admin/periods/{period}/close"
+    reply = operator.post(close, json={"early": True}, headers={"prefer": "respond-async"})
+    assert reply.status_code == 202, reply.text
+    failures = f"a job failed.*{reply.json()['id']}"
+    wait_for(lambda: len(re.findall(failures, apart.world.server.log.read_text())) >= 2)
+    with closing(sqlite3.connect(apart.world.data_dir / "patronage.sqlite3")) as database:
+        assert database.execute("SELECT attempts FROM jobs").fetchone()[0] <= 1
+    redis.start()
+    wait_for(lambda: operator.get(reply.headers["location"]).json()["state"] == "done")
     assert_books_hold(apart, {**env, "PATRONAGE_REDIS_URL": redis.url})
 
 
