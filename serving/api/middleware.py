@@ -35,6 +35,8 @@ _CHARACTER_BYTES_MAX = 12
 """A character in JSON, written as two escapes."""
 _DISCARDED_BYTES_MAX = 65_536
 """Of a body that nobody wants so much is read all the same, so that the client can read why."""
+_TURN_BYTES = 262_144
+"""So much of a body, which is read in the event loop, is as much work there as a call with a short one."""
 _ID, _REPLAYED = b"x-request-id", REPLAYED.encode()
 _ALWAYS = ((b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer"))
 _POLICY_NAME = b"content-security-policy"
@@ -130,8 +132,8 @@ class _Exchange:
         self._limit = limit
         self._received = 0
         self.status = 0
-        self.unpaid = 1
-        """As :meth:`serving.api.unpaid.Unpaid.ended` takes it. Nothing is sent, and nothing paid, until it is."""
+        self._earned: bool | None = False
+        """Whether it was paid, which nothing is until a response is sent; None where we failed."""
         self.headers = Headers(scope=scope)
         given = self.headers.get("x-request-id", "")
         self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
@@ -139,6 +141,11 @@ class _Exchange:
         self._length = int(length) if length.isdecimal() else 0
         self._chunked = "transfer-encoding" in self.headers
         self.has_body = self._unread = self._length > 0 or self._chunked
+
+    @property
+    def unpaid(self) -> int:
+        """As :meth:`serving.api.unpaid.Unpaid.ended` takes it: a large body is more work, and counts for more."""
+        return {True: -1, None: 0}.get(self._earned, 1 + self._received // _TURN_BYTES)
 
     def check_length(self) -> None:
         """Refuse a body that says it is too large before reading it."""
@@ -159,9 +166,9 @@ class _Exchange:
             self.status = message["status"]
             given = dict(message.get("headers", ()))
             if self.status >= _SERVER_ERROR:
-                self.unpaid = 0
+                self._earned = None
             elif self.status < _BAD_REQUEST and _REPLAYED not in given:
-                self.unpaid = -1
+                self._earned = True
             page = given.get(b"content-type", b"").startswith(b"text/html")
             added = (_ID, self.id.encode()), *_ALWAYS, (_POLICY_NAME, _POLICY_PAGE if page else _POLICY), _NOT_STORED
             message["headers"] = [*message.get("headers", ()), *(each for each in added if each[0] not in given)]

@@ -58,7 +58,8 @@ class Unpaid:
 
         Args:
             customer: whose call it was.
-            unpaid: 1, or -1 where it was paid, or 0 where it failed and it was not the customer who did.
+            unpaid: for how many calls it counts: 1, or more where its body was large; -1 where it was paid, or 0 where
+                it failed and it was not the customer who did.
             counted: what :meth:`turn` said of it.
         """
         change = (unpaid - counted) * self._pause_s

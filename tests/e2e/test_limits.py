@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -222,3 +223,14 @@ def test_what_costs_nothing_has_a_pace(paced: World, kind: str):
     assert time.monotonic() - began >= (unpaid - AT_ONCE) / PACE
     assert {reply.status_code == 200 for reply in replies} == {kind == "replay"}
     assert {reply.status_code for reply in replies}.isdisjoint({429, 500, 503})
+
+
+def test_a_large_body_that_is_refused_counts_for_as_many_as_it_takes_to_read(paced: World):
+    account = paced.customer()
+    large = json.dumps({"model": "embedder", "input": "\\" * (25 * 262_144 // 2)})
+    began = time.monotonic()
+    for _ in range((AT_ONCE + 2 * PACE) // 26):
+        reply = account.client.post("/v1/embeddings", content=large, headers={"content-type": "application/json"})
+        assert 400 <= reply.status_code < 500, reply.text
+    account.ask("When do spring tides come?")
+    assert time.monotonic() - began >= 2
