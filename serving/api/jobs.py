@@ -28,7 +28,7 @@ RESPOND_ASYNC: Final = "respond-async"
 async def listed(caller: Anyone, service: TheService) -> Response:
     """The caller's newest jobs."""
     found = await asyncio.to_thread(service.books.jobs.newest, owner_of(caller), _LISTED)
-    return json_response({"data": [await _shown(service, job) for job in found]})
+    return json_response({"data": await _shown(service, found)})
 
 
 @router.get("/{job}")
@@ -59,31 +59,43 @@ async def accepted(request: Request, service: Service, job: Job) -> Response:
     headers = {"location": f"/v1/jobs/{job.id}", "retry-after": str(_LOOK_SECONDS)}
     if prefers_async(request):
         headers["preference-applied"] = RESPOND_ASYNC
-    return json_response(await _shown(service, job), 202, headers)
+    (shown,) = await _shown(service, [job])
+    return json_response(shown, 202, headers)
 
 
 async def _response(service: Service, job: Job | None) -> Response:
     if job is None:
         raise ApiError(404, "not_found", "you have no such job, or it ended long ago")
     headers = {"retry-after": str(_LOOK_SECONDS)} if job.ended_ms is None else None
-    return json_response(await _shown(service, job), headers=headers)
+    (shown,) = await _shown(service, [job])
+    return json_response(shown, headers=headers)
 
 
-async def _shown(service: Service, job: Job) -> dict[str, Any]:
-    result = job.result
-    if job.kind is Kind.DOCUMENT and job.state is State.DONE:
-        stored = await asyncio.to_thread(service.books.catalogue.get, [job.subject])
-        documents = list(stored.values())
-        catalogue, currency = service.books.catalogue, service.books.currency
-        (result,) = await asyncio.to_thread(rendering.documents, documents, catalogue, currency)
-    return {
-        "id": job.id,
-        "kind": job.kind,
-        "subject": job.subject,
-        "state": job.state,
-        "progress": {"done": job.done, "total": job.total, "unit": _UNITS[job.kind]},
-        "created": periods.timestamp(job.created_ms),
-        "ended": None if job.ended_ms is None else periods.timestamp(job.ended_ms),
-        "result": result,
-        "error": job.error,
-    }
+async def _shown(service: Service, jobs: list[Job]) -> list[dict[str, Any]]:
+    stored = [job.subject for job in jobs if _is_stored(job)]
+    documents = await asyncio.to_thread(_documents, service, stored) if stored else {}
+    return [
+        {
+            "id": job.id,
+            "kind": job.kind,
+            "subject": job.subject,
+            "state": job.state,
+            "progress": {"done": job.done, "total": job.total, "unit": _UNITS[job.kind]},
+            "created": periods.timestamp(job.created_ms),
+            "ended": None if job.ended_ms is None else periods.timestamp(job.ended_ms),
+            "result": documents[job.subject] if _is_stored(job) else job.result,
+            "error": job.error,
+        }
+        for job in jobs
+    ]
+
+
+def _is_stored(job: Job) -> bool:
+    return job.kind is Kind.DOCUMENT and job.state is State.DONE
+
+
+def _documents(service: Service, identifiers: list[str]) -> dict[str, dict[str, Any]]:
+    catalogue = service.books.catalogue
+    found = catalogue.get(identifiers)
+    shown = rendering.documents(list(found.values()), catalogue, service.books.currency)
+    return dict(zip(found, shown, strict=True))
