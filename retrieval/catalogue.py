@@ -17,13 +17,13 @@ from typing import Final, Literal
 import numpy as np
 import sqlalchemy as sa
 
-from retrieval import passage_table, sources
+from retrieval import passage_table, sources, versions
 from retrieval.analysis import stems, term_ids
 from retrieval.chunking import PassageSpan, Span, passages
 from retrieval.documents import Document, DocumentConflict, DocumentError, SplitShare, Terms, check_terms
 from retrieval.embedding import Embedder
-from retrieval.near_duplicates import runs_of
 from retrieval.passage_table import METADATA, PreparedPassage, StoredPassage, passages_table
+from retrieval.versions import Ages
 
 _ID = sa.String(200)
 
@@ -53,15 +53,6 @@ documents = sa.Table(
     sa.Column("changed", sa.BigInteger, nullable=False, index=True),
 )
 
-versions = sa.Table(
-    "versions",
-    METADATA,
-    sa.Column("document", _ID, primary_key=True),
-    sa.Column("sha256", sa.String(64), primary_key=True),
-    sa.Column("text", sa.Text, nullable=False),
-    sa.Column("added_ms", sa.BigInteger, nullable=False),
-)
-
 epoch_table = sa.Table(
     "catalogue_clock",
     METADATA,
@@ -89,6 +80,15 @@ class StoredDocument:
     added_ms: int
     withdrawn_ms: int | None
     changed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """Of a change: the catalogue's clock, the time, and whose vectors the passages have."""
+
+    epoch: int
+    now_ms: int
+    embedder: str
 
 
 Guard = Callable[[sa.Connection, StoredDocument | None], None]
@@ -171,9 +171,8 @@ class Catalogue:
 
     def text(self, document: str, version: str) -> str | None:
         """The text of a version, or None."""
-        query = sa.select(versions.c.text).where(versions.c.document == document, versions.c.sha256 == version)
         with self._engine.connect() as connection:
-            return connection.execute(query).scalar_one_or_none()
+            return versions.text(connection, document, version)
 
     def sources(self, ids: Sequence[str], paths: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
         """The path of each of these documents that came from a file, and the documents that came from these paths."""
@@ -198,16 +197,16 @@ class Catalogue:
         Raises:
             DocumentError: with ``guard``, a document is refused. And whatever ``guard`` raises.
         """
-        now = _now_ms()
         changes: list[Change | DocumentError] = []
+        ages = self._ages(batch)
         with self._engine.begin() as connection:
-            epoch = _advance(connection)
+            at = _Moment(_advance(connection), _now_ms(), embedder)
             stored = _by_id(connection, [document.id for document, _ in batch])
             for document, prepared in batch:
                 if guard is not None:
                     guard(connection, stored.get(document.id))
                 try:
-                    change = _put(connection, stored.get(document.id), document, prepared, embedder, epoch, now)
+                    change = _put(connection, stored.get(document.id), document, prepared, at, ages.get(document.id))
                 except DocumentError as error:
                     if guard is not None:
                         raise
@@ -245,13 +244,13 @@ class Catalogue:
     ) -> None:
         """Store new passages of documents whose text has not changed, in one transaction."""
         with self._engine.begin() as connection:
-            epoch = _advance(connection)
+            at = _Moment(_advance(connection), _now_ms(), embedder)
             for document, prepared in batch:
                 same = (documents.c.number == document.number, documents.c.version == document.version)
                 live = documents.c.withdrawn_ms.is_(None)
-                changed = connection.execute(sa.update(documents).where(*same, live).values(changed=epoch))
+                changed = connection.execute(sa.update(documents).where(*same, live).values(changed=at.epoch))
                 if changed.rowcount == 1:
-                    _replace(connection, document.number, document.id, document.version, prepared, embedder, epoch)
+                    _replace(connection, document.number, document.id, document.version, prepared, at)
 
     def changes(self, since: int) -> tuple[int, list[StoredDocument]]:
         """An epoch, and every document that changed after ``since``, up to that epoch at least."""
@@ -286,6 +285,19 @@ class Catalogue:
                 for row in connection.execute(query.where(copy.c.document.in_(numbers[i : i + _CHUNK]))):
                     found.setdefault(row.document, {})[row.id] = row.passages
         return found
+
+    def _ages(self, batch: Sequence[tuple[Document, Sequence[PreparedPassage] | None]]) -> dict[str, Ages]:
+        """Since when documents that have another text have their new passages, by id.
+
+        It reads their older versions, which takes seconds where those are books, and so not with the write lock.
+        """
+        with self._engine.connect() as connection:
+            stored = _by_id(connection, [document.id for document, _ in batch])
+            return {
+                document.id: versions.ages(connection, before.number, document.id, document.version, prepared)
+                for document, prepared in batch
+                if prepared is not None and (before := stored.get(document.id)) and before.version != document.version
+            }
 
     def _select(
         self, column: sa.Column[str] | sa.Column[int], keys: Sequence[str] | Sequence[int]
@@ -326,41 +338,30 @@ def _put(
     stored: StoredDocument | None,
     document: Document,
     prepared: Sequence[PreparedPassage] | None,
-    embedder: str,
-    epoch: int,
-    now: int,
+    at: _Moment,
+    ages: Ages | None,
 ) -> Change:
     ensure_free(stored, document)
     row = _row(document)
     if stored is None:
         if prepared is None:
             raise DocumentError(f"document {document.id} disappeared while it was compared; try again")
-        inserted = connection.execute(sa.insert(documents).values(**row, added_ms=now, changed=epoch))
+        inserted = connection.execute(sa.insert(documents).values(**row, added_ms=at.now_ms, changed=at.epoch))
         (number,) = inserted.inserted_primary_key or (0,)
-        _store_version(connection, document, now)
-        since = [now] * len(prepared)
-        stored_now = passage_table.store(connection, number, document.version, prepared, since, embedder)
-        _mark(connection, stored_now, epoch)
+        versions.store(connection, document, at.now_ms)
+        since = [at.now_ms] * len(prepared)
+        stored_now = passage_table.store(connection, number, document.version, prepared, since, at.embedder)
+        _mark(connection, stored_now, at.epoch)
         return "added"
     if stored.version != document.version:
         if prepared is None:
             raise DocumentError(f"document {document.id} changed while it was compared; try again")
-        _store_version(connection, document, now)
-        _replace(connection, stored.number, document.id, document.version, prepared, embedder, epoch)
+        versions.store(connection, document, at.now_ms)
+        _replace(connection, stored.number, document.id, document.version, prepared, at, ages)
     elif row == _row_of(stored):
         return "unchanged"
-    connection.execute(sa.update(documents).where(documents.c.number == stored.number).values(**row, changed=epoch))
+    connection.execute(sa.update(documents).where(documents.c.number == stored.number).values(**row, changed=at.epoch))
     return "updated" if stored.version == document.version else "replaced"
-
-
-def _store_version(connection: sa.Connection, document: Document, now: int) -> None:
-    known = sa.select(versions.c.sha256).where(
-        versions.c.document == document.id, versions.c.sha256 == document.version
-    )
-    if connection.execute(known).first() is None:
-        connection.execute(
-            sa.insert(versions).values(document=document.id, sha256=document.version, text=document.text, added_ms=now)
-        )
 
 
 def _replace(
@@ -369,23 +370,14 @@ def _replace(
     document: str,
     version: str,
     prepared: Sequence[PreparedPassage],
-    embedder: str,
-    epoch: int,
+    at: _Moment,
+    ages: Ages | None = None,
 ) -> None:
     """Replace the passages of a document. A passage that an older version had keeps the date of that version."""
-    table = versions.c
-    mine = sa.select(table.added_ms).where(table.document == document, table.sha256 == version)
-    own = int(connection.execute(mine).scalar_one())
-    older = sa.select(table.added_ms, table.text).where(
-        table.document == document,
-        table.added_ms.in_(passage_table.dates(connection, number)),
-        table.added_ms < own,
-    )
-    dated = [(row.added_ms, runs_of(row.text)) for row in connection.execute(older.order_by(table.added_ms))]
-    since = passage_table.first_registered(dated, prepared, own)
+    since = versions.registered(connection, number, document, version, prepared, ages)
     orphaned = passage_table.remove(connection, number)
-    changed = passage_table.store(connection, number, version, prepared, since, embedder)
-    _mark(connection, changed | passage_table.mark_copies(connection, orphaned), epoch)
+    changed = passage_table.store(connection, number, version, prepared, since, at.embedder)
+    _mark(connection, changed | passage_table.mark_copies(connection, orphaned), at.epoch)
 
 
 def _mark(connection: sa.Connection, numbers: Iterable[int], epoch: int) -> None:

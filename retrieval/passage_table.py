@@ -9,7 +9,8 @@ text. What is a copy depends on the passages alone and not on the order in which
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Final
@@ -53,10 +54,11 @@ LOOKED_AT: Final = 32
 """Of how many passages that share parts of a sketch, the likest first, the wording is compared."""
 SHARED: Final = 2
 """How many parts of a sketch they must share, unless the sketch is small: one is shared by chance."""
+REPEATED: Final = 8
+"""In how many passages of one document a part of a sketch is looked for. A document that says the same in each of its
+thousands of passages would else be compared with itself, and with the next such one, passage by passage."""
 _CHUNK: Final = 500
 _DATES: Final = 32
-_SENIOR: Final = 0.8
-"""A passage of which an older version has this part is as old as that version."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,11 @@ class PreparedPassage:
     def wording(self) -> Wording:
         """What it is compared by."""
         return Wording(self.text, np.unique(self.shingled[0]), lambda: self.vector)
+
+    @cached_property
+    def sketched(self) -> list[int]:
+        """What others find it by, see :func:`retrieval.near_duplicates.sketch`."""
+        return sketch(self.wording.runs)
 
 
 @dataclass(frozen=True)
@@ -144,10 +151,16 @@ def store(
         return set()
     connection.execute(sa.insert(passages_table), rows)
     new = list(load(connection, passages_table.c.document, [document]))
-    parts = [{"hash": part, "passage": each.id} for each in new for part in sketch(each.wording.runs)]
+    times: Counter[int] = Counter()
+    parts: list[dict[str, int]] = []
+    for each in new:
+        rare = [part for part in each.sketched if times[part] < REPEATED]
+        times.update(rare)
+        parts += [{"hash": part, "passage": each.id} for part in rare]
     if parts:
         connection.execute(sa.insert(sketches), parts)
-    return mark_copies(connection, [each.id for each in new])
+    shared = _shared(connection, document, list(times))
+    return _decide(connection, new, {each.id for each in new if shared.isdisjoint(each.sketched)})
 
 
 def remove(connection: sa.Connection, document: int) -> list[int]:
@@ -163,22 +176,26 @@ def remove(connection: sa.Connection, document: int) -> list[int]:
 def mark_copies(connection: sa.Connection, passages: Iterable[int]) -> set[int]:
     """Decide anew which of these passages are copies, and of all whose state depends on theirs.
 
-    It goes through them in the order of registration, and a passage's state depends on earlier ones only, so each
-    is decided for good.
-
     Returns:
         The numbers of the documents with a passage that became an original or a copy.
     """
-    known = {each.id: each for each in load(connection, passages_table.c.id, list(passages))}
+    return _decide(connection, load(connection, passages_table.c.id, list(passages)), frozenset())
+
+
+def _decide(connection: sa.Connection, passages: Iterable[StoredPassage], alone: Collection[int]) -> set[int]:
+    """As :func:`mark_copies`; ``alone`` are the ids of passages that are new and have nothing in common with others.
+
+    It goes through them in the order of registration, and a passage's state depends on earlier ones only, so each
+    is decided for good.
+    """
+    known = {each.id: each for each in passages}
     queue = [(each.registration, each.id) for each in known.values()]
     heapq.heapify(queue)
     changed: set[int] = set()
-    decided: set[int] = set()
     while queue:
         _, number = heapq.heappop(queue)
-        if number in decided:
+        if number in alone:
             continue
-        decided.add(number)
         passage = known[number]
         earlier, later = _near(connection, passage)
         found = _original(passage, earlier)
@@ -188,28 +205,10 @@ def mark_copies(connection: sa.Connection, passages: Iterable[int]) -> set[int]:
             connection.execute(moved.values(original=found))
             changed.add(passage.document)
         if moves or found is None:
-            for each in load(connection, passages_table.c.id, later):
-                known.setdefault(each.id, each)
+            for each in load(connection, passages_table.c.id, sorted(later - known.keys())):
+                known[each.id] = each
                 heapq.heappush(queue, (each.registration, each.id))
     return changed
-
-
-def first_registered(dated: Iterable[tuple[int, Runs]], prepared: Sequence[PreparedPassage], now: int) -> list[int]:
-    """When a document first had each of its new passages, in milliseconds.
-
-    Args:
-        dated: older versions, the oldest first: when they were registered, and the runs of their text. A passage
-            is compared with what was registered then, and not with what it became since, so that no one can turn
-            an old date into one of a new text step by step.
-        prepared: the passages of the new version.
-        now: its date.
-    """
-    found = [now] * len(prepared)
-    for since, text in dated:
-        for i, passage in enumerate(prepared):
-            if found[i] == now and contained(passage.wording.runs, text) >= _SENIOR:
-                found[i] = since
-    return found
 
 
 def dates(connection: sa.Connection, document: int) -> list[int]:
@@ -223,7 +222,7 @@ _SHARING: Final = (
     # The passages of other documents that share part of a passage's sketch, those that share the most first.
     sa.select(*(passages_table.c[name] for name in ("id", "registered_ms", "document", "original")))
     .join_from(sketches, passages_table, sketches.c.passage == passages_table.c.id)
-    .where(sketches.c.hash.in_(sa.select(sketches.c.hash).where(sketches.c.passage == sa.bindparam("passage"))))
+    .where(sketches.c.hash.in_(sa.bindparam("parts", expanding=True)))
     .where(passages_table.c.document != sa.bindparam("document"))
     .where(passages_table.c.original.is_(None) | (passages_table.c.registered_ms >= sa.bindparam("registered_ms")))
     .group_by(passages_table.c.id)
@@ -233,23 +232,40 @@ _SHARING: Final = (
 _COPIES: Final = sa.select(passages_table.c.id).where(passages_table.c.original == sa.bindparam("passage"))
 
 
-def _near(connection: sa.Connection, passage: StoredPassage) -> tuple[list[StoredPassage], list[int]]:
+def _shared(connection: sa.Connection, document: int, parts: Sequence[int]) -> set[int]:
+    """Those parts of sketches that other documents have too."""
+    query = sa.select(sketches.c.hash).join(passages_table, sketches.c.passage == passages_table.c.id).distinct()
+    query = query.where(passages_table.c.document != document)
+    found: set[int] = set()
+    for i in range(0, len(parts), _CHUNK):
+        found.update(connection.execute(query.where(sketches.c.hash.in_(parts[i : i + _CHUNK]))).scalars())
+    return found
+
+
+def _near(connection: sa.Connection, passage: StoredPassage) -> tuple[list[StoredPassage], set[int]]:
     """The earlier originals that it may be a copy of, and the later passages that are or may be copies of it."""
-    mine = sketch(passage.wording.runs)
     given = {
-        "passage": passage.id,
+        "parts": passage.sketched,
         "document": passage.document,
         "registered_ms": passage.registered_ms,
-        "enough": min(SHARED, max(len(mine) // 4, 1)),
+        "enough": min(SHARED, max(len(passage.sketched) // 4, 1)),
     }
     earlier: list[int] = []
     later = set(connection.execute(_COPIES, {"passage": passage.id}).scalars())
+    beyond: Counter[int] = Counter()
     for row in connection.execute(_SHARING, given):
         if (row.registered_ms, row.document) > passage.registration[:2]:
             later.add(row.id)
+            beyond[row.document] += 1
         elif row.original is None and len(earlier) < LOOKED_AT:
             earlier.append(row.id)
-    return list(load(connection, passages_table.c.id, earlier)), sorted(later)
+    # Where so many were found, there may be more that are not looked for.
+    repeating = [document for document, times in beyond.items() if times >= REPEATED]
+    if repeating:
+        rest = sa.select(passages_table.c.id).where(passages_table.c.document.in_(repeating))
+        rest = rest.where(passages_table.c.registered_ms >= passage.registered_ms)
+        later.update(connection.execute(rest).scalars())
+    return list(load(connection, passages_table.c.id, earlier)), later
 
 
 def _original(passage: StoredPassage, earlier: Iterable[StoredPassage]) -> int | None:

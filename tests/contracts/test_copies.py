@@ -16,7 +16,7 @@ from retrieval import passage_table
 from retrieval.analysis import stems, term_ids
 from retrieval.catalogue import Catalogue
 from retrieval.documents import Document, Terms
-from retrieval.passage_table import PreparedPassage, passages_table, sketches
+from retrieval.passage_table import REPEATED, PreparedPassage, passages_table, sketches
 from serving.store.migrations.versions import m0007_copies
 
 pytestmark = pytest.mark.usefixtures("moments")
@@ -64,6 +64,13 @@ def passage(*sentences: int, start: int = 0) -> PreparedPassage:
 def put(catalogue: Catalogue, *given: tuple[str, tuple[int, ...]]) -> None:
     outcomes = catalogue.put([(document(name, *said), [passage(*said)]) for name, said in given], MODEL)
     assert all(isinstance(each, str) for each in outcomes), outcomes
+
+
+def repeat(catalogue: Catalogue, name: str, said: tuple[int, ...], times: int) -> None:
+    """Put a document that says the same in each of its passages."""
+    parts = [passage(*said, start=1_000 * place) for place in range(times)]
+    (outcome,) = catalogue.put([(document(name, *said * times), parts)], MODEL)
+    assert isinstance(outcome, str), outcome
 
 
 def copies(catalogue: Catalogue) -> dict[str, set[str]]:
@@ -156,6 +163,36 @@ def test_what_was_brought_at_one_moment_goes_by_the_number_of_the_document(catal
     assert one.registered_ms == other.registered_ms
 
 
+def test_a_document_that_repeats_itself_costs_no_more_than_its_length_and_all_of_it_is_found(
+    catalogue: Catalogue, engine: sa.Engine
+):
+    """Each passage was compared with each: a million characters of one paragraph held the write lock for 20 s."""
+    times = 4 * REPEATED
+    repeat(catalogue, "ana/a", (1, 2, 3), times)
+    with engine.connect() as connection:
+        counts = connection.execute(sa.select(sa.func.count(sketches.c.passage)).group_by(sketches.c.hash)).scalars()
+        assert set(counts) == {REPEATED}
+    repeat(catalogue, "bo/b", (1, 2, 3), times)
+    number = catalogue.get(["bo/b"])["bo/b"].number
+    assert catalogue.copies([number]) == {number: {"ana/a": times}}
+    put(catalogue, ("ana/a", (7, 8, 9)))
+    assert copies(catalogue) == {}
+    repeat(catalogue, "ana/a", (1, 2, 3), times)
+    assert catalogue.copies([number]) == {number: {"ana/a": times}}, "a version that comes back has its date"
+
+
+def test_older_versions_are_read_before_the_write_lock_is_taken(catalogue: Catalogue, engine: sa.Engine):
+    """They may be ten million characters each, thirty of them, whose words are all looked at."""
+    put(catalogue, ("ana/a", (1, 2, 3, 4, 5)))
+    said: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *given: said.append(given[2]))
+    put(catalogue, ("ana/a", (1, 2, 3, 4, 5, 6)))
+    texts = [i for i, each in enumerate(said) if each.startswith("SELECT") and "versions.text" in each]
+    writes = [i for i, each in enumerate(said) if each.startswith(("INSERT", "UPDATE", "DELETE"))]
+    assert texts
+    assert max(texts) < min(writes)
+
+
 def test_sketches_go_with_their_passages(catalogue: Catalogue, engine: sa.Engine):
     put(catalogue, ("ana/a", (1, 2, 3)), ("bo/b", (1, 2, 3)), ("cy/c", (4, 5)))
     catalogue.withdraw(["ana/a", "bo/b"])
@@ -181,7 +218,8 @@ def test_what_is_a_copy_depends_on_what_is_there_and_not_on_how_it_came(
             catalogue.withdraw([name])
             gone |= set(catalogue.get([name]))
             continue
-        put(catalogue, (name, tuple(generator.sample(range(6), generator.randint(1, 4)))))
+        said = tuple(generator.sample(range(6), generator.randint(1, 4)))
+        repeat(catalogue, name, said, generator.choice([1, 1, REPEATED + 3]))
     before = copies(catalogue)
     with engine.begin() as connection:
         connection.execute(sa.update(passages_table).values(original=None))

@@ -78,7 +78,13 @@ def test_containment_is_of_the_later_text_in_the_earlier():
     part, whole = runs_of(WORK.split(". ", maxsplit=1)[0] + "."), runs_of(WORK)
     assert contained(part, whole) == 1
     assert contained(whole, part) == pytest.approx(len(part) / len(whole))
-    assert contained(np.empty(0, np.uint64), whole) == 0
+    assert contained(np.empty(0, np.uint64), whole) == contained(whole, np.empty(0, np.uint64)) == 0
+
+
+@given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)))
+def test_containment_is_that_of_sets(later: set[int], earlier: set[int]):
+    found = contained(*(np.asarray(sorted(each), np.uint64) for each in (later, earlier)))
+    assert found == (len(later & earlier) / len(later) if later else 0)
 
 
 def test_a_sketch_is_the_smallest_hashes_as_a_database_takes_them():
