@@ -149,7 +149,8 @@ class Settings(BaseSettings):
     concurrent_queries: int = Field(
         default=256,
         ge=1,
-        description="Queries in progress at once in one process; beyond it the answer is 503 `overloaded`.",
+        description="Queries in progress at once in one process; beyond it the answer is 503 `overloaded`. "
+        "One customer may have as many as it leaves free for others: half of them, where it is alone.",
     )
     unpaid_per_second: float = Field(
         default=25.0,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
@@ -163,14 +164,15 @@ class PaidCalls:
         self._currency = currency
         self._settings = settings
         self._limits = limits
-        self._running = 0
+        self._running: Counter[str] = Counter()
+        """By account; nobody is in it who has none."""
         self._group_sent: asyncio.Event | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def running(self) -> int:
         """Paid calls in progress."""
-        return self._running
+        return self._running.total()
 
     async def find_replay(self, caller: Caller, idempotency: Idempotency) -> Replay | None:
         """The response to the same call before, opened and uncharged, or None where it is a new one.
@@ -183,13 +185,12 @@ class PaidCalls:
         """
         if not idempotency.key or idempotency.retries == 0:
             return None
-        self._refuse_overload()
         request = self._request(caller, idempotency, time.time_ns() // 1_000_000)
-        self._running += 1
+        self._take_place(caller.id)
         try:
             found = await self._when_answered(self._meter.find_replay, request)
         finally:
-            self._running -= 1
+            self._leave_place(caller.id)
         return None if found is None else self._opened(found, caller)
 
     async def open(
@@ -210,7 +211,6 @@ class PaidCalls:
             MeterError: the meter refused; see :mod:`metering.meter`.
             AlreadyCharged, ReplayNotKept, Overloaded: as they say.
         """
-        self._refuse_overload()
         started_ms = time.time_ns() // 1_000_000
         prices = self._rulebook.prices_at(started_ms)
         price = prices.price(model)
@@ -223,14 +223,14 @@ class PaidCalls:
             tokens=most.input_tokens + most.output_tokens,
             free_per_month=prices.free_per_month,
         )
-        self._running += 1
+        self._take_place(caller.id)
         try:
             hold = await self._authorize(request)
         except BaseException:
-            self._running -= 1
+            self._leave_place(caller.id)
             raise
         if isinstance(hold, Replay):
-            self._running -= 1
+            self._leave_place(caller.id)
             return self._opened(hold, caller)
         return PaidCall(hold, model, purpose, price, prices.version, self._rulebook.policy, started_ms)
 
@@ -261,9 +261,19 @@ class PaidCalls:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _refuse_overload(self) -> None:
-        if self._running >= self._settings.concurrent_queries:
+    def _take_place(self, account: str) -> None:
+        """Count a call of the account. As many places as it has stay free for others, so nobody can take all."""
+        own, free = self._running[account], self._settings.concurrent_queries - self.running
+        if free <= 0:
             raise Overloaded("too many queries in progress")
+        if own >= free:
+            raise Overloaded(f"too many queries of yours are in progress ({own})")
+        self._running[account] += 1
+
+    def _leave_place(self, account: str) -> None:
+        self._running[account] -= 1
+        if not self._running[account]:
+            del self._running[account]
 
     def _request(self, caller: Caller, idempotency: Idempotency, at_ms: int) -> Request:
         return Request(
@@ -336,7 +346,7 @@ class PaidCalls:
         A group costs Redis and the disk little more than one script. Each member is still a script of its own,
         admitted or refused by itself.
         """
-        if self._running < GROUP_COMMIT_FROM:
+        if self.running < GROUP_COMMIT_FROM:
             return
         if self._group_sent is None or self._group_sent.is_set():
             self._group_sent = asyncio.Event()
@@ -352,7 +362,7 @@ class PaidCalls:
             self._settling.abandon(call.hold.request)
             raise
         finally:
-            self._running -= 1
+            self._leave_place(call.hold.request.account)
 
     async def _capture(self, hold: Hold, record: UsageRecord, response: bytes) -> None:
         try:
@@ -369,7 +379,7 @@ class PaidCalls:
         try:
             await self._release(call.hold)
         finally:
-            self._running -= 1
+            self._leave_place(call.hold.request.account)
 
     async def _release(self, hold: Hold) -> None:
         try:

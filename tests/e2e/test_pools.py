@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -16,12 +17,15 @@ from tests.servers import wait_for
 
 LONG = "The keeper of the lighthouse on Osk Island writes down the weather every morning. " * 24
 """Below what the model reads at once."""
+PLACES = 8
+"""Queries in progress at once."""
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> Iterator[World]:
     """A server of its own: its load is looked at."""
-    with open_world(tmp_path_factory.mktemp("pools") / "data", e2e_env) as found:
+    env = {**e2e_env, "PATRONAGE_CONCURRENT_QUERIES": str(PLACES)}
+    with open_world(tmp_path_factory.mktemp("pools") / "data", env) as found:
         yield found
 
 
@@ -58,6 +62,32 @@ def test_a_query_is_answered_beside_a_long_list_to_embed_whose_client_leaves_and
     leaving.join()
     wait_for(lambda: is_idle(shared))
     wait_for(lambda: busy.money() == (5, 0))
+
+
+def test_who_waits_for_one_answer_in_all_places_leaves_some_to_others(shared: World):
+    busy, other = shared.customer("5.00"), shared.customer()
+
+    def embed(retries: int) -> int:
+        body = {"model": "all-MiniLM-L6-v2", "input": [LONG] * 300}
+        headers = {"authorization": f"Bearer {busy.key}", "x-stainless-retry-count": str(retries)}
+        return httpx.post(f"{shared.server.url}/v1/embeddings", json=body, headers=headers, timeout=600).status_code
+
+    def in_progress() -> int:
+        found = re.search(r"^patronage_queries_running ([0-9]+)", shared.client().get("/metrics").text, re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
+    with ThreadPoolExecutor(1 + PLACES) as threads:
+        first = threads.submit(embed, 0)
+        wait_for(lambda: busy.money()[1] > 0)
+        retries = [threads.submit(embed, 1) for _ in range(PLACES)]
+        wait_for(lambda: in_progress() + sum(each.done() for each in retries) == 1 + PLACES)
+        other.ask("When do spring tides come?")
+        assert not first.done(), "there was nothing to wait for"
+        assert {each.result() for each in retries if each.done()} == {503}
+        assert first.result() == 200
+    # The response is too large to keep, so those who waited are told of its receipt.
+    assert {each.result() for each in retries} == {422, 503}
 
 
 def test_more_text_than_one_call_may_have_is_413_and_not_read(shared: World):
