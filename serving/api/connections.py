@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Any, Final, cast
+from typing import Any, Final, NoReturn, cast
 
+import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -22,6 +24,10 @@ HEAD_BYTES_MAX: Final = 32_768
 """The longest request line with its headers."""
 FRAMING_BYTES_MAX: Final = 32_768
 """What may come beside a body in chunks, and as much again as the body has: sizes, extensions, trailers."""
+PIPELINED_MAX: Final = 16
+"""How many requests of a connection may wait for the answer to one before them. Few clients send any."""
+_OF_A_BODY: Final = (b"content-length", b"transfer-encoding")
+"""What a parser passes over where a connection might be upgraded, so that the body would be another request."""
 _SITE_BITS: Final = 64
 """What one customer of a provider has of IPv6 addresses counts as one address."""
 
@@ -94,8 +100,12 @@ def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     return tuple(ip_network(each.strip(), strict=False) for each in text.split(",") if each.strip())
 
 
+class _Stop(Exception):
+    """Raised in a callback of the parser: what is left of the bytes that it was given is not read."""
+
+
 class GuardedProtocol(HttpToolsProtocol):
-    """Uvicorn's connection with limits on heads, on silence, and on connections from one address."""
+    """Uvicorn's connection with limits on heads, on what waits, on silence, and on connections from one address."""
 
     door: Door
     _site: str | None = None
@@ -145,11 +155,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._framing += len(data)
         elif not self._reading:
             self._new_bytes = len(data)
-        super().data_received(data)
-        if self._in_head and self._head_bytes > HEAD_BYTES_MAX:
-            self._refused = _head_too_large()
-        if self._reading and not self._in_head and self._framing > FRAMING_BYTES_MAX:
-            self._refused = _framing_too_large()
+        self._refused = self._parse(data)
         if self._refused is not None:
             self._refuse(self._refused)
         elif self._reading and not self._in_head:
@@ -159,6 +165,8 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """A request's first byte."""
+        if len(self.pipeline) >= PIPELINED_MAX:
+            self._stop(_too_many_pipelined())
         super().on_message_begin()
         self._reading = self._in_head = True
         self._head_bytes, self._new_bytes = self._new_bytes, 0
@@ -173,33 +181,55 @@ class GuardedProtocol(HttpToolsProtocol):
         """The end of a head: the request goes to the application."""
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > HEAD_BYTES_MAX:
-            self._refused = _head_too_large()
-        if self._refused is None:
-            self._in_head = False
-            self._framing = 0
-            self._body_until = self.loop.time() + self.door.body_seconds
-            super().on_headers_complete()
+            self._stop(_head_too_large())
+        if self.parser.should_upgrade() and any(name in _OF_A_BODY for name, _ in self.headers):
+            self._stop(_not_upgraded())
+        self._in_head = False
+        self._framing = 0
+        self._body_until = self.loop.time() + self.door.body_seconds
+        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
-        if self._refused is None:
-            self._framing -= 2 * len(body)
-            self._body_until += len(body) / self.door.body_bytes_per_second
-            super().on_body(body)
+        self._framing -= 2 * len(body)
+        self._body_until += len(body) / self.door.body_bytes_per_second
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The end of a request: now it is we who let wait."""
-        if self._refused is None:
-            self._reading = False
-            self._paused_at = None
-            self._stop_waiting()
-            super().on_message_complete()
+        self._reading = False
+        self._paused_at = None
+        self._stop_waiting()
+        super().on_message_complete()
 
     def is_idle(self) -> bool:
         """Whether it is open, and nothing is asked and nothing answered on it."""
         cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
         answered = cycle is None or cycle.response_complete
         return answered and not self._reading and not self.transport.is_closing()
+
+    def _parse(self, data: bytes) -> ApiError | None:
+        """Read bytes, which calls the methods above, and say what is wrong with them.
+
+        Uvicorn's own writes a line into the log for whatever anybody sends.
+        """
+        self._unset_keepalive_if_required()
+        try:
+            # Nothing here is upgraded: who would like to is answered as if it had not said so.
+            with suppress(httptools.HttpParserUpgrade):
+                self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            return self._refused or _not_http()
+        if self._in_head and self._head_bytes > HEAD_BYTES_MAX:
+            return _head_too_large()
+        if self._reading and not self._in_head and self._framing > FRAMING_BYTES_MAX:
+            return _framing_too_large()
+        return None
+
+    def _stop(self, error: ApiError) -> NoReturn:
+        """Refuse, in a callback of the parser."""
+        self._refused = error
+        raise _Stop
 
     def _wait(self, seconds: float) -> None:
         self._stop_waiting()
@@ -242,6 +272,19 @@ class GuardedProtocol(HttpToolsProtocol):
             lines = [f"HTTP/1.1 {error.status} {body['title']}", *(f"{name}: {is_}" for name, is_ in headers.items())]
             self.transport.write("\r\n".join([*lines, "", ""]).encode() + sent)
         self.transport.close()
+
+
+def _not_http() -> ApiError:
+    return ApiError(400, "not_http", "what came on this connection is not an HTTP/1.1 request")
+
+
+def _not_upgraded() -> ApiError:
+    return ApiError(400, "not_upgraded", "no connection is upgraded here: send what has a body without `Upgrade`")
+
+
+def _too_many_pipelined() -> ApiError:
+    limit = f"more than {PIPELINED_MAX} requests of this connection wait for an answer"
+    return ApiError(429, "too_many_pipelined", f"{limit}: read the answers first", headers={"retry-after": "1"})
 
 
 def _head_too_large() -> ApiError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import select
 import socket
 import time
@@ -14,7 +15,7 @@ import httpx
 import pytest
 
 from serving.api.bodies import VALUES_MAX
-from serving.api.connections import HEAD_BYTES_MAX
+from serving.api.connections import HEAD_BYTES_MAX, PIPELINED_MAX
 from tests.e2e.world import Account, World, open_world
 from tests.servers import wait_for
 
@@ -205,6 +206,49 @@ def test_a_body_in_small_chunks_is_read_and_its_trailers_are_no_headers(guarded:
             assert reply.startswith(b"HTTP/1.1 200 "), reply
             receipts.add(json.loads(reply.partition(b"\r\n\r\n")[2])["receipt"]["id"])
     assert len(receipts) == 2, "neither is a replay of the other"
+
+
+# What comes without waiting for an answer.
+
+
+def test_requests_that_do_not_wait_for_answers_are_answered_in_their_order(guarded: World):
+    with connect(guarded) as connection:
+        connection.sendall(
+            b"".join(request(f"/nothing-{each}", method="GET") for each in range(1, PIPELINED_MAX))
+            + request("/nothing-16", "Connection: close", method="GET")
+        )
+        reply = said(connection)
+    assert [int(each) for each in re.findall(rb'"instance":"/nothing-([0-9]+)"', reply)] == [*range(1, 17)]
+
+
+def test_more_of_them_are_429_and_nothing_behind_them_is_read(guarded: World):
+    more = request("/nothing", method="GET") * (PIPELINED_MAX + 2)
+    for sent in (more, more + b"nonsense\r\n\r\n"):
+        with connect(guarded) as connection:
+            connection.sendall(sent)
+            assert refusal(said(connection)) == (429, "too_many_pipelined")
+
+
+def test_a_body_behind_an_upgrade_is_no_other_request(guarded: World):
+    account = guarded.customer()
+    smuggled = request("/v1/models", f"Authorization: Bearer {account.key}", method="GET")
+    with connect(guarded) as connection:
+        connection.sendall(
+            request("/nothing", "Connection: upgrade", "Upgrade: h2c", f"Content-Length: {len(smuggled)}") + smuggled
+        )
+        assert refusal(said(connection)) == (400, "not_upgraded")
+    with connect(guarded) as connection:
+        connection.sendall(request("/health/live", "Connection: upgrade, close", "Upgrade: websocket", method="GET"))
+        assert said(connection).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("sent", [b"nonsense\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"\x16\x03\x01\x02\x00\x01"])
+def test_what_is_no_request_is_400_in_json_and_no_line_of_the_log(guarded: World, sent: bytes):
+    before = guarded.server.log.read_text()
+    with connect(guarded) as connection:
+        connection.sendall(sent)
+        assert refusal(said(connection)) == (400, "not_http")
+    assert guarded.server.log.read_text() == before
 
 
 def test_without_a_key_no_body_is_read(guarded: World):
