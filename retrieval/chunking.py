@@ -19,6 +19,10 @@ PASSAGE_CHARS_MAX: Final = 1_000
 SENTENCE_CHARS_MAX: Final = 600
 """A longer run without a sentence end (a table, a listing) is cut at white space."""
 
+SEGMENTED_CHARS_MAX: Final = 4_096
+"""What is cut into sentences at a time. It takes the square of its length where quotes are not closed, in one call that
+keeps Python's lock: 40,000 opening quotes stopped all threads for 3 s, a document of them for days."""
+
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 
 
@@ -87,6 +91,18 @@ _BALANCED_PIECES: Final = 3
 
 
 def _paragraph_sentences(text: str, start: int, end: int) -> list[Span]:
+    found: list[Span] = []
+    while start < end:
+        stop = min(end, start + SEGMENTED_CHARS_MAX)
+        spans = _segmented(text, start, stop)
+        if stop < end and spans and spans[-1][0] > start:
+            stop, _ = spans.pop()  # it may go on behind what was read
+        found += spans
+        start = stop
+    return found
+
+
+def _segmented(text: str, start: int, end: int) -> list[Span]:
     found: list[Span] = []
     position = start
     for piece in sentencex.segment("en", text[start:end]):

@@ -131,8 +131,28 @@ def test_a_text_at_the_limit_of_a_passage_is_not_cut():
     assert len(passages(text[:-1] + "s.")) == 2
 
 
+def test_a_paragraph_that_is_cut_in_parts_has_the_sentences_that_it_has_as_a_whole():
+    expected = [f"Sentence {number} of a paragraph {'that is long ' * (number % 9)}says this." for number in range(900)]
+    assert cut(" ".join(expected)) == expected
+    assert cut("A \u201cquote that nobody closes. " + " ".join(expected))[-800:] == expected[-800:]
+
+
+# What opens a quote or a bracket is looked for its end.
+OPENING = ["\u201c", "\u2018", "\u00ab", "\u300c", "(", "[", "{", "<", "`", "``", "'", '"', "\"'"]
+
+
 @pytest.mark.parametrize(
-    "text", ["word " * 100_000, "Word. " * 50_000, "\n" * 200_000 + "x", "x" * 500_000, "\n\nA." * 30_000]
+    "text",
+    [
+        "word " * 100_000,
+        "Word. " * 50_000,
+        "\n" * 200_000 + "x",
+        "x" * 500_000,
+        "\n\nA." * 30_000,
+        *(each * (200_000 // len(each)) for each in OPENING),
+        *(f"{each}A. " * 30_000 for each in OPENING),
+        *(f"A. {each}{' ' * 5_000}" * 60 + "x" for each in OPENING),
+    ],
 )
 def test_a_long_text_is_cut_in_time_proportional_to_its_length(text: str):
     began = time.process_time()
