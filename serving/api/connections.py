@@ -22,8 +22,12 @@ from serving.api.errors import ApiError, body_of
 
 HEAD_BYTES_MAX: Final = 32_768
 """The longest request line with its headers."""
+HEADERS_MAX: Final = 1_000
+"""How many headers; small ones are as much work each as large ones."""
 FRAMING_BYTES_MAX: Final = 32_768
 """What may come beside a body in chunks, and as much again as the body has: sizes, extensions, trailers."""
+_CHUNK_BYTES_MIN: Final = 5
+"""What a chunk has beside what is in it: its size, and the ends of two lines."""
 PIPELINED_MAX: Final = 16
 """How many requests of a connection may wait for the answer to one before them. Few clients send any."""
 _OF_A_BODY: Final = (b"content-length", b"transfer-encoding")
@@ -118,6 +122,8 @@ class GuardedProtocol(HttpToolsProtocol):
     _new_bytes = 0
     _framing = 0
     """Bytes that came beside the body that is being read, less those of the body."""
+    _chunks = 0
+    """The least of them that the chunks must have had which were read, less the bytes of the body."""
     _body_until = 0.0
     """When the body that is being read must have come, by what has come of it; in seconds of the loop's clock."""
     _paused_at: float | None = None
@@ -175,6 +181,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header; what stands after the body instead is no part of the request, which is being answered."""
         if self._in_head:
+            if len(self.headers) >= HEADERS_MAX:
+                self._stop(_head_too_large())
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -185,13 +193,20 @@ class GuardedProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade() and any(name in _OF_A_BODY for name, _ in self.headers):
             self._stop(_not_upgraded())
         self._in_head = False
-        self._framing = 0
+        self._framing = self._chunks = 0
         self._body_until = self.loop.time() + self.door.body_seconds
         super().on_headers_complete()
+
+    def on_chunk_header(self) -> None:
+        """The size of a chunk. Tiny ones are work, so they are counted while they are read."""
+        self._chunks += _CHUNK_BYTES_MIN
+        if self._chunks > FRAMING_BYTES_MAX:
+            self._stop(_framing_too_large())
 
     def on_body(self, body: bytes) -> None:
         """A part of a body."""
         self._framing -= 2 * len(body)
+        self._chunks -= len(body)
         self._body_until += len(body) / self.door.body_bytes_per_second
         super().on_body(body)
 
@@ -289,7 +304,9 @@ def _too_many_pipelined() -> ApiError:
 
 def _head_too_large() -> ApiError:
     return ApiError(
-        431, "headers_too_large", f"the request line and headers are above the limit of {HEAD_BYTES_MAX} bytes"
+        431,
+        "headers_too_large",
+        f"the request line and headers are above the limit of {HEAD_BYTES_MAX} bytes, or of {HEADERS_MAX} headers",
     )
 
 

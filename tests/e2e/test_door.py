@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from serving.api.bodies import VALUES_MAX
-from serving.api.connections import HEAD_BYTES_MAX, PIPELINED_MAX
+from serving.api.connections import HEAD_BYTES_MAX, HEADERS_MAX, PIPELINED_MAX
 from tests.e2e.world import Account, World, open_world
 from tests.servers import wait_for
 
@@ -85,9 +85,13 @@ def test_headers_above_the_limit_are_431_whether_or_not_they_end(guarded: World,
 def test_the_limit_of_a_head_is_exact(guarded: World, where: str):
     def head(size: int) -> bytes:
         rest = size - len("/") - len("Hostlocalhost") - len("Connectionclose")
-        lines = {"line": [], "one header": [f"X: {'a' * (rest - 1)}"], "many headers": [f"X: {'a' * 9}"] * (rest // 10)}
+        lines = {
+            "line": [],
+            "one header": [f"X: {'a' * (rest - 1)}"],
+            "many headers": [f"X: {'a' * 49}"] * (rest // 50),
+        }
         if where == "many headers":
-            lines[where].append(f"X: {'a' * (rest % 10 - 1)}")
+            lines[where].append(f"X: {'a' * (rest % 50 - 1)}")
         path = f"/{'a' * rest}" if where == "line" else "/"
         return request(path, "Connection: close", *lines[where], method="GET")
 
@@ -95,6 +99,14 @@ def test_the_limit_of_a_head_is_exact(guarded: World, where: str):
         with connect(guarded) as connection:
             connection.sendall(head(size))
             assert int(said(connection).split()[1]) in expected
+
+
+def test_headers_have_a_number(guarded: World):
+    for more, status in ((0, 200), (1, 431)):
+        headers = ["Connection: close", *["X: y"] * (HEADERS_MAX - 2 + more)]
+        with connect(guarded) as connection:
+            connection.sendall(request("/", *headers, method="GET"))
+            assert int(said(connection).split()[1]) == status
 
 
 @pytest.mark.parametrize(
