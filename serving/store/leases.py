@@ -222,25 +222,53 @@ class Lease:
         """Renew the lease once, in the database and in Redis. One that does not answer is asked again later."""
         if self._last is None:
             return
-        began, mine = time.clock_gettime(_CLOCK), self._last.mark.generation
         try:
-            row, kept = await asyncio.to_thread(instance.renew, self._engine, mine, LEASE_MS)
-            if not kept or row is None:
-                self._lose(row.mark if row else None)
-                return
-            self._last = Last(row.mark, self._last.previous)
-            self._until = began + LEASE_MS / 1000
-            self._failing.discard("database")
+            await self._renew_in_database(self._last)
         except sa.exc.SQLAlchemyError as error:
             self._fail("database", error)
+        if self._lost is None:
+            await self._renew_in_redis(self._last)
+
+    async def _renew_in_database(self, last: Last) -> None:
+        """Renew it there, however long others have the write lock; that the books are still ours is read meanwhile.
+
+        What keeps us from writing keeps others from taking the books, so nothing that is paid needs to wait for it.
+
+        Raises:
+            SQLAlchemyError: it could not be renewed.
+        """
+        began, mine = time.clock_gettime(_CLOCK), last.mark.generation
+        writing = asyncio.ensure_future(asyncio.to_thread(instance.renew, self._engine, mine, LEASE_MS))
         try:
-            other = await self._marks.keep(self._books, self._last.mark, follows=self._last.previous, lease_ms=LEASE_MS)
-            self._failing.discard("redis")
+            while self._lost is None and not (await asyncio.wait({writing}, timeout=_RENEW_SECONDS))[0]:
+                looked = time.clock_gettime(_CLOCK)
+                now, _ = await asyncio.to_thread(self._load)
+                if now is None or now.mark.generation != mine:
+                    self._lose(now.mark if now else None)
+                    return
+                self._until = looked + LEASE_MS / 1000
+                await self._renew_in_redis(last)
+            if self._lost is not None:
+                return
+            row, kept = await writing
+        finally:
+            writing.cancel()
+        if not kept or row is None:
+            self._lose(row.mark if row else None)
+            return
+        self._last = Last(row.mark, last.previous)
+        self._until = max(self._until or began, began + LEASE_MS / 1000)
+        self._failing.discard("database")
+
+    async def _renew_in_redis(self, last: Last) -> None:
+        try:
+            other = await self._marks.keep(self._books, last.mark, follows=last.previous, lease_ms=LEASE_MS)
         except (MeterUnavailable, MeterLost) as error:
             self._fail("redis", error)
-        else:
-            if other is not None:
-                self._lose(other)
+            return
+        self._failing.discard("redis")
+        if other is not None:
+            self._lose(other)
 
     def _fail(self, what: str, error: Exception) -> None:
         if what not in self._failing:

@@ -6,7 +6,8 @@ import asyncio
 import os
 import shutil
 import signal
-from contextlib import asynccontextmanager
+import sqlite3
+from contextlib import asynccontextmanager, closing
 
 import pytest
 
@@ -191,6 +192,29 @@ async def test_a_lease_that_nobody_took_goes_on_after_an_outage(one_redis, redis
         assert metering.lease.held
         assert not metering.lease.over.is_set()
         await charge(metering, "after")
+    assert await one_redis.failed() == []
+
+
+async def test_a_lease_outlasts_whoever_has_the_write_lock_of_the_database(one_redis, tmp_path, monkeypatch):
+    """However long, as for a document of copies: nothing that is paid waits for it, and no copy gets in."""
+    monkeypatch.setattr(leases, "LEASE_MS", 500)
+    monkeypatch.setattr(leases, "_RENEW_SECONDS", 0.1)
+    await one_redis.begin()
+    copy = one_redis.copy(tmp_path / "copy")
+    async with one_redis.open(serving=True) as metering:
+        renewing = asyncio.create_task(metering.lease.run())
+        with closing(sqlite3.connect(one_redis.folder / "patronage.sqlite3", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for number in range(8):
+                await asyncio.sleep(0.25)
+                await charge(metering, f"meanwhile-{number}")
+            with pytest.raises(InstanceError, match="in use by the server"):
+                async with copy.open(serving=True):
+                    pass
+            other.execute("ROLLBACK")
+        await metering.lease.renew()
+        await charge(metering, "after")
+        renewing.cancel()
     assert await one_redis.failed() == []
 
 
