@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from typing import Final
 
 import httpx
@@ -29,6 +29,8 @@ _PREFIX: Final = "whsec_"
 _SECRET_BYTES: Final = 32
 TIMEOUT_S: Final = 10
 _PORT_MAX: Final = 65_535
+_ANSWER_BYTES_MAX: Final = 65_536
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([1-9]\d\d)[ \r]")
 _NAME_CHARS_MAX: Final = 253
 _LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 Addresses = list[str]
@@ -138,44 +140,78 @@ async def call(
     Raises:
         WebhookError: the URL may not be called, or nothing answered with 2xx in time.
     """
-    data = body.encode()
     signed = headers(secret, identifier, datetime.now(UTC), body)
     try:
-        async with (
-            asyncio.timeout(TIMEOUT_S),
-            # No proxy of the environment: only the settings read it.
-            httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=TIMEOUT_S, verify=trusted()) as client,
-        ):
+        async with asyncio.timeout(TIMEOUT_S):
             target = httpx.URL(url)
-            *others, last = await _resolved(target, resolve, private=private)
-            for address in others:
-                with suppress(httpx.ConnectError):
-                    status = await _post(client, target, address, data, signed)
-                    break
-            else:
-                status = await _post(client, target, last, data, signed)
-    except (httpx.HTTPError, httpx.InvalidURL, OSError, TimeoutError, UnicodeError) as error:
+            reader, writer = await _connected(target, await _resolved(target, resolve, private=private))
+            try:
+                writer.write(_request(target, body.encode(), signed))
+                status = await _status(reader)
+            finally:
+                writer.transport.abort()
+    except (httpx.InvalidURL, OSError, TimeoutError, UnicodeError, asyncio.IncompleteReadError) as error:
         raise WebhookError(f"{type(error).__name__}: {error}"[:200]) from error
     if not httpx.codes.is_success(status):
         raise WebhookError(f"status {status}")
 
 
-async def _post(client: httpx.AsyncClient, target: httpx.URL, address: str, data: bytes, signed: dict[str, str]) -> int:
-    request = client.build_request(
-        "POST",
-        target.copy_with(host=address),
-        content=data,
-        headers={"host": target.netloc.decode(), "content-type": "application/json", **signed},
-        extensions={"sni_hostname": target.host},
+async def _connected(target: httpx.URL, addresses: Addresses) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to the first of the addresses that takes one; nothing between it and us, as no proxy is used."""
+    secure = target.scheme == "https"
+    name = target.raw_host.decode("ascii").removesuffix(".") if secure else None
+    connect = partial(
+        asyncio.open_connection,
+        port=_port(target),
+        limit=_ANSWER_BYTES_MAX,
+        ssl=trusted() if secure else None,
+        server_hostname=name,
     )
-    response = await client.send(request, stream=True)
-    await response.aclose()
-    return response.status_code
+    *others, last = addresses
+    for address in others:
+        with suppress(OSError):
+            return await connect(address)
+    return await connect(last)
+
+
+def _request(target: httpx.URL, body: bytes, signed: dict[str, str]) -> bytes:
+    given = {
+        "host": target.netloc.decode("ascii"),
+        "user-agent": "patronage",
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        **signed,
+    }
+    lines = [f"POST {target.raw_path.decode('ascii')} HTTP/1.1", *(f"{name}: {value}" for name, value in given.items())]
+    return "\r\n".join([*lines, "", ""]).encode("ascii") + body
+
+
+async def _status(reader: asyncio.StreamReader) -> int:
+    """The status of the answer, of which no more is read than its head.
+
+    Raises:
+        WebhookError: it is none, or longer than any has reason to be. A client that reads whatever comes would be kept
+            busy, and the event loop with it, by an endpoint that only ever says "100 Continue".
+    """
+    left = _ANSWER_BYTES_MAX
+    while True:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.LimitOverrunError:
+            head = bytes(_ANSWER_BYTES_MAX + 1)
+        left -= len(head)
+        if left < 0:
+            raise WebhookError(f"the head of the answer is longer than {_ANSWER_BYTES_MAX} bytes")
+        found = _STATUS.match(head)
+        if found is None:
+            raise WebhookError("what answered is not an HTTP server")
+        if (status := int(found[1])) >= httpx.codes.OK:
+            return status
 
 
 async def _resolved(target: httpx.URL, resolve: Resolve, *, private: bool) -> Addresses:
-    port = target.port or (443 if target.scheme == "https" else 80)
-    found = await resolve(target.raw_host.decode("ascii"), port)
+    found = await resolve(target.raw_host.decode("ascii"), _port(target))
     for each in found:
         address = _address(each)
         if not private and (address is None or not _public(address)):
@@ -183,6 +219,10 @@ async def _resolved(target: httpx.URL, resolve: Resolve, *, private: bool) -> Ad
     if not found:
         raise WebhookError(f"{target.host} has no address")
     return found
+
+
+def _port(target: httpx.URL) -> int:
+    return target.port or (443 if target.scheme == "https" else 80)
 
 
 def _address(host: str) -> _Address | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -12,6 +14,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from serving.notify import webhooks
 from serving.notify.webhooks import WebhookError
+from tests.tls_proxy import certificate
 
 pytestmark = pytest.mark.anyio
 
@@ -132,3 +135,110 @@ async def test_a_name_that_resolves_to_a_private_address_is_not_called():
         assert not called.is_set()
         await webhooks.call(url, webhooks.new_secret(), "msg_1", "{}", private=True, resolve=resolve)
         assert called.is_set()
+
+
+async def said(*parts: bytes, for_ever: bool = False, body: str = "{}") -> bytes:
+    """Call an endpoint that answers with these, the last of them again and again if it is for ever; what it was sent.
+
+    Raises:
+        WebhookError: as the call.
+    """
+    sent = asyncio.get_running_loop().create_future()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        sent.set_result(head + await reader.readexactly(len(body.encode())))
+        with suppress(OSError):
+            for part in parts:
+                writer.write(part)
+            while for_ever:
+                await writer.drain()
+                writer.write(parts[-1])
+            await writer.drain()
+        writer.transport.abort() if for_ever else writer.close()
+
+    async def resolve(_: str, __: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://tell.example:{server.sockets[0].getsockname()[1]}/low?a=b%20c"
+        await webhooks.call(url, webhooks.new_secret(), "msg_1", body, private=True, resolve=resolve)
+    return await sent
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"HTTP/1.1 100 Continue\r\n\r\n" * 1_000],
+        [b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * 1_000],
+        [b"HTTP/1.1 200 OK\r\n", b"a: b\r\n" * 10_000],
+        [b"HTTP/1.1 200 OK\r\na: ", b"a" * 100_000],
+    ],
+)
+async def test_an_answer_without_end_ends_the_call_and_keeps_nobody_busy(parts):
+    with pytest.raises(WebhookError, match="the head of the answer is longer"):
+        await said(*parts, for_ever=True)
+
+
+async def test_of_an_answer_only_the_head_is_read_however_it_comes():
+    await said(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 2", b"04 \r\n\r", b"\n")
+    await said(b"HTTP/1.0 200\r\n\r\n")
+    await said(b"HTTP/1.1 200 OK\r\ncontent-length: 100000000000\r\n\r\n", b"a" * 100_000, for_ever=True)
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [
+        ([b"HTTP/1.1 302 Found\r\nlocation: /\r\n\r\n"], "status 302"),
+        ([b"HTTP/1.1 410 Gone\r\n\r\n"], "status 410"),
+        ([b"HTTP/1.1 101 Switching Protocols\r\n\r\n"], "IncompleteReadError"),
+        ([b"\x00\xff\r\n\r\n"], "not an HTTP server"),
+        ([b"HTTP/1.1 20\r\n\r\n"], "not an HTTP server"),
+        ([b"HTTP/1.1 200 OK\r\n"], "IncompleteReadError"),
+        ([], "IncompleteReadError"),
+    ],
+)
+async def test_what_is_no_success_fails_and_says_why(parts, why):
+    with pytest.raises(WebhookError, match=why):
+        await said(*parts)
+
+
+async def test_the_request_is_one_that_any_server_reads():
+    sent = await said(b"HTTP/1.1 204 No Content\r\n\r\n", body='{"who":"Zoë"}')
+    head, _, body = sent.partition(b"\r\n\r\n")
+    first, *lines = head.decode("ascii").split("\r\n")
+    fields = dict(line.split(": ", 1) for line in lines)
+    assert first == "POST /low?a=b%20c HTTP/1.1"
+    assert fields["host"].startswith("tell.example:")
+    assert (fields["content-type"], fields["content-length"]) == ("application/json", str(len(body)))
+    assert {"webhook-id", "webhook-timestamp", "webhook-signature"} <= fields.keys()
+    assert json.loads(body) == {"who": "Zoë"}
+
+
+async def test_https_is_called_under_the_name_that_its_certificate_must_carry(tmp_path, monkeypatch):
+    pem = certificate(tmp_path)
+    context = ssl.create_default_context(cafile=str(pem))
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async def resolve(_: str, __: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    async def call(host: str, port: int) -> None:
+        url = f"https://{host}:{port}/"
+        await webhooks.call(url, webhooks.new_secret(), "msg_1", "{}", private=True, resolve=resolve)
+
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(pem)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0, ssl=own) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(WebhookError, match="CERTIFICATE_VERIFY_FAILED"):
+            await call("127.0.0.1", port)
+        monkeypatch.setattr(webhooks, "trusted", lambda: context)
+        with pytest.raises(WebhookError, match="CERTIFICATE_VERIFY_FAILED"):
+            await call("tell.example", port)
+        await call("127.0.0.1", port)
