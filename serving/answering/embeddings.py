@@ -23,6 +23,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 TEXTS_MAX: Final = 2_048
+TEXT_CHARS_MAX: Final = 50_000
+"""The longest text that is tokenized to see whether the model reads it: a hundred characters for each token."""
 PURPOSE: Final = "embedding"
 NO_GAME: Final = "none"
 """Recorded as the value function of what uses no document."""
@@ -114,6 +116,12 @@ class Embeddings:
         if chars > self._chars_max:
             raise InputTooLong(
                 f"input has {chars} characters in all; the limit is {self._chars_max}: send it in several calls",
+                "input",
+            )
+        longest = max(range(len(texts)), key=lambda number: len(texts[number]))
+        if len(texts[longest]) > TEXT_CHARS_MAX:
+            raise InputTooLong(
+                f"input {longest} has {len(texts[longest])} characters; the limit for one text is {TEXT_CHARS_MAX}",
                 "input",
             )
         if (replay := await self._paid_calls.find_replay(caller, idempotency)) is not None:

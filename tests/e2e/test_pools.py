@@ -90,9 +90,10 @@ def test_who_waits_for_one_answer_in_all_places_leaves_some_to_others(shared: Wo
     assert {each.result() for each in retries} == {422, 503}
 
 
-def test_more_text_than_one_call_may_have_is_413_and_not_read(shared: World):
+@pytest.mark.parametrize("texts", [["a" * 750_001] * 2, ["a", "a" * 50_001], ["tide " * 20_000]])
+def test_more_text_than_one_call_or_text_may_have_is_413_and_not_read(shared: World, texts: list[str]):
     account = shared.customer()
-    reply = account.client.post("/v1/embeddings", json={"model": "all-MiniLM-L6-v2", "input": ["a" * 750_001] * 2})
+    reply = account.client.post("/v1/embeddings", json={"model": "all-MiniLM-L6-v2", "input": texts})
     assert (reply.status_code, reply.json()["error"]["code"]) == (413, "input_too_long")
     assert account.money() == (1, 0)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -164,3 +165,18 @@ class TestWeights:
         assert fresh.name == embedder.name
         for text in TEXTS.values():
             np.testing.assert_array_equal(fresh.embed_query(text), embedder.embed_query(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["tide " * 100_000, "\u0915\u093f" * 200_000, "x" * 400_000], ids=["words", "marks", "one"]
+)
+def test_other_threads_go_on_while_a_long_text_is_tokenized(embedder: MiniLMEmbedder, text: str):
+    """It takes a second or so, in which every other thread, and so the server, would stand still."""
+    steps = 0
+    with ThreadPoolExecutor(1) as threads:
+        counting = threads.submit(embedder.count_tokens, text)
+        while not counting.done():
+            time.sleep(0.001)
+            steps += 1
+    assert steps >= 10
+    assert counting.result() == len(embedder._tokenizer.encode(text, add_special_tokens=False).ids)
