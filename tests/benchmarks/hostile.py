@@ -78,6 +78,25 @@ def refusals(target: Target) -> None:
             threads.submit(target.post, target.customer, "/v1/query", {"question": "When?", "model": "none"})
 
 
+def reads(target: Target) -> None:
+    """The usage, which is looked up in the database, eight at a time."""
+    _reading(target, target.customer, "/v1/usage")
+
+
+def strangers(target: Target) -> None:
+    """A key that nobody has, eight at a time."""
+    _reading(target, "patronage-customer-nobody", "/v1/account")
+
+
+def _reading(target: Target, key: str, path: str) -> None:
+    header = {"authorization": f"Bearer {key}"}
+    with (
+        httpx.Client(base_url=target.url, headers=header, timeout=PATIENCE_S) as client,
+        ThreadPoolExecutor(8) as threads,
+    ):
+        list(threads.map(lambda _: client.get(path), range(500)))
+
+
 def numbers(target: Target) -> None:
     """4 MB of numbers where texts should be."""
     target.post(target.customer, "/v1/embeddings", {"model": _MODEL, "input": [1] * 2_000_000})
@@ -148,6 +167,8 @@ CALLERS: dict[str, Callable[[Target], None]] = {
         embeddings,
         replays,
         refusals,
+        reads,
+        strangers,
         numbers,
         uploads,
         headers,
