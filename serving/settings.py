@@ -159,6 +159,13 @@ class Settings(BaseSettings):
         description="How many paid calls of one customer may cost it nothing in a second, replays and refusals, beside "
         "one for each that is paid. More wait, up to 15 s, and are 429 `rate_limited` beyond; 0 is no limit.",
     )
+    calls_per_second: float = Field(
+        default=100.0,
+        ge=0,
+        le=1_000_000,
+        description="How many calls that are never paid (reads, uploads, administration) of one key's owner, or of all "
+        "without a key at one address, begin in a second. More wait, as above; 0 is no limit.",
+    )
     concurrent_uploads: int = Field(
         default=16,
         ge=1,

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, Final, NoReturn, cast
 
 import httptools
@@ -55,17 +55,10 @@ class Door:
 
     def site(self, host: str) -> str | None:
         """What the connections of ``host`` are counted under; None where they are not counted."""
-        try:
-            address = ip_address(host.partition("%")[0])
-        except ValueError:
-            return None  # a socket of this machine
-        if isinstance(address, IPv6Address):
-            address = address.ipv4_mapped or address
-        if any(address in network for network in self.trusted):
+        address = _address(host)
+        if address is None or any(address in network for network in self.trusted):
             return None
-        if isinstance(address, IPv6Address):
-            return str(ip_network((address, _SITE_BITS), strict=False))
-        return str(address)
+        return site_of(host)
 
     def admit(self, connection: GuardedProtocol, site: str) -> bool:
         """Count a new connection; False if there are too many that are busy. The oldest idle one makes room."""
@@ -93,6 +86,22 @@ class Door:
             return made
 
         return make
+
+
+def site_of(host: str) -> str:
+    """What an address counts as one caller with; empty for a socket of this machine."""
+    address = _address(host)
+    if isinstance(address, IPv6Address):
+        return str(ip_network((address, _SITE_BITS), strict=False))
+    return "" if address is None else str(address)
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if isinstance(address, IPv6Address) else address
 
 
 def networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:

@@ -59,11 +59,12 @@ _KINDS = {
     429: "rate_limit_error",
 }
 _RETRY_SECONDS = 1
-_TRANSLATED = (
+TRANSLATED = (
     AlreadyCharged, BookingError, ClosingError, DocumentError, GeneratorError, IdentityError, LimitError, LogSizeError,
     MeterError, MoneyError, NotValued, Overloaded, PeriodError, PolicyError, PriceError, QueryError, ReplayNotKept,
     SampleNotKept, TooMuchWaits, WebhookError, sa.exc.DataError, sa.exc.OperationalError,
 )  # fmt: skip
+"""What :func:`translate` knows, beside :class:`OSError`."""
 
 
 class ApiError(Exception):
@@ -89,7 +90,7 @@ class ApiError(Exception):
 
 def failure_of(error: Exception) -> Failure:
     """What the caller of a job is told of an error."""
-    if not isinstance(error, (ApiError, OSError, *_TRANSLATED)):
+    if not isinstance(error, (ApiError, OSError, *TRANSLATED)):
         found = ApiError(_SERVER_ERROR, "internal", "something went wrong, and the operator's log has it")
     else:
         found = error if isinstance(error, ApiError) else translate(error)
@@ -150,7 +151,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientGone, left)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
-    for kind in _TRANSLATED:
+    for kind in TRANSLATED:
         app.add_exception_handler(kind, domain_error)
 
 

@@ -15,11 +15,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metering.meter import KeyRevoked
+from serving.api.connections import site_of
 from serving.api.dependencies import admitted
-from serving.api.errors import ApiError, respond, translate
+from serving.api.errors import TRANSLATED, ApiError, respond, translate
 from serving.api.health import PATHS, Health
+from serving.api.pace import Pace
 from serving.api.paid import REPLAYED
-from serving.api.unpaid import Unpaid
+from serving.people.identity import Caller
 from serving.service import Service
 from serving.settings import Settings
 from serving.telemetry.metrics import Metrics
@@ -73,7 +75,8 @@ class Edge:
         self._metrics = metrics
         self._service = service
         self._health = health
-        self._unpaid = Unpaid(service.books.settings.unpaid_per_second)
+        self._unpaid = Pace(service.books.settings.unpaid_per_second, "calls that are replays or refused")
+        self._others = Pace(service.books.settings.calls_per_second, "calls")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -88,18 +91,13 @@ class Edge:
             if scope["path"] in PATHS:
                 await self._answer_health(scope, exchange)
                 return
-            paid = scope["method"] == "POST" and scope["path"].startswith(_PAID)
-            # Nobody without a key brings a body: reading and parsing it is work.
-            caller = await admitted(self._service, exchange.headers) if paid or exchange.has_body else None
-            exchange.check_length()
-            if paid and caller is not None and caller.role == "customer":
-                await self._in_turn(caller.id, scope, exchange)
-            else:
-                await self._app(scope, exchange.receive, exchange.send)
+            await self._in_turn(scope, exchange)
         except _TooLarge as error:
             await exchange.fail(ApiError(413, "too_large", str(error.detail)))
-        except (ApiError, KeyRevoked) as error:
-            await exchange.fail(error if isinstance(error, ApiError) else translate(error))
+        except ApiError as error:
+            await exchange.fail(error)
+        except TRANSLATED as error:
+            await exchange.fail(translate(error))
         except Exception:  # noqa: BLE001 # the client gets a clear error whatever it was
             _log.exception("request failed", path=scope["path"], request_id=exchange.id)
             await exchange.fail(ApiError(500, "internal", f"something went wrong; the log has it as {exchange.id}"))
@@ -108,12 +106,28 @@ class Edge:
             self._metrics.requests.labels(scope["method"], route, exchange.status).inc()
             self._metrics.seconds.labels(route).observe(time.perf_counter() - began)
 
-    async def _in_turn(self, customer: str, scope: Scope, exchange: _Exchange) -> None:
-        counted = await self._unpaid.turn(customer)
+    async def _in_turn(self, scope: Scope, exchange: _Exchange) -> None:
+        """Serve a request at the pace of its caller; of whom nobody knows, all at one address are one."""
+        paid = scope["method"] == "POST" and scope["path"].startswith(_PAID)
+        caller: Caller | None = None
+        refusal: ApiError | KeyRevoked | None = None
         try:
+            if paid or exchange.has_body or "authorization" in exchange.headers:
+                caller = await admitted(self._service, exchange.headers)
+        except (ApiError, KeyRevoked) as error:
+            refusal = error
+        pays = paid and caller is not None and caller.role == "customer"
+        pace = self._unpaid if pays else self._others
+        name = f"{caller.role} {caller.id}" if caller else f"at {site_of((scope['client'] or ('',))[0])}"
+        counted = await pace.turn(name)
+        try:
+            # Nobody without a key brings a body: reading and parsing it is work.
+            if refusal is not None and (paid or exchange.has_body):
+                raise refusal
+            exchange.check_length()
             await self._app(scope, exchange.receive, exchange.send)
         finally:
-            self._unpaid.ended(customer, exchange.unpaid, counted=counted)
+            pace.ended(name, exchange.unpaid if pays else abs(exchange.unpaid), counted=counted)
 
     async def _answer_health(self, scope: Scope, exchange: _Exchange) -> None:
         if scope["method"] != "GET":
@@ -144,7 +158,7 @@ class _Exchange:
 
     @property
     def unpaid(self) -> int:
-        """As :meth:`serving.api.unpaid.Unpaid.ended` takes it: a large body is more work, and counts for more."""
+        """As :meth:`serving.api.pace.Pace.ended` takes it: a large body is more work, and counts for more."""
         return {True: -1, None: 0}.get(self._earned, 1 + self._received // _TURN_BYTES)
 
     def check_length(self) -> None:

@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from serving.api.unpaid import AT_ONCE
+from serving.api.pace import AT_ONCE
 from tests.e2e.commands import refused
 from tests.e2e.world import Account, World, open_world, problem
 from tests.servers import Server, cli, run
@@ -199,7 +199,7 @@ class TestRevoking:
 @pytest.fixture(scope="module")
 def paced(tmp_path_factory: pytest.TempPathFactory, e2e_env: dict[str, str]) -> Iterator[World]:
     """A server with so slow a pace that waiting for it is seen."""
-    env = {**e2e_env, "PATRONAGE_UNPAID_PER_SECOND": str(PACE)}
+    env = {**e2e_env, "PATRONAGE_UNPAID_PER_SECOND": str(PACE), "PATRONAGE_CALLS_PER_SECOND": str(PACE)}
     with open_world(tmp_path_factory.mktemp("paced") / "data", env) as found:
         yield found
 
@@ -234,3 +234,32 @@ def test_a_large_body_that_is_refused_counts_for_as_many_as_it_takes_to_read(pac
         assert 400 <= reply.status_code < 500, reply.text
     account.ask("When do spring tides come?")
     assert time.monotonic() - began >= 2
+
+
+@pytest.mark.parametrize("kind", ["customer", "other role", "contributor", "refused upload"])
+def test_what_is_never_paid_has_a_pace_of_its_own(paced: World, kind: str):
+    customer, (mary, bo, *_) = paced.customer(), sorted(paced.keys)
+    client = {"contributor": paced.contributor(mary), "refused upload": paced.contributor(bo)}.get(
+        kind, customer.client
+    )
+    began = time.monotonic()
+    for _ in range(AT_ONCE + 3 * PACE + 1):
+        if kind == "refused upload":
+            assert client.post("/v1/documents", content=b"{").status_code == 400
+        else:
+            assert client.get("/v1/account" if kind == "customer" else "/v1/earnings").status_code in (200, 403)
+    assert time.monotonic() - began >= 3
+    assert customer.ask("When do spring tides come?")["answer"], "the pace of what is paid is another"
+
+
+def test_nobody_with_a_key_waits_for_those_without(paced: World):
+    customer, strangers = paced.customer(), (paced.client(), paced.client("patronage-customer-of-nobody"))
+    began = time.monotonic()
+    for number in range(AT_ONCE + 3 * PACE + 1):
+        path = ("/v1/account", "/v1/checkpoint", "/v1/none")[number % 3]
+        assert strangers[number % 2].get(path).status_code in (200, 401, 404)
+    assert time.monotonic() - began >= 3
+    with ThreadPoolExecutor(12) as threads:
+        waiting = [threads.submit(strangers[0].get, "/v1/checkpoint") for _ in range(12)]
+        assert customer.client.get("/v1/account").status_code == 200
+        assert not all(each.done() for each in waiting)
