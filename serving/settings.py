@@ -160,7 +160,7 @@ class Settings(BaseSettings):
         "one for each that is paid. More wait, up to 15 s, and are 429 `rate_limited` beyond; 0 is no limit.",
     )
     calls_per_second: float = Field(
-        default=100.0,
+        default=50.0,
         ge=0,
         le=1_000_000,
         description="How many calls that are never paid (reads, uploads, administration) of one key's owner, or of all "
