@@ -254,7 +254,11 @@ class Settings(BaseSettings):
         description="The longest from a new connection, or a request's first byte, to the end of its headers.",
     )
     body_seconds: float = Field(
-        default=20.0, gt=0, le=600, description="The longest silence between two parts of a request's body."
+        default=20.0,
+        gt=0,
+        le=600,
+        description="The longest silence between two parts of a request's body, and so often it is looked at whether "
+        "a response is read.",
     )
     body_bytes_per_second: int = Field(
         default=500,

@@ -28,6 +28,8 @@ FRAMING_BYTES_MAX: Final = 32_768
 """What may come beside a body in chunks, and as much again as the body has: sizes, extensions, trailers."""
 _CHUNK_BYTES_MIN: Final = 5
 """What a chunk has beside what is in it: its size, and the ends of two lines."""
+READ_BYTES_PER_SECOND: Final = 10_000
+"""The least rate at which a response is read: what is not read lies in memory, such as 16 MB of vectors for a cent."""
 PIPELINED_MAX: Final = 16
 """How many requests of a connection may wait for the answer to one before them. Few clients send any."""
 _OF_A_BODY: Final = (b"content-length", b"transfer-encoding")
@@ -45,7 +47,10 @@ class Door:
     head_seconds: float
     """From the connection, or from a request's first byte, to the end of its headers."""
     body_seconds: float
-    """Between two parts of a body, and for all of one, beside what its size takes at the least rate."""
+    """Between two parts of a body, and for all of one, beside what its size takes at the least rate.
+
+    So often it is looked at how much of a response was read, too.
+    """
     body_bytes_per_second: float
     """That rate."""
     trusted: tuple[IPv4Network | IPv6Network, ...] = ()
@@ -138,6 +143,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _paused_at: float | None = None
     """Since when it is the application that does not read."""
     _refused: ApiError | None = None
+    _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as in uvicorn
         """Take the connection, unless its address has too many."""
@@ -152,6 +158,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Count the connection no longer."""
         self._stop_waiting()
+        self._stop_looking()
         if self._site is not None:
             self.door.forget(self, self._site)
             self._site = None
@@ -226,6 +233,16 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_waiting()
         super().on_message_complete()
 
+    def pause_writing(self) -> None:
+        """There is more of a response than the client reads."""
+        super().pause_writing()
+        self._look_at_unread()
+
+    def resume_writing(self) -> None:
+        """It has read nearly all of it."""
+        self._stop_looking()
+        super().resume_writing()
+
     def is_idle(self) -> bool:
         """Whether it is open, and nothing is asked and nothing answered on it."""
         cycle = cast("RequestResponseCycle | None", self.cycle)  # there is none before the first request
@@ -272,6 +289,24 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self._refuse(ApiError(408, "request_timeout", "the request did not come to its end in time; send it again"))
+
+    def _look_at_unread(self) -> None:
+        seconds = self.door.body_seconds
+        left = self.transport.get_write_buffer_size() - round(seconds * READ_BYTES_PER_SECOND)
+        self._stop_looking()
+        self._unread = self.loop.call_later(seconds, self._not_read, left)
+
+    def _stop_looking(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _not_read(self, bytes_max: int) -> None:
+        """Hang up if more than so much is still unread: to close would wait for it to be read."""
+        if self.transport.get_write_buffer_size() > bytes_max:
+            self.transport.abort()
+        else:
+            self._look_at_unread()
 
     def _response_begun(self) -> bool:
         """Whether the application is in the middle of a response, which nothing may be written into."""

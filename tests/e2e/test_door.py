@@ -7,11 +7,12 @@ import re
 import select
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from urllib.parse import urlsplit
 
 import httpx
+import psutil
 import pytest
 
 from serving.api.bodies import VALUES_MAX
@@ -218,6 +219,55 @@ def test_a_body_in_small_chunks_is_read_and_its_trailers_are_no_headers(guarded:
             assert reply.startswith(b"HTTP/1.1 200 "), reply
             receipts.add(json.loads(reply.partition(b"\r\n\r\n")[2])["receipt"]["id"])
     assert len(receipts) == 2, "neither is a replay of the other"
+
+
+# Responses that are not read.
+
+
+@pytest.fixture(scope="module")
+def unread(guarded: World) -> Iterator[Callable[[], socket.socket]]:
+    """Asks for 8 MB of vectors, more than the system keeps for a connection, and does not read them."""
+    account, opened = guarded.customer(), []
+    body = json.dumps({"model": "all-MiniLM-L6-v2", "input": ["a"] * 1_000}).encode()
+    headers = f"Authorization: Bearer {account.key}", f"Content-Length: {len(body)}"
+
+    def ask() -> socket.socket:
+        before = account.balance
+        connection = connect(guarded)
+        opened.append(connection)
+        connection.sendall(request("/v1/embeddings", *headers) + body)
+        wait_for(lambda: account.balance < before)
+        return connection
+
+    yield ask
+    for each in opened:
+        each.close()
+
+
+def is_open(world: World, port: int) -> bool:
+    assert world.server.process is not None
+    found = psutil.Process(world.server.process.pid).net_connections()
+    return any(each.raddr and each.raddr.port == port for each in found)
+
+
+def test_a_response_that_is_not_read_is_not_kept(guarded: World, unread: Callable[[], socket.socket]):
+    connection = unread()
+    port = connection.getsockname()[1]
+    assert is_open(guarded, port)
+    wait_for(lambda: not is_open(guarded, port))
+
+
+def test_a_response_that_is_read_slowly_is_sent_whole(unread: Callable[[], socket.socket]):
+    connection = unread()
+    head, _, body = connection.recv(65_536).partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: ([0-9]+)", head)
+    assert length is not None
+    while len(body) < int(length[1]):
+        time.sleep(BODY_SECONDS / 8)
+        part = connection.recv(1_000_000)
+        assert part, f"closed after {len(body)} bytes"
+        body += part
+    assert len(json.loads(body)["data"]) == 1_000
 
 
 # What comes without waiting for an answer.
