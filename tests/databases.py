@@ -11,6 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from serving.store.database import open_database, sqlite_url
+from tests.scratch import memory
 
 _TEMPLATE = "patronage_template"
 
@@ -52,7 +53,8 @@ class Postgres:
 
     def make(self) -> str:
         """A new database with the schema of this version; its URL."""
-        return self._make(f"TEMPLATE {_TEMPLATE}")
+        # By copying files, which is much the fastest where nothing is synced.
+        return self._make(f"TEMPLATE {_TEMPLATE} STRATEGY file_copy")
 
     def make_empty(self) -> str:
         """A new database without a schema; its URL."""
@@ -88,7 +90,7 @@ def postgres() -> Iterator[Postgres]:
     """
     import pgserver  # noqa: PLC0415 # warns at import where the session has no runtime folder
 
-    server = pgserver.get_server(tempfile.mkdtemp(prefix="patronage-postgres-"), cleanup_mode="delete")
+    server = pgserver.get_server(tempfile.mkdtemp(prefix="pg-", dir=memory()), cleanup_mode="delete")
     found = Postgres(server.get_uri().replace("postgresql://", "postgresql+psycopg://"))
     try:
         yield found

@@ -17,10 +17,15 @@ _ROOM = 6 << 30
 _FOLDER = pytest.StashKey[Path]()
 
 
+def memory() -> Path | None:
+    """A folder in memory, if it has room."""
+    return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ROOM else None
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Make the folder, unless `--basetemp` names one; the processes of a run are given folders in it."""
-    if config.option.basetemp is None and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free >= _ROOM:
-        folder = Path(tempfile.mkdtemp(prefix="pt-", dir=_MEMORY))  # short: the path of a socket has 100 characters
+    if config.option.basetemp is None and (parent := memory()) is not None:
+        folder = Path(tempfile.mkdtemp(prefix="pt-", dir=parent))  # short: the path of a socket has 100 characters
         config.stash[_FOLDER] = folder
         config.option.basetemp = str(folder / "t")
 
