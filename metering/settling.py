@@ -95,13 +95,15 @@ class Settling:
         Raises:
             MeterUnavailable: something waits on.
         """
+        away: MeterUnavailable | None = None
         async with self._settling:
-            try:
-                await self._spool.resend(self._meter)
-            finally:
-                self._progress.set()
-            await self._give_up()
-            await self._release()
+            for part in (self._resend, self._give_up, self._release):
+                try:
+                    await part()
+                except MeterUnavailable as error:
+                    away = error  # in a cluster, what the others wait for may be there
+        if away is not None:
+            raise away
 
     async def run(self, over: asyncio.Event) -> None:
         """Settle whenever something is left open, until it is over. What fails is tried again."""
@@ -124,6 +126,12 @@ class Settling:
                     waking.cancel()
         finally:
             ending.cancel()
+
+    async def _resend(self) -> None:
+        try:
+            await self._spool.resend(self._meter)
+        finally:
+            self._progress.set()
 
     async def _give_up(self) -> None:
         failures = 0

@@ -261,7 +261,15 @@ class RedisMeter:
 
     async def release(self, processes: Collection[str]) -> int:
         """See :meth:`Meter.release`."""
-        return sum([await self._release(shard, sorted(processes)) for shard in range(self._shards)])
+        released, away = 0, None
+        for shard in range(self._shards):
+            try:
+                released += await self._release(shard, sorted(processes))
+            except MeterUnavailable as error:
+                away = error  # the masters of others may be there
+        if away is not None:
+            raise away
+        return released
 
     async def _release(self, shard: int, processes: list[str]) -> int:
         with unavailable_on_failure():

@@ -132,6 +132,39 @@ async def test_accounts_whose_shard_is_away_hold_up_nobody(meter, settling, monk
     assert settling.waiting == 10
 
 
+async def test_what_of_one_kind_cannot_be_closed_holds_up_no_other(meter, settling, processes, monkeypatch):
+    """As in a cluster: what is owed, given up or held by the dead may each be on a master that is down."""
+    capture, run = meter.there.capture, meter.there._run
+    (shard,) = {meter.there._shard("other")} - {meter.there._shard("acme")}
+
+    async def some(hold, *args):
+        if hold.request.account == "other":
+            raise MeterUnavailable("its master is down")
+        await capture(hold, *args)
+
+    async def some_run(name, where, *args):
+        if where == shard:
+            raise MeterUnavailable("its master is down")
+        return await run(name, where, *args)
+
+    owed, lost = await meter.authorize(asked("owed", "other")), await meter.authorize(asked("lost"))
+    with processes.register() as dying:
+        for account in ("acme", "other"):
+            meter.there._process = dying
+            await meter.authorize(asked(f"dead-{account}", account))
+    monkeypatch.setattr(meter.there, "capture", some)
+    monkeypatch.setattr(meter.there, "_run", some_run)
+    await settling.keep(owed, a_record(id="owed", account="other", charge=CHARGE), b"")
+    settling.abandon(lost.request)
+    with pytest.raises(MeterUnavailable):
+        await settling.settle()
+    monkeypatch.undo()
+    assert await spent(meter) == (0, 0)
+    assert await spent(meter, "other") == (0, 4 * CHARGE)
+    await settling.settle()
+    assert await spent(meter, "other") == (CHARGE, 0)
+
+
 async def test_what_a_dead_process_holds_is_released_and_again_when_nothing_of_its_can_come(
     meter, settling, processes, monkeypatch
 ):
