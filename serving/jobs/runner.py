@@ -34,8 +34,8 @@ _LOOK_SECONDS: Final = 0.5
 _SAY_SECONDS: Final = 1.0
 """How often a job's progress is stored, and so how late a cancelled one ends."""
 _PRUNE_SECONDS: Final = 3_600.0
-AT_ONCE: Final = 8
-"""How many jobs are in work; their passages take turns as all uploads do."""
+AT_ONCE: Final = {Kind.DOCUMENT: 8, Kind.CLOSE: 1}
+"""How many of a kind are in work: no close waits for documents, whose passages take turns as all uploads do."""
 _OUTAGES: Final = (MeterUnavailable, sa.exc.OperationalError, OSError, Overloaded)
 """What says nothing of a job: Redis, the database or the disk is away, or its owner's other uploads go first."""
 _OUTAGE_SECONDS_MAX: Final = 86_400.0
@@ -92,12 +92,13 @@ class Runner:
             working = [job.id for task, job in self._running.items() if not task.done()]
             await self._beside(self._jobs.recover, working)
             self._may_be_lost = False
-        free = AT_ONCE - len(self._running)
-        busy = {job.owner for job in self._running.values()}
-        for job in await self._beside(self._jobs.next, busy, free) if free else ():
-            task = asyncio.create_task(self._do(job))
-            self._running[task] = job
-            task.add_done_callback(self._running.pop)
+        for kind, at_once in AT_ONCE.items():
+            busy = [job.owner for job in self._running.values() if job.kind is kind]
+            free = at_once - len(busy)
+            for job in await self._beside(self._jobs.next, kind, busy, free) if free else ():
+                task = asyncio.create_task(self._do(job))
+                self._running[task] = job
+                task.add_done_callback(self._running.pop)
         self._metrics.jobs.set(await self._beside(self._jobs.unfinished))
         if time.monotonic() - self._pruned > _PRUNE_SECONDS:
             await self._beside(self._jobs.prune)

@@ -216,9 +216,9 @@ class Jobs:
         with self._engine.begin() as connection:
             return connection.execute(sa.update(table).where(lost).values(state=State.QUEUED)).rowcount
 
-    def next(self, busy: Collection[Owner], limit: int) -> list[Job]:
-        """The oldest job that is queued of each owner who is not ``busy``, those first that have waited longest."""
-        first = sa.select(sa.func.min(table.c.number)).where(table.c.state == State.QUEUED)
+    def next(self, kind: Kind, busy: Collection[Owner], limit: int) -> list[Job]:
+        """The oldest queued job of a kind of each owner who is not ``busy``, those first that have waited longest."""
+        first = sa.select(sa.func.min(table.c.number)).where(table.c.state == State.QUEUED, table.c.kind == kind)
         first = first.group_by(table.c.role, table.c.owner)
         query = sa.select(table).where(table.c.number.in_(first)).order_by(table.c.number)
         with self._engine.connect() as connection:

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from serving.jobs.runner import AT_ONCE
+from serving.store.jobs import Kind
 from tests.e2e.world import World, open_world, problem
 from tests.servers import cli, this_period, wait_for
 
@@ -53,6 +55,10 @@ def follow(client: httpx.Client, job: dict[str, Any], *states: str) -> dict[str,
         return found if found["state"] in states else None
 
     return wait_for(reached)
+
+
+def follow_once(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
+    return follow(client, job, "queued", "running", "done", "failed")
 
 
 def in_work(client: httpx.Client, job: dict[str, Any]) -> dict[str, Any]:
@@ -229,6 +235,23 @@ def test_a_close_is_a_job_for_who_prefers_that(tmp_path, e2e_env: dict[str, str]
         assert (reply.status_code, problem(reply)["error"]["code"]) == (409, "period"), "it is closed"
         assert world.contributor("mary").get(f"/v1/statements/{period}").status_code == 200
         assert cli(world.data_dir, "audit", env=world.env)["balanced"] is True
+
+
+def test_a_close_does_not_wait_for_documents(tmp_path, e2e_env: dict[str, str]):
+    places = AT_ONCE[Kind.DOCUMENT]
+    with open_world(tmp_path / "data", e2e_env) as world:
+        operator = world.operator()
+        uploads = []
+        for number in range(places):
+            reply = operator.post("/v1/admin/contributors", json={"name": f"Author {number}"})
+            author = world.client(reply.json()["api_key"])
+            text = f"Volume {number}. {HUGE}"
+            uploads.append((author, upload(author, f"{number}/huge", text, **ASYNC)))
+        wait_for(lambda: all(follow_once(*each)["state"] == "running" for each in uploads))
+        period = this_period()
+        reply = operator.post(f"/v1/admin/periods/{period}/close", json={"early": True}, headers=ASYNC)
+        assert follow(operator, reply.json(), "done")
+        assert {follow_once(*each)["state"] for each in uploads} == {"running"}, "it was not first"
 
 
 def test_beside_a_held_lock_a_job_waits_and_nobody_else(world: World):
