@@ -228,6 +228,11 @@ def repeated_sentences(worded: Sequence[Words], shingled: Sequence[tuple[Runs, I
     found = np.full(int(edges[-1]), -1, np.int64)
     hashes = np.concatenate([each for each, _ in shingled])
     sentence = np.concatenate([owner + edge for (_, owner), edge in zip(shingled, edges[:-1], strict=True)])
+    words = Words(*(np.concatenate([getattr(each, name) for each in worded]) for name in Words.__slots__))
+    passage = np.repeat(np.arange(len(worded)), counts)
+    # A sentence that is there a thousand times is compared once: what it repeats, its doubles repeat, or else it.
+    first = _first_of_same(words, hashes, sentence)
+    hashes, sentence = hashes[first[sentence] == sentence], sentence[first[sentence] == sentence]
     order = np.argsort(hashes, kind="stable")  # so the sentences of one run stand in their order
     hashes, sentence = hashes[order], sentence[order]
     again = (hashes[1:] == hashes[:-1]) & (sentence[1:] == sentence[:-1])
@@ -239,14 +244,31 @@ def repeated_sentences(worded: Sequence[Words], shingled: Sequence[tuple[Runs, I
     alike = (common >= needed) & ((sizes[later] >= SHORT) | (sizes[later] == sizes[earlier]))
     later, earlier = later[alike], earlier[alike]
     if len(later):
-        words = Words(*(np.concatenate([getattr(each, name) for each in worded]) for name in Words.__slots__))
         compared, pairs = np.unique(np.concatenate([later, earlier]), return_inverse=True)
         same = ~other_facts(_of_texts(words, compared), *pairs.reshape(2, -1))
-        passage = np.repeat(np.arange(len(worded)), counts)
         for this, that in zip(later[same].tolist(), earlier[same].tolist(), strict=True):
             if found[this] < 0 and found[that] < 0:
                 found[this] = passage[that]
+    doubles = np.flatnonzero((first < np.arange(len(first))) & (sizes[first] > 0))
+    originals = first[doubles]
+    found[doubles] = np.where(found[originals] < 0, passage[originals], found[originals])
     return np.split(found, edges[1:-1])
+
+
+def _first_of_same(words: Words, hashes: Runs, sentence: Indexes) -> Indexes:
+    """For each sentence, the first that is the same in words and runs, which may be itself.
+
+    ``sentence`` says, ascending, which sentence each of the runs is of.
+    """
+    seen: dict[tuple[bytes, bytes, bytes], int] = {}
+    first = np.empty(len(words.lengths), np.int64)
+    word, run = 0, 0
+    ends = np.searchsorted(sentence, np.arange(len(first)), "right").tolist()
+    for number, (length, runs_end) in enumerate(zip(words.lengths.tolist(), ends, strict=True)):
+        same = (words.ids[word : word + length], words.facts[word : word + length], hashes[run:runs_end])
+        first[number] = seen.setdefault((same[0].tobytes(), same[1].tobytes(), same[2].tobytes()), number)
+        word, run = word + length, runs_end
+    return first
 
 
 def _of_texts(words: Words, texts: Indexes) -> Words:
