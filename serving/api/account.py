@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from serving.api.alerts import AlertBody, change_alert
 from serving.api.bodies import BoundedRoute
 from serving.api.dependencies import Customer, TheService, json_response
-from serving.money import customers
+from serving.money import customers, funding
 from serving.notify import alerts
 
 router = APIRouter(route_class=BoundedRoute)
@@ -18,7 +18,7 @@ router = APIRouter(route_class=BoundedRoute)
 @router.get("/v1/account")
 async def account(caller: Customer, service: TheService) -> Response:
     """What the customer has left."""
-    found = await service.metering.meter.balance(caller.id)
+    found = await funding.balance_of(service.books, service.metering.meter, caller.id)
     return json_response({"id": caller.id, **customers.money(found, service.books)})
 
 

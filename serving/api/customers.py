@@ -46,7 +46,7 @@ async def customers(service: TheService) -> Response:
     """Every customer with what is left on the account."""
     found = []
     for customer, name in (await asyncio.to_thread(service.books.identities.customers)).items():
-        balance = await service.metering.meter.balance(customer)
+        balance = await funding.balance_of(service.books, service.metering.meter, customer)
         amount = service.books.currency.amount(balance.funded - balance.spent)
         found.append({"id": customer, "name": name, "balance": amount})
     return json_response({"data": found})

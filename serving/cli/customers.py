@@ -162,7 +162,7 @@ def list_customers() -> None:
         names = books.identities.customers()
 
         async def balances(meter: Meter) -> dict[str, int]:
-            found = {customer: await meter.balance(customer) for customer in names}
+            found = {customer: await funding.balance_of(books, meter, customer) for customer in names}
             return {customer: each.funded - each.spent for customer, each in found.items()}
 
         amounts = {customer: books.currency.amount(units) for customer, units in _with_meter(books, balances).items()}

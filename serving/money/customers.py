@@ -10,6 +10,7 @@ from metering import periods
 from metering.meter import Balance, Meter
 from serving.books import Books
 from serving.money.booking import Unknown
+from serving.money.funding import balance_of
 from serving.notify import alerts
 from serving.people import keys
 
@@ -38,7 +39,7 @@ async def show(books: Books, meter: Meter, customer: str) -> dict[str, Any]:
     names = await asyncio.to_thread(books.identities.customers)
     if customer not in names:
         raise Unknown(f"there is no customer {customer}")
-    balance = await meter.balance(customer)
+    balance = await balance_of(books, meter, customer)
     own = [key for key in await asyncio.to_thread(books.identities.keys, customer) if key.role == "customer"]
     return {
         "id": customer,

@@ -124,6 +124,18 @@ async def open_account(books: Books, meter: Meter, customer: str) -> Balance:
     return await meter.balance(customer)
 
 
+async def balance_of(books: Books, meter: Meter, customer: str) -> Balance:
+    """A registered customer's balance; where Redis went away before the account was opened, it is opened now.
+
+    Raises:
+        MeterError: the meter cannot be reached.
+    """
+    try:
+        return await meter.balance(customer)
+    except KeyError:
+        return await open_account(books, meter, customer)
+
+
 async def _changed(books: Books, meter: Meter, customer: str) -> Balance:
     """After what an account may spend was changed: tell the meter, and whoever watches for a low balance."""
     await open_account(books, meter, customer)

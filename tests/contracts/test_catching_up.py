@@ -7,11 +7,12 @@ import time
 import pytest
 
 from metering import periods
-from metering.meter import Request
+from metering.meter import Balance, Request
 from metering.redis import keys
 from serving.assembly import open_metering
-from serving.money import funding
+from serving.money import customers, funding
 from serving.rules.rulebook import EXTRACTIVE
+from serving.upkeep.audit import audit
 from tests.records import a_record
 
 pytestmark = pytest.mark.anyio
@@ -83,3 +84,14 @@ async def test_what_the_meter_knows_better_is_left_to_it(any_books, monkeypatch)
         monkeypatch.setattr(metering.meter, "fund", None)  # it would fail
         await metering.catch_up()
         assert (await metering.meter.balance("acme")).spent > 0
+
+
+async def test_a_customer_whose_account_was_never_opened_has_one_when_it_is_asked_for(any_books):
+    """Redis went away between the registration and the account: the list of all customers failed from then on."""
+    async with open_metering(any_books) as metering:
+        for name in ("shown", "listed", "audited"):
+            any_books.identities.add_customer(name, name)
+        shown = await customers.show(any_books, metering.meter, "shown")
+        assert shown["available"] == any_books.currency.amount(0)
+        assert await funding.balance_of(any_books, metering.meter, "listed") == Balance(0, 0, 0)
+        assert [check for check in await audit(any_books, metering) if not check["ok"]] == []
