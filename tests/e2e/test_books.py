@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -236,3 +237,25 @@ class TestHttp:
             assert (reply.status_code, says in problem(reply)["detail"]) == (status, True), reply.text
         for path, params in (("ledger", {"at": "now"}), ("ledger", {"limit": 0}), ("payouts", {"state": "lost"})):
             assert admin.get(f"/v1/admin/{path}", params=params).status_code == 422
+
+
+def test_an_audit_beside_a_busy_server_finds_nothing(world: World):
+    """What is charged while it reads is no fault: it compares what the database said at one moment."""
+    account, over = world.customer("50.00"), threading.Event()
+
+    def ask() -> int:
+        asked = 0
+        while not over.is_set():
+            account.ask(f"When do spring tides come, {asked}?")
+            asked += 1
+        return asked
+
+    with ThreadPoolExecutor(1) as threads:
+        asking = threads.submit(ask)
+        try:
+            account.usage()
+            found = [check for _ in range(2) for check in cli(world.data_dir, "audit", env=world.env)["checks"]]
+        finally:
+            over.set()
+        assert asking.result() > 0
+    assert [check for check in found if not check["ok"]] == []
