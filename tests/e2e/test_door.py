@@ -144,6 +144,22 @@ def test_a_body_that_stops_is_408_and_free(guarded: World):
     assert account.money() == (1, 0)
 
 
+@pytest.mark.parametrize("end", ["stops", "leaves"])
+@pytest.mark.parametrize("path", ["/v1/documents", "/v1/query"])
+def test_a_body_that_does_not_come_to_its_end_is_no_fault_of_ours(guarded: World, path: str, end: str):
+    """Whoever leaves in the middle of one, or is cut off there, wrote a trace into the log each time."""
+    key = guarded.keys["mary"] if path == "/v1/documents" else guarded.customer().key
+    identifier = f"half-{end}-{path.rpartition('/')[2]}"
+    with connect(guarded) as connection:
+        head = request(path, f"Authorization: Bearer {key}", "Content-Length: 100", f"X-Request-Id: {identifier}")
+        connection.sendall(head + b'{"q')
+        if end == "stops":
+            assert refusal(said(connection)) == (408, "request_timeout")
+    guarded.customer().ask("When do spring tides come?")
+    assert 'status="500"' not in guarded.client().get("/metrics").text
+    assert identifier not in guarded.server.log.read_text()
+
+
 def test_a_body_that_drips_is_408(guarded: World):
     account = guarded.customer()
     with connect(guarded) as connection:
