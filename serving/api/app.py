@@ -52,6 +52,7 @@ def create_app(service: Service, metrics: Metrics) -> FastAPI:
     app.state.service = service
     app.state.readiness = Readiness(service, metrics)
     app.state.writers = asyncio.Semaphore(WRITERS)
+    app.state.long_bodies = asyncio.Lock()
     pooled = (query, chat, responses, embeddings, models, usage, receipts, documents, statements, periods, jobs)
     writing = (account, outcomes, customers, contributors, keys, prices, policy, ledger, payouts)
     for part in (*pooled, transparency, health):

@@ -6,7 +6,9 @@ nothing but numbers stopped the server for 21 s (docs/adr/0033).
 
 from __future__ import annotations
 
+import asyncio
 import json
+import time
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Final, TypeVar
 
@@ -19,6 +21,11 @@ T = TypeVar("T")
 
 VALUES_MAX: Final = 16_384
 """Values of lists and objects; a list or object in another counts for one more. Many times what any request needs."""
+
+_SHORT_BYTES: Final = 65_536
+"""What is read in a millisecond at most."""
+_OTHERS: Final = 3
+"""How much longer than to read long bodies, one after the other, the event loop is left to everything else."""
 
 Items = Annotated[list[T], Field(fail_fast=True)]
 """A list of which the first wrong item is told: to describe one takes a hundred times as long as to read it."""
@@ -46,10 +53,22 @@ class _Bounded(Request):
             ValueError: it is not JSON.
         """
         body = await self.body()
-        text = body.decode(json.detect_encoding(body), "surrogatepass")
-        if is_above(text):
-            raise HTTPException(413, f"the request body has more than {VALUES_MAX} JSON values")
-        return json.loads(text)
+        if len(body) <= _SHORT_BYTES:
+            return _read(body)
+        turns: asyncio.Lock = self.app.state.long_bodies
+        async with turns:
+            began = time.perf_counter()
+            try:
+                return _read(body)
+            finally:
+                await asyncio.sleep(_OTHERS * (time.perf_counter() - began))
+
+
+def _read(body: bytes) -> Any:
+    text = body.decode(json.detect_encoding(body), "surrogatepass")
+    if is_above(text):
+        raise HTTPException(413, f"the request body has more than {VALUES_MAX} JSON values")
+    return json.loads(text)
 
 
 class BoundedRoute(APIRoute):

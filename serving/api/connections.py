@@ -285,7 +285,7 @@ class GuardedProtocol(HttpToolsProtocol):
         """Nothing came for too long."""
         if self.flow.read_paused:
             self._wait(self.door.body_seconds)  # it is the application that does not read
-        elif not self._reading or self._response_begun():
+        elif not self._reading or self._response_begun() or self._is_answered():
             self.transport.close()
         else:
             self._refuse(ApiError(408, "request_timeout", "the request did not come to its end in time; send it again"))
@@ -312,6 +312,11 @@ class GuardedProtocol(HttpToolsProtocol):
         """Whether the application is in the middle of a response, which nothing may be written into."""
         cycle = cast("RequestResponseCycle | None", self.cycle)
         return cycle is not None and cycle.response_started and not cycle.response_complete
+
+    def _is_answered(self) -> bool:
+        """Whether the request whose body is being read has its response: it was refused before all of it came."""
+        cycle = cast("RequestResponseCycle | None", self.cycle)
+        return not self._in_head and cycle is not None and cycle.response_complete
 
     def _refuse(self, error: ApiError) -> None:
         """Answer without the application, which may be in the middle of another request, and hang up."""

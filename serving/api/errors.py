@@ -59,6 +59,13 @@ _KINDS = {
     409: "conflict_error",
     429: "rate_limit_error",
 }
+_HTTP_CODES = {
+    400: "malformed_json",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    429: "rate_limited",
+}
 _RETRY_SECONDS = 1
 TRANSLATED = (
     AlreadyCharged, BookingError, ClosingError, DocumentError, GeneratorError, IdentityError, LimitError, LogSizeError,
@@ -135,9 +142,7 @@ def install(app: FastAPI) -> None:
 
     async def http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101 # registered for this type
-        code = {400: "malformed_json", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(
-            error.status_code, "http_error"
-        )
+        code = _HTTP_CODES.get(error.status_code, "http_error")
         found = ApiError(error.status_code, code, str(error.detail), headers=error.headers)
         return respond(found, request.url.path)
 

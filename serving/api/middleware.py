@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections import Counter
+from functools import partial
 
 import structlog
 from starlette.datastructures import Headers
@@ -37,6 +39,8 @@ _CHARACTER_BYTES_MAX = 12
 """A character in JSON, written as two escapes."""
 _DISCARDED_BYTES_MAX = 65_536
 """Of a body that nobody wants so much is read all the same, so that the client can read why."""
+_LARGEST_HELD = 4
+"""Of how many of the largest bodies one caller's may be in memory together."""
 _TURN_BYTES = 262_144
 """So much of a body, which is read in the event loop, is as much work there as a call with a short one."""
 _ID, _REPLAYED = b"x-request-id", REPLAYED.encode()
@@ -66,6 +70,14 @@ class _TooLarge(HTTPException):
         super().__init__(413, f"the request body is above the limit of {limit} bytes")
 
 
+class _TooMuch(HTTPException):
+    """The caller's bodies that are in memory are above the limit; see :class:`_TooLarge`."""
+
+    def __init__(self, limit: int) -> None:
+        detail = f"your requests in progress have bodies of {limit} bytes together; send fewer at once"
+        super().__init__(429, detail, headers={"retry-after": "1"})
+
+
 class Edge:
     """Wraps the application."""
 
@@ -77,6 +89,8 @@ class Edge:
         self._health = health
         self._unpaid = Pace(service.books.settings.unpaid_per_second, "calls that are replays or refused")
         self._others = Pace(service.books.settings.calls_per_second, "calls")
+        self._held: Counter[str] = Counter()
+        """Bytes of bodies in memory, by caller; nobody is in it who has none."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
@@ -125,9 +139,24 @@ class Edge:
             if refusal is not None and (paid or exchange.has_body):
                 raise refusal
             exchange.check_length()
-            await self._app(scope, exchange.receive, exchange.send)
+            await self._app(scope, partial(self._receive, name, exchange), exchange.send)
         finally:
+            self._held[name] -= exchange.held
+            if not self._held[name]:
+                del self._held[name]
             pace.ended(name, exchange.unpaid if pays else abs(exchange.unpaid), counted=counted)
+
+    async def _receive(self, name: str, exchange: _Exchange) -> Message:
+        """The next part of a body, unless its caller has as much in memory already as a few of the largest."""
+        message = await exchange.receive()
+        if message["type"] == "http.request":
+            part = len(message.get("body", b""))
+            self._held[name] += part
+            exchange.held += part
+            limit = _LARGEST_HELD * self._service.books.settings.body_bytes
+            if self._held[name] > limit:
+                raise _TooMuch(limit)
+        return message
 
     async def _answer_health(self, scope: Scope, exchange: _Exchange) -> None:
         if scope["method"] != "GET":
@@ -145,6 +174,8 @@ class _Exchange:
         self._send = send
         self._limit = limit
         self._received = 0
+        self.held = 0
+        """Bytes of its body that are counted as its caller's."""
         self.status = 0
         self._earned: bool | None = False
         """Whether it was paid, which nothing is until a response is sent; None where we failed."""

@@ -8,7 +8,9 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -365,6 +367,37 @@ def test_json_of_many_values_is_refused_before_it_is_read(customer: Account, pat
     assert (few.status_code, few.json()["error"]["code"]) == (422, "invalid")
     assert (many.status_code, many.json()["error"]["code"]) == (413, "too_large")
     assert str(VALUES_MAX) in many.json()["detail"]
+
+
+def test_the_bodies_of_one_caller_in_memory_have_a_bound_and_are_nobody_elses(tmp_path: Path, e2e_env: dict[str, str]):
+    with open_world(tmp_path / "data", {**e2e_env, "PATRONAGE_BODY_BYTES": "100000"}) as world, ExitStack() as stack:
+        one, other = world.customer(), world.customer()
+        head = request("/v1/embeddings", f"Authorization: Bearer {one.key}", "Content-Length: 100000")
+        held = [stack.enter_context(connect(world)) for _ in range(6)]
+        for each in held:
+            each.sendall(head + b" " * 99_000)
+        refused = wait_for(lambda: len(found := select.select(held, [], [], 0)[0]) == 2 and found)
+        assert [refusal(said(each)) for each in refused] == [(429, "rate_limited")] * 2
+        long = b" " * 99_000
+        assert other.client.post("/v1/embeddings", content=long).status_code in (400, 422)
+        for each in held:
+            each.close()
+        again = [stack.enter_context(connect(world)) for _ in range(4)]
+        for each in again:
+            each.sendall(head + long)
+        wait_for(lambda: one.client.post("/v1/embeddings", content=b"{").status_code in (400, 422))
+        assert select.select(again, [], [], 0)[0] == [], "what was closed is counted no more"
+
+
+def test_long_bodies_are_read_one_after_the_other_and_leave_the_loop_to_others(customer: Account):
+    """Hundreds of them at once were read in one go, and everybody waited for ten seconds."""
+    long = json.dumps({"question": "Why?", "model": "none", "max_price": "1" * 900_000})
+    with ThreadPoolExecutor(24) as threads:
+        sent = [threads.submit(customer.client.post, "/v1/query", content=long) for _ in range(24)]
+        wait_for(lambda: any(each.done() for each in sent))
+        customer.ask("When do spring tides come?")
+        assert not all(each.done() for each in sent)
+        assert {each.result().status_code for each in sent} <= {415, 422}
 
 
 # Connections.
