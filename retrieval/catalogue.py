@@ -217,6 +217,13 @@ class Catalogue:
             sources.record(connection, {each: paths[each] for each in taken if paths and each in paths})
         return changes
 
+    def prepared(self, document: Document, passage: PassageSpan, embedder: Embedder) -> PreparedPassage:
+        """A passage as :func:`prepare_passage` makes it, compared with what is stored: that takes no lock here."""
+        found = prepare_passage(document.text, passage, embedder)
+        with self._engine.connect() as connection:
+            number = connection.execute(sa.select(documents.c.number).where(documents.c.id == document.id)).scalar()
+            return passage_table.compare(connection, found, number)
+
     def withdraw(self, ids: Sequence[str], contributor: str | None = None) -> list[str]:
         """Withdraw documents, of one contributor if given; answers the ids that are withdrawn now.
 

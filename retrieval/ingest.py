@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Self
 
-from retrieval.catalogue import Catalogue, Guard, StoredDocument, ensure_free, prepare_passage
+from retrieval.catalogue import Catalogue, Guard, StoredDocument, ensure_free
 from retrieval.chunking import PassageSpan, passages
 from retrieval.documents import Document, DocumentConflict, DocumentError, check
 from retrieval.embedding import Embedder
@@ -111,7 +111,7 @@ class Ingest:
             DocumentError: it was not taken.
         """
         spans = self.cut(document)
-        parts = None if spans is None else [prepare_passage(document.text, each, self._embedder) for each in spans]
+        parts = None if spans is None else [self._catalogue.prepared(document, each, self._embedder) for each in spans]
         return self.store(document, parts)
 
     def cut(self, document: Document) -> list[PassageSpan] | None:
@@ -277,7 +277,7 @@ class _Run:
                 if self.stopping():
                     self._places.release()
                     return
-                part = self._pool.submit(prepare_passage, document.text, passage, self._embedder)
+                part = self._pool.submit(self._catalogue.prepared, document, passage, self._embedder)
                 part.add_done_callback(self._embedded)
                 work.parts.append(part)
                 self._advance()

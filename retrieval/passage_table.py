@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from typing import Any, Final
 
@@ -57,6 +57,10 @@ SHARED: Final = 2
 REPEATED: Final = 8
 """In how many passages of one document a part of a sketch is looked for. A document that says the same in each of its
 thousands of passages would else be compared with itself, and with the next such one, passage by passage."""
+Verdicts = Mapping[tuple[str, tuple[int, ...]], int | None]
+"""By the text of a passage and the ids of those it was compared with, which of them it is a copy of."""
+_NEVER: Final = 2**62
+"""Later than any registration."""
 _CHUNK: Final = 500
 _DATES: Final = 32
 
@@ -93,6 +97,19 @@ class PreparedPassage:
     def sketched(self) -> list[int]:
         """What others find it by, see :func:`retrieval.near_duplicates.sketch`."""
         return sketch(self.wording.runs)
+
+
+@dataclass(frozen=True)
+class ComparedPassage(PreparedPassage):
+    """A passage that was compared with what is stored, before the database's write lock is taken: see :func:`compare`.
+
+    It takes some milliseconds, and what it gives depends on nothing but the passages that are compared.
+    """
+
+    earlier: tuple[int, ...]
+    """The ids of those with which it was compared."""
+    copy_of: int | None
+    """Which of them it is a copy of."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +177,16 @@ def store(
     if parts:
         connection.execute(sa.insert(sketches), parts)
     shared = _shared(connection, document, list(times))
-    return _decide(connection, new, {each.id for each in new if shared.isdisjoint(each.sketched)})
+    known = {(each.text, each.earlier): each.copy_of for each in prepared if isinstance(each, ComparedPassage)}
+    return _decide(connection, new, {each.id for each in new if shared.isdisjoint(each.sketched)}, known)
+
+
+def compare(connection: sa.Connection, passage: PreparedPassage, document: int | None) -> ComparedPassage:
+    """Compare a passage with those it may be a copy of, as if it came now; ``document`` is its own, if there is one."""
+    earlier, _ = _sharing(connection, passage, (_NEVER, -1 if document is None else document))
+    found = _original(passage, load(connection, passages_table.c.id, earlier))
+    given = {each.name: getattr(passage, each.name) for each in fields(passage)}
+    return ComparedPassage(**given, earlier=tuple(earlier), copy_of=found)
 
 
 def remove(connection: sa.Connection, document: int) -> list[int]:
@@ -179,11 +205,15 @@ def mark_copies(connection: sa.Connection, passages: Iterable[int]) -> set[int]:
     Returns:
         The numbers of the documents with a passage that became an original or a copy.
     """
-    return _decide(connection, load(connection, passages_table.c.id, list(passages)), frozenset())
+    return _decide(connection, load(connection, passages_table.c.id, list(passages)), frozenset(), {})
 
 
-def _decide(connection: sa.Connection, passages: Iterable[StoredPassage], alone: Collection[int]) -> set[int]:
+def _decide(
+    connection: sa.Connection, passages: Iterable[StoredPassage], alone: Collection[int], verdicts: Verdicts
+) -> set[int]:
     """As :func:`mark_copies`; ``alone`` are the ids of passages that are new and have nothing in common with others.
+
+    ``verdicts`` are comparisons that were made before.
 
     It goes through them in the order of registration, and a passage's state depends on earlier ones only, so each
     is decided for good.
@@ -197,8 +227,13 @@ def _decide(connection: sa.Connection, passages: Iterable[StoredPassage], alone:
         if number in alone:
             continue
         passage = known[number]
-        earlier, later = _near(connection, passage)
-        found = _original(passage, earlier)
+        earlier, later = _sharing(connection, passage, passage.registration[:2])
+        later.update(connection.execute(_COPIES, {"passage": number}).scalars())
+        compared = (passage.text, tuple(earlier))
+        if compared in verdicts:
+            found = verdicts[compared]
+        else:
+            found = _original(passage, load(connection, passages_table.c.id, earlier))
         moves = found != passage.original
         if moves:
             moved = sa.update(passages_table).where(passages_table.c.id == number)
@@ -242,33 +277,39 @@ def _shared(connection: sa.Connection, document: int, parts: Sequence[int]) -> s
     return found
 
 
-def _near(connection: sa.Connection, passage: StoredPassage) -> tuple[list[StoredPassage], set[int]]:
-    """The earlier originals that it may be a copy of, and the later passages that are or may be copies of it."""
+def _sharing(
+    connection: sa.Connection, passage: PreparedPassage, registration: tuple[int, int]
+) -> tuple[list[int], set[int]]:
+    """The earlier originals that it may be a copy of, the likest first, and the later passages that may be its copies.
+
+    ``registration`` is its time and the number of its document.
+    """
+    registered_ms, document = registration
     given = {
         "parts": passage.sketched,
-        "document": passage.document,
-        "registered_ms": passage.registered_ms,
+        "document": document,
+        "registered_ms": registered_ms,
         "enough": min(SHARED, max(len(passage.sketched) // 4, 1)),
     }
     earlier: list[int] = []
-    later = set(connection.execute(_COPIES, {"passage": passage.id}).scalars())
+    later: set[int] = set()
     beyond: Counter[int] = Counter()
     for row in connection.execute(_SHARING, given):
-        if (row.registered_ms, row.document) > passage.registration[:2]:
+        if (row.registered_ms, row.document) > registration:
             later.add(row.id)
             beyond[row.document] += 1
         elif row.original is None and len(earlier) < LOOKED_AT:
             earlier.append(row.id)
     # Where so many were found, there may be more that are not looked for.
-    repeating = [document for document, times in beyond.items() if times >= REPEATED]
+    repeating = [found for found, times in beyond.items() if times >= REPEATED]
     if repeating:
         rest = sa.select(passages_table.c.id).where(passages_table.c.document.in_(repeating))
-        rest = rest.where(passages_table.c.registered_ms >= passage.registered_ms)
+        rest = rest.where(passages_table.c.registered_ms >= registered_ms)
         later.update(connection.execute(rest).scalars())
-    return list(load(connection, passages_table.c.id, earlier)), later
+    return earlier, later
 
 
-def _original(passage: StoredPassage, earlier: Iterable[StoredPassage]) -> int | None:
+def _original(passage: PreparedPassage, earlier: Iterable[StoredPassage]) -> int | None:
     """The passage that it is a copy of. A copy may be cut elsewhere, so it is compared with all that a document has."""
     together: dict[int, list[StoredPassage]] = {}
     for each in sorted(earlier, key=lambda each: each.registration):

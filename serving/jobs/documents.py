@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from retrieval.catalogue import Guard, StoredDocument, prepare_passage
+from retrieval.catalogue import Guard, StoredDocument
 from retrieval.documents import Document
 from retrieval.ingest import Ingest
 from retrieval.passage_table import PreparedPassage
@@ -36,5 +36,5 @@ async def take_in(
         for each in spans:
             if progress is not None:
                 await progress(len(parts), len(spans))
-            parts.append(await run(prepare_passage, document.text, each, service.embedder))
+            parts.append(await run(service.books.catalogue.prepared, document, each, service.embedder))
     return await run(ingest.store, document, parts, guard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -68,9 +69,21 @@ def put(catalogue: Catalogue, *given: tuple[str, tuple[int, ...]]) -> None:
 
 def repeat(catalogue: Catalogue, name: str, said: tuple[int, ...], times: int) -> None:
     """Put a document that says the same in each of its passages."""
-    parts = [passage(*said, start=1_000 * place) for place in range(times)]
-    (outcome,) = catalogue.put([(document(name, *said * times), parts)], MODEL)
+    store(catalogue, name, said * times, [passage(*said, start=1_000 * place) for place in range(times)])
+
+
+def store(catalogue: Catalogue, name: str, said: tuple[int, ...], parts: Sequence[PreparedPassage]) -> None:
+    (outcome,) = catalogue.put([(document(name, *said), parts)], MODEL)
     assert isinstance(outcome, str), outcome
+
+
+def compared(
+    catalogue: Catalogue, engine: sa.Engine, name: str, parts: Sequence[PreparedPassage]
+) -> list[PreparedPassage]:
+    """As passages are that are to be stored later, whatever comes meanwhile."""
+    known = catalogue.get([name]).get(name)
+    with engine.connect() as connection:
+        return [passage_table.compare(connection, each, known and known.number) for each in parts]
 
 
 def copies(catalogue: Catalogue) -> dict[str, set[str]]:
@@ -193,6 +206,18 @@ def test_older_versions_are_read_before_the_write_lock_is_taken(catalogue: Catal
     assert max(texts) < min(writes)
 
 
+def test_what_was_compared_before_is_not_compared_under_the_write_lock(
+    catalogue: Catalogue, engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+):
+    """It took the most of storing a copy, so that a long one kept the database from others for minutes."""
+    put(catalogue, ("ana/a", (1, 2, 3)), ("ana/b", (4, 5, 6)))
+    parts = compared(catalogue, engine, "bo/b", [passage(1, 2, 3), passage(7, 8, 9, start=500)])
+    with monkeypatch.context() as patched:
+        patched.setattr(passage_table, "repeats", None)
+        store(catalogue, "bo/b", (1, 2, 3, 7, 8, 9), parts)
+    assert copies(catalogue) == {"bo/b": {"ana/a"}}
+
+
 def test_sketches_go_with_their_passages(catalogue: Catalogue, engine: sa.Engine):
     put(catalogue, ("ana/a", (1, 2, 3)), ("bo/b", (1, 2, 3)), ("cy/c", (4, 5)))
     catalogue.withdraw(["ana/a", "bo/b"])
@@ -206,10 +231,11 @@ def test_sketches_go_with_their_passages(catalogue: Catalogue, engine: sa.Engine
 def test_what_is_a_copy_depends_on_what_is_there_and_not_on_how_it_came(
     catalogue: Catalogue, engine: sa.Engine, seed: int
 ):
-    """Documents come, change and go; then everything is decided at once, from nothing: it must come to the same."""
+    """Documents come, compared a while before, change and go; then all is decided anew, from nothing: the same."""
     generator = random.Random(seed)
     names = [f"{owner}/{n}" for owner in ("ana", "bo", "cy") for n in range(3)]
     gone: set[str] = set()
+    waiting: list[tuple[str, tuple[int, ...], list[PreparedPassage]]] = []
     for _ in range(25):
         name = generator.choice(names)
         if name in gone:
@@ -219,7 +245,13 @@ def test_what_is_a_copy_depends_on_what_is_there_and_not_on_how_it_came(
             gone |= set(catalogue.get([name]))
             continue
         said = tuple(generator.sample(range(6), generator.randint(1, 4)))
-        repeat(catalogue, name, said, generator.choice([1, 1, REPEATED + 3]))
+        times = generator.choice([1, 1, REPEATED + 3])
+        parts = [passage(*said, start=1_000 * place) for place in range(times)]
+        waiting.append((name, said * times, compared(catalogue, engine, name, parts)))
+        while len(waiting) > generator.choice([0, 0, 2]):
+            name, said, parts = waiting.pop(0)
+            if name not in gone:
+                store(catalogue, name, said, parts)
     before = copies(catalogue)
     with engine.begin() as connection:
         connection.execute(sa.update(passages_table).values(original=None))
