@@ -191,14 +191,15 @@ def test_what_stands_against_a_job_is_said_before_it_is_promised(jobs: Jobs):
     assert state(jobs, before) is State.QUEUED
 
 
-def test_each_owner_has_one_at_a_time_in_order(jobs: Jobs):
+def test_each_owner_has_one_of_a_kind_at_a_time_in_order(jobs: Jobs):
     first, second = add(jobs, subject="a"), add(jobs, subject="b")
     other = add(jobs, owner=BO, subject="c")
-    assert [each.id for each in jobs.next([], 8)] == [first.id, other.id]
-    assert [each.id for each in jobs.next([], 1)] == [first.id]
-    assert jobs.next([MARY, BO], 8) == []
+    assert [each.id for each in jobs.next(Kind.DOCUMENT, [], 8)] == [first.id, other.id]
+    assert [each.id for each in jobs.next(Kind.DOCUMENT, [], 1)] == [first.id]
+    assert jobs.next(Kind.DOCUMENT, [MARY, BO], 8) == []
+    assert jobs.next(Kind.CLOSE, [], 8) == []
     assert jobs.begin(first) is not None
-    assert [each.id for each in jobs.next([BO], 8)] == [second.id], "whose turn it is, the caller knows"
+    assert [each.id for each in jobs.next(Kind.DOCUMENT, [BO], 8)] == [second.id], "whose turn it is, the caller knows"
 
 
 def test_what_was_in_work_at_a_crash_is_queued_again_and_counted_unless_it_was_given_back(jobs: Jobs):

@@ -68,7 +68,7 @@ def test_who_waits_for_one_answer_in_all_places_leaves_some_to_others(shared: Wo
     busy, other = shared.customer("5.00"), shared.customer()
 
     def embed(retries: int) -> int:
-        body = {"model": "all-MiniLM-L6-v2", "input": [LONG] * 300}
+        body = {"model": "all-MiniLM-L6-v2", "input": [LONG] * 120}
         headers = {"authorization": f"Bearer {busy.key}", "x-stainless-retry-count": str(retries)}
         return httpx.post(f"{shared.server.url}/v1/embeddings", json=body, headers=headers, timeout=600).status_code
 
@@ -86,8 +86,8 @@ def test_who_waits_for_one_answer_in_all_places_leaves_some_to_others(shared: Wo
         assert not first.done(), "there was nothing to wait for"
         assert {each.result() for each in retries if each.done()} == {503}
         assert first.result() == 200
-    # The response is too large to keep, so those who waited are told of its receipt.
-    assert {each.result() for each in retries} == {422, 503}
+    # Those who waited are given the response, or are told of its receipt where it is too large to keep.
+    assert {each.result() for each in retries} in ({200, 503}, {422, 503})
 
 
 @pytest.mark.parametrize("texts", [["a" * 750_001] * 2, ["a", "a" * 50_001], ["tide " * 20_000]])
