@@ -57,8 +57,6 @@ SHARED: Final = 2
 REPEATED: Final = 8
 """In how many passages of one document a part of a sketch is looked for. A document that says the same in each of its
 thousands of passages would else be compared with itself, and with the next such one, passage by passage."""
-Verdicts = Mapping[tuple[str, tuple[int, ...]], int | None]
-"""By the text of a passage and the ids of those it was compared with, which of them it is a copy of."""
 _NEVER: Final = 2**62
 """Later than any registration."""
 _CHUNK: Final = 500
@@ -177,8 +175,13 @@ def store(
     if parts:
         connection.execute(sa.insert(sketches), parts)
     shared = _shared(connection, document, list(times))
-    known = {(each.text, each.earlier): each.copy_of for each in prepared if isinstance(each, ComparedPassage)}
-    return _decide(connection, new, {each.id for each in new if shared.isdisjoint(each.sketched)}, known)
+    alone = {each.id for each in new if shared.isdisjoint(each.sketched)}
+    compared = {
+        each.id: (given.earlier, given.copy_of)
+        for each, given in zip(new, prepared, strict=True)
+        if isinstance(given, ComparedPassage)
+    }
+    return _decide(connection, new, alone, compared)
 
 
 def compare(connection: sa.Connection, passage: PreparedPassage, document: int | None) -> ComparedPassage:
@@ -209,14 +212,16 @@ def mark_copies(connection: sa.Connection, passages: Iterable[int]) -> set[int]:
 
 
 def _decide(
-    connection: sa.Connection, passages: Iterable[StoredPassage], alone: Collection[int], verdicts: Verdicts
+    connection: sa.Connection,
+    passages: Iterable[StoredPassage],
+    alone: Collection[int],
+    compared: Mapping[int, tuple[tuple[int, ...], int | None]],
 ) -> set[int]:
     """As :func:`mark_copies`; ``alone`` are the ids of passages that are new and have nothing in common with others.
 
-    ``verdicts`` are comparisons that were made before.
-
-    It goes through them in the order of registration, and a passage's state depends on earlier ones only, so each
-    is decided for good.
+    ``compared`` says with which passages some were compared before, and which of those they are copies of. It goes
+    through them in the order of registration, and a passage's state depends on earlier ones only, so each is decided
+    for good.
     """
     known = {each.id: each for each in passages}
     queue = [(each.registration, each.id) for each in known.values()]
@@ -229,10 +234,8 @@ def _decide(
         passage = known[number]
         earlier, later = _sharing(connection, passage, passage.registration[:2])
         later.update(connection.execute(_COPIES, {"passage": number}).scalars())
-        compared = (passage.text, tuple(earlier))
-        if compared in verdicts:
-            found = verdicts[compared]
-        else:
+        before, found = compared.get(number, (None, None))
+        if before != tuple(earlier):
             found = _original(passage, load(connection, passages_table.c.id, earlier))
         moves = found != passage.original
         if moves:

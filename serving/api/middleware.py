@@ -190,7 +190,9 @@ class _Exchange:
     @property
     def unpaid(self) -> int:
         """As :meth:`serving.api.pace.Pace.ended` takes it: a large body is more work, and counts for more."""
-        return {True: -1, None: 0}.get(self._earned, 1 + self._received // _TURN_BYTES)
+        if self._earned is None:
+            return 0
+        return -1 if self._earned else 1 + self._received // _TURN_BYTES
 
     def check_length(self) -> None:
         """Refuse a body that says it is too large before reading it."""
